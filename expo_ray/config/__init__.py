@@ -1,0 +1,1 @@
+"""Configuration: the typed schema, composition from conf/, checks and the plan."""
