@@ -1,0 +1,152 @@
+"""The actors' lifetimes and placement: Ray, rollout workers, verifiers and learner ranks, started side by side."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from expo_ray.actor_process import environment
+from expo_ray.config.schema import Config
+from expo_ray.driver.waits import Waiter, WaitExpired
+from expo_ray.learner.group import LearnerGroup
+from expo_ray.rollout.fleet import RolloutFleet
+from expo_ray.sync.backend import resolve_backend
+from expo_ray.verifier.fleet import VerifierFleet
+
+OBJECT_STORE_BYTES = 256 << 20
+"""Enough for the batches of a small machine; Ray's default takes 30 % of memory."""
+
+
+class Actors:
+    """Everything a run starts, and the only thing that stops it.
+
+    Args:
+        config: the run's configuration.
+        run_folder: actors log under its `logs/`.
+        context_tokens: longest prompt plus longest completion, in tokens.
+        stop_ids: token ids that end a completion.
+
+    Raises:
+        WaitExpired: when the actors are not up within trainer.start_s.
+        ActorFailed: when one cannot start.
+    """
+
+    def __init__(self, config: Config, run_folder: Path, context_tokens: int, stop_ids: tuple[int, ...]) -> None:
+        self.config = config
+        self.log_folder = str(run_folder / "logs")
+        self.waiter = Waiter(self.log_folder)
+        self.on_gpu = config.profile.device == "cuda"
+        self.sync_backend = resolve_backend(config.sync.backend, device=config.profile.device, colocated=False)
+        self.owns_ray = _start_ray(config)
+        self._group = self._place() if self.on_gpu else None
+        wait_s = config.trainer.wait_s
+        try:
+            workers = {
+                f"rollout-{i}": self._rollout(i, context_tokens, stop_ids) for i in range(config.rollout.workers)
+            }
+            ranks = {f"learner-{i}": self._learner(i) for i in range(config.learner.ranks)}
+            self.verifiers = VerifierFleet(
+                {f"verifier-{i}": self._verifier(i) for i in range(config.verifier.workers)}, self._verifier, wait_s
+            )
+            self._begin(workers, ranks)
+        except BaseException:
+            self.close()
+            raise
+        self.rollouts = RolloutFleet(workers, self.waiter, wait_s)
+        self.learners = LearnerGroup(ranks, self.waiter, wait_s)
+
+    def close(self) -> None:
+        """Stops what was started: the actors with Ray when this run started Ray, else the actors alone."""
+        if self._group is not None:
+            remove_placement_group(self._group)
+        if self.owns_ray:
+            ray.shutdown()
+            return
+        for fleet in ("rollouts", "learners", "verifiers"):
+            for handle in getattr(getattr(self, fleet, None), "handles", {}).values():
+                ray.kill(handle)
+
+    def _begin(self, workers: dict[str, Any], ranks: dict[str, Any]) -> None:
+        """Waits until engines are built and the learners have joined their group, both at the same time."""
+        bound = self.config.trainer.start_s
+        first = next(iter(ranks))
+        address = self.waiter.gather({first: ranks[first].address.remote()}, "starting the learners", bound)[first]
+        starting = {name: handle.start.remote(*address) for name, handle in ranks.items()}
+        starting |= {name: handle.ready.remote() for name, handle in workers.items()}
+        self.waiter.gather(starting, "starting engines and learners", bound)
+
+    def _rollout(self, index: int, context_tokens: int, stop_ids: tuple[int, ...]) -> Any:
+        from expo_ray.rollout.worker import RolloutWorker
+
+        options = self._options(f"rollout-{index}", self.config.rollout.tensor_parallel, bundle=index)
+        actor = ray.remote(RolloutWorker).options(**options)
+        return actor.remote(self.config, index, context_tokens, stop_ids, self.log_folder)
+
+    def _learner(self, rank: int) -> Any:
+        from expo_ray.learner.rank import LearnerRank
+
+        options = self._options(f"learner-{rank}", 1, bundle=self.config.rollout.workers + rank)
+        return ray.remote(LearnerRank).options(**options).remote(self.config, rank, self.log_folder)
+
+    def _verifier(self, index: int) -> Any:
+        from expo_ray.verifier.actor import VerifierActor
+
+        options = {"num_cpus": 0, "runtime_env": {"env_vars": environment("cpu", 1)}}
+        return ray.remote(VerifierActor).options(**options).remote(self.config.verifier)
+
+    def _options(self, name: str, gpus: int, bundle: int) -> dict[str, Any]:
+        profile = self.config.profile
+        options: dict[str, Any] = {
+            "num_cpus": profile.cpus_per_actor,
+            "runtime_env": {"env_vars": environment(profile.device, profile.threads_per_actor)},
+        }
+        if self._group is not None:
+            options["num_gpus"] = gpus
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=bundle
+            )
+        return options
+
+    def _place(self) -> PlacementGroup:
+        """One bundle for each engine and each learner rank; never an endless wait for it."""
+        config, cpus = self.config, self.config.profile.cpus_per_actor
+        bundles = [{"GPU": config.rollout.tensor_parallel, "CPU": cpus}] * config.rollout.workers
+        bundles += [{"GPU": 1, "CPU": cpus}] * config.learner.ranks
+        group = placement_group(bundles, strategy="PACK")
+        if not group.wait(timeout_seconds=config.trainer.start_s):
+            have = ray.cluster_resources()
+            remove_placement_group(group)
+            raise WaitExpired(
+                f"the cluster did not free {len(bundles)} bundles {bundles} within {config.trainer.start_s:.0f} s; "
+                f"it has {have.get('GPU', 0):.0f} GPUs and {have.get('CPU', 0):.0f} CPUs in all",
+                [],
+            )
+        return group
+
+
+def _start_ray(config: Config) -> bool:
+    """Joins the cluster that `cluster.address` (or RAY_ADDRESS) names, or starts Ray on this machine.
+
+    On a machine of its own Ray is told of as many cores as the actors ask for: rollout workers and learners
+    take turns, so two cores carry one worker and two ranks.
+
+    Returns:
+        Whether Ray was started here and must be stopped here.
+    """
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+    if ray.is_initialized():
+        return False
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return False
+    actors = config.rollout.workers + config.learner.ranks
+    asked = int(actors * config.profile.cpus_per_actor) + config.verifier.workers
+    if config.profile.device == "cpu":
+        quiet |= {"num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(num_cpus=max(asked, len(os.sched_getaffinity(0))), **quiet)
+    return True

@@ -1,0 +1,81 @@
+"""One step's groups: prompts sampled and judged, in the order that the algorithm's choices ask for."""
+
+from dataclasses import replace
+
+from expo_ray.algorithms.base import Algorithm
+from expo_ray.algorithms.explanations import in_scope
+from expo_ray.config.schema import Config
+from expo_ray.data.stream import PromptStream
+from expo_ray.driver.actors import Actors
+from expo_ray.driver.record import StepRecord
+from expo_ray.messages import Group, Prompt
+from expo_ray.rollout.request import RolloutRequest, training_sampling
+
+
+class Collector:
+    """Samples and judges.
+
+    Args:
+        config: the run's configuration.
+        algorithm: says what is needed at each step.
+        stream: the prompts in training order.
+        actors: who samples and judges.
+    """
+
+    def __init__(self, config: Config, algorithm: Algorithm, stream: PromptStream, actors: Actors) -> None:
+        self.config, self.algorithm, self.stream, self.actors = config, algorithm, stream, actors
+        self.sampling = training_sampling(config)
+
+    def groups(self, step: int, record: StepRecord) -> list[Group]:
+        """The step's groups: free completions and self-explanations of each prompt, with verdicts.
+
+        Where the algorithm samples ahead (explanations made once, DPO pairs for k steps), the later steps'
+        prompts are sampled here too and handed to `algorithm.collect`.
+        """
+        algorithm = self.algorithm
+        free_ahead, explained_ahead = algorithm.rollout_ahead(step), algorithm.explanations_ahead(step)
+        for later in range(step + 1, step + max(free_ahead, explained_ahead)):
+            early = self._sample(self.stream.prompts(later), later < step + free_ahead, True, (step, later), record)
+            record.count(algorithm.collect(early, step))
+        groups = self._sample(self.stream.prompts(step), free_ahead > 0, explained_ahead > 0, (step, step), record)
+        return self._refill(groups, step, record) if self.config.algo.dynamic_sampling == "refill" else groups
+
+    def _sample(
+        self, prompts: list[Prompt], free: bool, explained: bool, seed: tuple[int, ...], record: StepRecord
+    ) -> list[Group]:
+        rollout = self.config.rollout
+        samples = rollout.samples_per_prompt if free else 0
+        explanations = rollout.explanations_per_prompt if explained else 0
+        if self.config.algo.explanation_scope == "every" or not samples or not explanations:
+            return self._judged([RolloutRequest(p, samples, explanations) for p in prompts], seed, record)
+        groups = self._judged([RolloutRequest(p, samples, 0) for p in prompts], seed, record)
+        wanted = [i for i, group in enumerate(groups) if in_scope(group, self.config)]
+        more = self._judged([RolloutRequest(prompts[i], 0, explanations) for i in wanted], (*seed, 1), record)
+        for i, extra in zip(wanted, more, strict=True):
+            explained_rollout = replace(groups[i].rollout, explanations=extra.rollout.explanations)
+            groups[i] = Group(explained_rollout, groups[i].verdicts, extra.explanation_verdicts)
+        return groups
+
+    def _refill(self, groups: list[Group], step: int, record: StepRecord) -> list[Group]:
+        """Puts groups of further prompts in the place of those without signal, for at most refill_rounds rounds."""
+        kept = [group for group in groups if self.algorithm.has_signal(group)]
+        for extra in range(self.config.algo.refill_rounds):
+            missing = len(groups) - len(kept)
+            if not missing:
+                break
+            prompts = self.stream.spare(step, extra, missing)
+            fresh = self._sample(
+                prompts, True, self.algorithm.needs_explanations(step), (step, step, 2 + extra), record
+            )
+            kept += [group for group in fresh if self.algorithm.has_signal(group)]
+            record.count({"groups/refill_sampled": float(missing)})
+        record.count({"groups/refill_missing": float(len(groups) - len(kept))})
+        return kept
+
+    def _judged(self, requests: list[RolloutRequest], seed: tuple[int, ...], record: StepRecord) -> list[Group]:
+        if not requests:
+            return []
+        with record.phase("generate"):
+            rollouts = self.actors.rollouts.generate(requests, self.sampling, (self.config.seed, *seed))
+        with record.phase("verify"):
+            return self.actors.verifiers.judge(rollouts)

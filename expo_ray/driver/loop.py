@@ -1,0 +1,72 @@
+"""The training loop: one pass is one step of ExPO (arXiv 2507.02834), in the order in which data flows.
+
+prompts -> rollouts -> verdicts -> training batch -> update -> sync
+"""
+
+from dataclasses import dataclass
+
+from expo_ray.algorithms.base import Algorithm
+from expo_ray.config.schema import Config
+from expo_ray.driver.actors import Actors
+from expo_ray.driver.checkpoints import Checkpoints
+from expo_ray.driver.collect import Collector
+from expo_ray.driver.limits import check_failures, check_mismatch
+from expo_ray.driver.measure import Measurer
+from expo_ray.driver.record import Recorder
+from expo_ray.driver.stopping import StopSignal
+from expo_ray.driver.weights import WeightSync
+from expo_ray.evaluation.evaluator import Evaluator
+
+
+@dataclass
+class Run:
+    """What the loop works with; expo_ray.driver.session puts it together."""
+
+    config: Config
+    algorithm: Algorithm
+    actors: Actors
+    collector: Collector
+    measurer: Measurer
+    sync: WeightSync
+    evaluator: Evaluator
+    recorder: Recorder
+    checkpoints: Checkpoints
+    stop: StopSignal
+    first_step: int = 0
+
+
+def train(run: Run) -> int:
+    """Trains from `first_step` to `trainer.steps`, or until the run is asked to stop.
+
+    Returns:
+        How many steps the policy has had.
+
+    Raises:
+        SyncProofFailed: engines and learners hold different weights.
+        LimitExceeded: the verifier failed too often, or engine and trainer disagree.
+    """
+    config, learners = run.config, run.actors.learners
+    for step in range(run.first_step, config.trainer.steps):
+        with run.recorder.step(step) as record:
+            groups = run.collector.groups(step, record)  # o_i ~ pi(.|q), c~ ~ pi(.|q,a*), verdicts
+            check_failures(groups, config)
+
+            properties = run.measurer.properties(groups, step, record)  # log pi(c|q), rise of log pi(a*|q,c)
+            batch = run.algorithm.training_batch(groups, step, properties)  # advantages; q -> c~ -> a*
+            with record.phase("update"):
+                update = learners.update(batch)
+            check_mismatch(update, config)
+
+            with record.phase("sync"):
+                proof = run.sync.push(step + 1)
+            record.finish(groups, batch, update, proof)
+
+        done = step + 1
+        last = done == config.trainer.steps or run.stop.requested
+        if config.trainer.eval_every and done % config.trainer.eval_every == 0 and not last:
+            run.recorder.evaluation(done, run.evaluator.evaluate())
+        if last or (config.trainer.checkpoint_every and done % config.trainer.checkpoint_every == 0):
+            run.checkpoints.save(done, learners, run.algorithm)
+        if run.stop.requested:
+            return done
+    return config.trainer.steps

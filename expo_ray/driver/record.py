@@ -1,0 +1,117 @@
+"""What a run writes while it goes: metrics.jsonl, samples.jsonl, evaluations, TensorBoard, Weights & Biases."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from expo_ray.algorithms.properties import GroupProperties
+from expo_ray.config.schema import Config
+from expo_ray.driver.samples import sample_lines
+from expo_ray.evaluation.evaluator import Evaluation
+from expo_ray.messages import Group, SyncProof, TrainingBatch, UpdateReport
+
+
+class Tracker(Protocol):
+    """Somewhere scalars are shown beside metrics.jsonl."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class StepRecord:
+    """One step's measurements, gathered while the step runs."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.metrics: dict[str, float] = defaultdict(float)
+        self.properties: list[GroupProperties] | None = None
+        self.groups: list[Group] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time inside to `time/<name>`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - began
+
+    def count(self, values: dict[str, float]) -> None:
+        """Adds numbers to the step's metrics of those names."""
+        for name, value in values.items():
+            self.metrics[name] += value
+
+    def finish(self, groups: list[Group], batch: TrainingBatch, update: UpdateReport, proof: SyncProof) -> None:
+        """Takes in what the step's phases produced."""
+        self.groups = groups
+        self.metrics |= batch.metrics | update.metrics
+        rollouts = [group.rollout for group in groups]
+        completions = [c for r in rollouts for c in (*r.completions, *r.explanations)]
+        free = [c for r in rollouts for c in r.completions]
+        self.metrics |= {
+            "algo/beta": batch.beta,
+            "tokens/generated": float(sum(len(c.token_ids) for c in completions)),
+            "tokens/trained": float(update.trained_tokens),
+            "tokens/completion_mean": sum(len(c.token_ids) for c in free) / max(1, len(free)),
+            "rollout/truncated": sum(c.finish_reason == "length" for c in free) / max(1, len(free)),
+            "sync/version": float(proof.weight_version),
+            "sync/seconds": proof.seconds,
+            "sync/bytes": float(proof.bytes_sent),
+            "sync/max_difference": proof.max_difference,
+            "sync/tolerance": proof.tolerance,
+        }
+
+
+class Recorder:
+    """Writes a run's records, a line at a time, and tells the progress display.
+
+    Args:
+        config: the run's configuration.
+        folder: the run folder.
+        trackers: where scalars are shown as well.
+    """
+
+    def __init__(self, config: Config, folder: Path, trackers: list[Tracker]) -> None:
+        self.config, self.folder, self.trackers = config, folder, trackers
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[StepRecord]:
+        """One step: times it, and writes it if it ended well."""
+        record = StepRecord(step)
+        began = time.monotonic()
+        yield record
+        record.seconds["step"] = time.monotonic() - began
+        record.metrics["tokens/per_second"] = record.metrics["tokens/generated"] / record.seconds["step"]
+        values = dict(sorted(record.metrics.items())) | {f"time/{k}": v for k, v in sorted(record.seconds.items())}
+        self._append("metrics.jsonl", {"step": step} | {name: round(value, 8) for name, value in values.items()})
+        for line in sample_lines(record.groups, record.properties, self.config):
+            self._append("samples.jsonl", {"step": step} | line)
+        for tracker in self.trackers:
+            tracker.scalars(step, values)
+
+    def evaluation(self, done: int, found: Evaluation) -> None:
+        """Writes one evaluation, made after `done` steps, to evaluations.jsonl."""
+        self._append("evaluations.jsonl", {"steps_done": done} | found.summary())
+        scalars = {f"eval/pass@{k}/{level}": v for level, of in found.pass_at_k.items() for k, v in of.items()}
+        for tracker in self.trackers:
+            tracker.scalars(done, scalars)
+
+    def proof(self, proof: SyncProof) -> None:
+        """Writes the proof of the sync before the first step to proofs.jsonl."""
+        self._append("proofs.jsonl", asdict(proof))
+
+    def close(self) -> None:
+        """Closes the trackers."""
+        for tracker in self.trackers:
+            tracker.close()
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

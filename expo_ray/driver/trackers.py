@@ -1,0 +1,101 @@
+"""Places that show a run's scalars: TensorBoard, Weights & Biases, and the live progress in the terminal."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from expo_ray.config.errors import ConfigError
+from expo_ray.config.schema import Config
+from expo_ray.driver.record import Tracker
+
+
+class TensorBoardTracker:
+    """Event files under `<run folder>/tensorboard`."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbTracker:
+    """One run of a Weights & Biases project."""
+
+    def __init__(self, project: str, folder: Path, settings: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                f"logging.wandb_project={project}: the package wandb is not installed; pip install wandb"
+            ) from error
+        self._run = wandb.init(project=project, name=folder.name, dir=str(folder), config=settings)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class ProgressTracker:
+    """One live line on standard error: step, reward, pass rate by level, tokens/s, time left.
+
+    Where standard error is no terminal, a plain line every tenth of the run takes its place.
+    """
+
+    def __init__(self, title: str, first_step: int, steps: int) -> None:
+        self.title, self.steps = title, steps
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=steps, completed=first_step, state="")
+        self._progress.start()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if "time/step" not in values:  # an evaluation, not a step
+            return
+        state = _state(values)
+        self._progress.update(self._task, completed=step + 1, state=state)
+        every = max(1, self.steps // 10)
+        if not self._console.is_terminal and ((step + 1) % every == 0 or step + 1 == self.steps):
+            print(f"{self.title} step {step + 1}/{self.steps}  {state}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _state(values: dict[str, float]) -> str:
+    levels = {name.rsplit("_", 1)[-1]: value for name, value in values.items() if name.startswith("pass_rate/level_")}
+    by_level = " ".join(f"L{level} {value:.0%}" for level, value in sorted(levels.items()))
+    return f"reward {values.get('reward/mean', 0.0):.2f}  {by_level}  {values['tokens/per_second']:.0f} tok/s"
+
+
+def make_trackers(config: Config, folder: Path, first_step: int, settings: dict[str, Any]) -> list[Tracker]:
+    """The trackers that `logging` asks for."""
+    trackers: list[Tracker] = []
+    if config.logging.tensorboard:
+        trackers.append(TensorBoardTracker(folder))
+    if config.logging.wandb_project:
+        trackers.append(WandbTracker(config.logging.wandb_project, folder, settings))
+    if config.logging.progress:
+        title = f"{config.run_name}/{config.algo.name}"
+        trackers.append(ProgressTracker(title, first_step, config.trainer.steps))
+    return trackers

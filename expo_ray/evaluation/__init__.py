@@ -1,0 +1,1 @@
+"""Evaluation: pass@k by level on held-out problems, in training and on its own."""

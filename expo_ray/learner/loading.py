@@ -1,0 +1,118 @@
+"""The policy and the reference policy as DeepSpeed engines."""
+
+import copy
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.integrations import HfDeepSpeedConfig
+
+from expo_ray.config.schema import Config, LearnerConfig
+from expo_ray.learner.scorer import TokenScorer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def deepspeed_config(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's settings (deepspeed.ai/docs/config-json).
+
+    One optimizer step is one `gradient_accumulation_steps`, so DeepSpeed scales no loss: the boundary
+    between micro-batches is set by hand in expo_ray.learner.update.
+    """
+    adam = {
+        "lr": config.learning_rate,
+        "betas": [config.adam_beta1, config.adam_beta2],
+        "weight_decay": config.weight_decay,
+        "torch_adam": not (on_gpu and not config.offload_optimizer),
+    }
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "contiguous_gradients": True,
+        "overlap_comm": on_gpu,
+        "stage3_gather_16bit_weights_on_model_save": False,
+    }
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "optimizer": {"type": "AdamW", "params": adam},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": config.offload_optimizer,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "steps_per_print": 1 << 30,
+    }
+
+
+def join_group(on_gpu: bool, timeout: timedelta) -> None:
+    """Joins the learners' process group (rendezvous from MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE).
+
+    On CPU DeepSpeed would compile a shared-memory kernel first (half a minute, and a compiler); only its
+    `inference_all_reduce` uses it, and training never calls that.
+    """
+    if not on_gpu:
+        deepspeed.comm.torch.build_shm_op = lambda: None
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timeout)
+
+
+def load_policy(config: Config) -> tuple[Any, Any]:
+    """The trained policy: `(DeepSpeed engine around a TokenScorer, tokenizer-ready language model)`."""
+    settings = deepspeed_config(config.learner, config.profile.device == "cuda")
+    partitioned = _partition_while_loading(settings)
+    lm = _load(config)
+    del partitioned
+    if config.learner.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.model.lora.rank:
+        lm = _with_adapters(lm, config)
+    scorer = TokenScorer(lm, config.learner.logits_chunk_tokens)
+    trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=scorer, model_parameters=trained, config=settings)
+    return engine, lm
+
+
+def load_reference(config: Config) -> Any:
+    """The frozen reference policy as a callable like the policy's engine.
+
+    Below ZeRO-3 every rank holds a whole copy; at ZeRO-3 it is partitioned like the policy.
+    """
+    settings = deepspeed_config(config.learner, config.profile.device == "cuda")
+    partitioned = _partition_while_loading(settings)
+    scorer = TokenScorer(_load(config), config.learner.logits_chunk_tokens).eval().requires_grad_(False)
+    del partitioned
+    if config.learner.zero_stage < 3:
+        return scorer.to(config.profile.device)
+    frozen = copy.deepcopy(settings)
+    del frozen["optimizer"]
+    engine, *_ = deepspeed.initialize(model=scorer, config=frozen)
+    return engine.eval()
+
+
+def _load(config: Config) -> Any:
+    lm = AutoModelForCausalLM.from_pretrained(
+        config.model.path,
+        dtype=DTYPES[config.learner.dtype],
+        attn_implementation=config.learner.attention,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    lm.config.use_cache = False
+    return lm
+
+
+def _partition_while_loading(settings: dict[str, Any]) -> HfDeepSpeedConfig | None:
+    """At ZeRO-3 transformers partitions each tensor as it loads while this object is alive."""
+    return HfDeepSpeedConfig(settings) if settings["zero_optimization"]["stage"] == 3 else None
+
+
+def _with_adapters(lm: Any, config: Config) -> Any:
+    from peft import LoraConfig as PeftLora
+    from peft import inject_adapter_in_model
+
+    lora = config.model.lora
+    targets: Any = lora.target_modules if lora.target_modules != ["all-linear"] else "all-linear"
+    adapters = PeftLora(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    return inject_adapter_in_model(adapters, lm)

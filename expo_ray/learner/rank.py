@@ -1,0 +1,154 @@
+"""The learner actor: one DeepSpeed rank of the group that holds the policy."""
+
+import os
+import random
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expo_ray.actor_process import begin
+from expo_ray.config.schema import Config
+from expo_ray.messages import TrainingBatch
+
+
+class LearnerRank:
+    """One rank. Every method that names no rank must be called on all ranks at the same time: they are collective.
+
+    Args:
+        config: the run's configuration.
+        rank: this rank, in [0, learner.ranks).
+        log_folder: where this actor's log goes.
+    """
+
+    def __init__(self, config: Config, rank: int, log_folder: str) -> None:
+        begin(f"learner-{rank}", log_folder)
+        self.config, self.rank, self.ranks = config, rank, config.learner.ranks
+        self.updates = 0
+
+    def address(self) -> tuple[str, int]:
+        """A host and free port on this rank's machine, for the group's rendezvous."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return _host_address(), probe.getsockname()[1]
+
+    def start(self, host: str, port: int) -> int:
+        """Joins the process group and loads the policy (and the reference, where a term needs it).
+
+        Returns:
+            This process's id.
+        """
+        on_gpu = self.config.profile.device == "cuda"
+        os.environ.update(
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.ranks),
+            LOCAL_RANK="0",
+            MASTER_ADDR=host,
+            MASTER_PORT=str(port),
+        )
+        import torch
+
+        from expo_ray.learner.loading import join_group
+
+        if not on_gpu:
+            torch.set_num_threads(self.config.profile.threads_per_actor)
+        join_group(on_gpu, timedelta(seconds=self.config.trainer.wait_s))
+        self.build()
+        return os.getpid()
+
+    def build(self) -> None:
+        """Loads policy and reference and makes the updater and the weight sender, as `config` says."""
+        import torch
+
+        from expo_ray.algorithms.base import make_algorithm
+        from expo_ray.learner.loading import DTYPES, load_policy, load_reference
+        from expo_ray.learner.update import Updater
+        from expo_ray.sync.sender import WeightSender
+        from expo_ray.sync.source import ZeroWeightSource
+
+        config = self.config
+        random.seed(config.seed)
+        np.random.seed(config.seed)
+        torch.manual_seed(config.seed)
+        algorithm = make_algorithm(config)
+        self.engine, self.lm = load_policy(config)
+        reference = load_reference(config) if algorithm.needs_reference else None
+        self.updater = Updater(config, algorithm, self.engine, reference, self.rank, self.ranks)
+        bucket = config.sync.bucket_mib << 20
+        self.source = ZeroWeightSource(self.lm, dtype=DTYPES[config.rollout.dtype], bucket_bytes=bucket, prefix="")
+        self.sender = WeightSender(self.source, rank=self.rank, bucket_bytes=bucket, timeout_s=config.sync.timeout_s)
+
+    def update(self, batch: TrainingBatch) -> dict[str, tuple[float, float]]:
+        """One update of the policy on the batch.
+
+        Returns:
+            This rank's metric sums and counts, to be merged over ranks (algorithms.tokens.merge_metrics).
+        """
+        from expo_ray.learner.schedule import learning_rate
+
+        rate = learning_rate(self.config.learner, self.updates, self.config.trainer.steps)
+        sums = self.updater.update(batch, rate) if batch.samples else {}
+        self.updates += 1
+        return sums | {"update/learning_rate": (rate, 1.0)}
+
+    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, np.ndarray]:
+        """Log-probabilities (temperature 1) of this rank's share of `(context ids, scored ids)` pairs."""
+        return self.updater.score(sequences)
+
+    def connect(self, workers: dict[str, Any], backend: str) -> None:
+        """Opens the weight transfer to the given rollout actors (again, where one was replaced)."""
+        self.sender.connect(workers=workers, backend=backend, ranks_per_worker=self.config.rollout.tensor_parallel)
+
+    def send(self, weight_version: int) -> tuple[int, float]:
+        """Sends the policy's weights to the connected workers.
+
+        Returns:
+            Bytes sent and seconds.
+        """
+        report = self.sender.send(weight_version)
+        return report.bytes_sent, report.seconds
+
+    def save(self, folder: str) -> None:
+        """Writes this rank's shards of weights and optimizer under `folder`."""
+        self.engine.save_checkpoint(folder, tag="learner", client_state={"updates": self.updates})
+
+    def load(self, folder: str) -> int:
+        """Reads what `save` wrote.
+
+        Returns:
+            How many updates the policy has had.
+        """
+        path, state = self.engine.load_checkpoint(folder, tag="learner")
+        if path is None:
+            raise FileNotFoundError(f"{folder}: no learner state there that DeepSpeed can load")
+        self.updates = int(state["updates"])
+        return self.updates
+
+    def export(self, folder: str) -> None:
+        """Writes the policy as a Hugging Face folder that transformers and vLLM load."""
+        from expo_ray.learner.export import export
+
+        export(self.lm, self.source, self.config, Path(folder), writes=self.rank == 0)
+
+    def close(self) -> None:
+        """Closes the weight transfer and leaves the process group."""
+        import torch.distributed
+
+        self.sender.close()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def memory(self) -> dict[str, float]:
+        """Resident memory of this process in MiB, and open files."""
+        import psutil
+
+        process = psutil.Process()
+        return {"rss_mib": process.memory_info().rss / 2**20, "open_files": float(process.num_fds())}
+
+
+def _host_address() -> str:
+    import ray
+
+    return ray.util.get_node_ip_address()

@@ -1,0 +1,170 @@
+"""One update of the policy: score, add up the algorithm's losses over micro-batches, take the optimizer step."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expo_ray.algorithms.base import Algorithm
+from expo_ray.algorithms.tokens import MetricSums, PolicyTokens, merge_metrics
+from expo_ray.config.schema import Config
+from expo_ray.learner.layout import Layout, lay_out
+from expo_ray.learner.sharing import deal
+from expo_ray.messages import TrainingBatch, TrainingSample
+
+
+@dataclass
+class MicroBatch:
+    """Some samples of a batch, laid out, with the log-probabilities that stay fixed during the update."""
+
+    samples: list[TrainingSample]
+    layout: Layout
+    idle: bool
+    """True where this rank has nothing left to do: computed with weight 0, because every rank must take
+    part in each micro-batch's collectives."""
+    old_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+
+
+class Updater:
+    """Runs updates on one rank.
+
+    Args:
+        config: the run's configuration.
+        algorithm: whose losses are added up.
+        engine: the policy's DeepSpeed engine around a TokenScorer.
+        reference: called like the engine, without gradient; None where no term needs it.
+        rank: this rank.
+        ranks: how many there are.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        algorithm: Algorithm,
+        engine: Any,
+        reference: Callable[..., tuple[Tensor, Tensor]] | None,
+        rank: int,
+        ranks: int,
+    ) -> None:
+        self.config, self.algorithm, self.engine, self.reference = config, algorithm, engine, reference
+        self.rank, self.ranks = rank, ranks
+        self.packed = config.learner.batching == "packed"
+        self.device = torch.device(config.profile.device)
+
+    def update(self, batch: TrainingBatch, learning_rate: float) -> MetricSums:
+        """Takes `algo.updates_per_batch` optimizer steps on the batch.
+
+        Returns:
+            This rank's metric sums: the losses' at the first optimizer step, which alone is on-policy, and,
+            with several steps, the policy term's at the last one under `last_policy/`.
+        """
+        micro_batches = self.micro_batches(batch.samples)
+        self._fix_references(micro_batches)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        parts: list[MetricSums] = []
+        for _ in range(self.config.algo.updates_per_batch):
+            parts.append(self.accumulate(micro_batches))
+            self.engine.step()
+            parts.append({"update/gradient_norm": (float(self.engine.get_global_grad_norm() or 0.0), 1.0)})
+        losses = {} if len(parts) <= 2 else {k: v for k, v in parts[-2].items() if k.startswith("policy/")}
+        last = {f"last_{name}": value for name, value in losses.items()}
+        return merge_metrics([parts[0], last, *parts[1::2]])
+
+    def micro_batches(self, samples: list[TrainingSample]) -> list[MicroBatch]:
+        """This rank's share of a batch (at least one micro-batch, idle if need be)."""
+        lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
+        budget = self.config.learner.tokens_per_micro_batch
+        mine = deal(lengths, [s.unit for s in samples], self.ranks, budget, self.packed)[self.rank]
+        shortest = int(np.argmin(lengths))
+        return [self._micro_batch([samples[i] for i in cut or [shortest]], idle=not cut) for cut in mine]
+
+    def accumulate(self, micro_batches: list[MicroBatch]) -> MetricSums:
+        """Adds the gradient of every micro-batch; the reduction over ranks ends with the last one."""
+        self.engine.train()
+        parts: list[MetricSums] = []
+        for index, micro in enumerate(micro_batches):
+            self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            logprobs, entropy = self._score(self.engine, micro)
+            output = self.algorithm.loss(self._policy_tokens(micro, logprobs, entropy))
+            # DeepSpeed averages gradients over ranks; the weights already make their sum the right one.
+            self.engine.backward(output.loss * (0.0 if micro.idle else self.ranks))
+            if not micro.idle:
+                parts.append({name: (float(total), float(count)) for name, (total, count) in output.metrics.items()})
+        return merge_metrics(parts)
+
+    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, np.ndarray]:
+        """Log-probabilities at temperature 1 of this rank's share of `(context ids, scored ids)` pairs.
+
+        Returns:
+            Index of each sequence of the share -> [T] float32 nats.
+        """
+        lengths = [len(context) + len(ids) for context, ids in sequences]
+        alone = [-1] * len(sequences)
+        mine = deal(lengths, alone, self.ranks, self.config.learner.tokens_per_micro_batch, self.packed)[self.rank]
+        self.engine.eval()
+        found: dict[int, np.ndarray] = {}
+        for cut in mine:
+            chosen = cut or [int(np.argmin(lengths))]
+            layout = lay_out([sequences[i][0] for i in chosen], [sequences[i][1] for i in chosen], self.packed)
+            with torch.no_grad():
+                logprobs, _ = self.engine(layout.to(self.device), 1.0, False)
+            values = logprobs.float().cpu().numpy()
+            ends = np.cumsum([len(sequences[i][1]) for i in chosen])
+            if cut:
+                found.update(zip(chosen, np.split(values, ends[:-1]), strict=True))
+        return found
+
+    def _micro_batch(self, samples: list[TrainingSample], idle: bool) -> MicroBatch:
+        layout = lay_out([s.prompt_ids for s in samples], [s.completion_ids for s in samples], self.packed)
+        return MicroBatch(samples, layout.to(self.device), idle)
+
+    def _fix_references(self, micro_batches: list[MicroBatch]) -> None:
+        """Scores what the update itself must not change: the reference policy and, for several steps on
+        one batch, the policy before the first of them."""
+        self.engine.eval()
+        for micro in micro_batches:
+            with torch.no_grad():
+                if self.reference is not None:
+                    micro.reference_logprobs = self._score(self.reference, micro)[0]
+                if self.config.algo.updates_per_batch > 1:
+                    micro.old_logprobs = self._score(self.engine, micro)[0]
+
+    def _score(self, model: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        return model(micro.layout, self.config.rollout.temperature, self.config.algo.entropy_bonus > 0)
+
+    def _policy_tokens(self, micro: MicroBatch, logprobs: Tensor, entropy: Tensor) -> PolicyTokens:
+        samples = micro.samples
+        return PolicyTokens(
+            logprobs=logprobs,
+            entropy=entropy,
+            old_logprobs=logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs,
+            rollout_logprobs=self._floats(_rollout_logprobs(samples)),
+            reference_logprobs=torch.zeros_like(logprobs.detach())
+            if micro.reference_logprobs is None
+            else micro.reference_logprobs,
+            sample_of_token=micro.layout.sample_of_token,
+            term=[s.term for s in samples],
+            weight=self._floats([s.weight for s in samples]),
+            advantage=self._floats([s.advantage for s in samples]),
+            unit=torch.tensor([s.unit for s in samples], dtype=torch.int64, device=self.device),
+            reference_sum=self._floats(
+                [float("nan") if s.reference_logprob is None else s.reference_logprob for s in samples]
+            ),
+        )
+
+    def _floats(self, values: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(values, np.float32), device=self.device)
+
+
+def _rollout_logprobs(samples: Iterable[TrainingSample]) -> np.ndarray:
+    return np.concatenate(
+        [
+            np.full(len(s.completion_ids), np.nan, np.float32) if s.rollout_logprobs is None else s.rollout_logprobs
+            for s in samples
+        ]
+    )

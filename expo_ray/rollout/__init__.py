@@ -1,0 +1,1 @@
+"""Rollout workers: one vLLM engine each, sampling free completions and self-explanations."""
