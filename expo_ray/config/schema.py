@@ -65,7 +65,8 @@ class DataConfig:
 
     name: str = "???"  # toy | math | gsm8k | jsonl
     path: str | None = None  # a local JSON Lines file; null: hub (or generated, for toy)
-    eval_path: str | None = None  # held-out problems; null: the hub's test split (or generated, for toy)
+    eval_path: str | None = None  # held-out problems; null: the hub's test split, a share of `path`, or generated
+    held_out_share: float = 0.1  # of `path`, kept from training, where a local file has no eval_path beside it
     hub: str | None = None  # data set id on the hub
     hub_config: str | None = None
     split: str = "train"
@@ -74,6 +75,7 @@ class DataConfig:
     eval_levels: list[int] = field(default_factory=list)
     question_key: str = "problem"
     answer_key: str = "answer"
+    answer_from: str = "field"  # field | boxed: without that key, the solution's last box | hashes: what follows ####
     solution_key: str | None = "solution"
     level_key: str | None = "level"
     kind_key: str | None = "type"
@@ -144,6 +146,7 @@ class VerifierConfig:
     timeout_s: float = 5.0  # wall-clock limit of one item
     memory_mib: int = 1024  # limit of one process
     strict: bool = False  # extraction: boxed answers only
+    percent_is_unit: bool = False  # true: 50% also equals 50; false: only 0.5 (docs/verifier.md)
     reward_correct: float = 1.0
     reward_wrong: float = 0.0
     count_failures_as_wrong: bool = False  # false: timeout and error are left out of the group
@@ -224,3 +227,4 @@ class Config:
     seed: int = 0
     dry_run: bool = False
     run_name: str = "run"
+    run_dir: str = "???"  # where the run goes; conf/train.yaml: runs/<run_name>/<date and time>

@@ -14,7 +14,6 @@ from expo_ray.config.schema import Config
 from expo_ray.driver.waits import Waiter, WaitExpired
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.rollout.fleet import RolloutFleet
-from expo_ray.sync.backend import resolve_backend
 from expo_ray.verifier.fleet import VerifierFleet
 
 OBJECT_STORE_BYTES = 256 << 20
@@ -40,7 +39,6 @@ class Actors:
         self.log_folder = str(run_folder / "logs")
         self.waiter = Waiter(self.log_folder)
         self.on_gpu = config.profile.device == "cuda"
-        self.sync_backend = resolve_backend(config.sync.backend, device=config.profile.device, colocated=False)
         self.owns_ray = _start_ray(config)
         self._group = self._place() if self.on_gpu else None
         wait_s = config.trainer.wait_s

@@ -77,7 +77,7 @@ def _finished(folder: Path) -> bool:
 
 
 def _settings(config: object) -> object:
-    cleaned = OmegaConf.create(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    cleaned = OmegaConf.create(OmegaConf.to_container(config))
     for key in FREE_KEYS:
         OmegaConf.update(cleaned, key, None, force_add=True)
     return OmegaConf.to_container(cleaned)

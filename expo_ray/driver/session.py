@@ -75,7 +75,7 @@ def _train_and_summarise(
             config, algorithm, PromptStream(training, config.trainer.prompts_per_step, config.seed), actors
         ),
         measurer=Measurer(config, algorithm, actors.learners, builder),
-        sync=WeightSync(config, actors.learners, actors.rollouts, training, actors.sync_backend),
+        sync=WeightSync(config, actors.learners, actors.rollouts, training),
         evaluator=Evaluator(config, heldout, actors.rollouts, actors.verifiers),
         recorder=recorder,
         checkpoints=Checkpoints(folder / "checkpoints", config.trainer.keep_checkpoints),

@@ -17,12 +17,9 @@ class WeightSync:
         learners: who has the weights.
         rollouts: who needs them.
         prompts: probes are cut from these.
-        backend: gloo, nccl or ipc.
     """
 
-    def __init__(
-        self, config: Config, learners: LearnerGroup, rollouts: RolloutFleet, prompts: list[Prompt], backend: str
-    ) -> None:
+    def __init__(self, config: Config, learners: LearnerGroup, rollouts: RolloutFleet, prompts: list[Prompt]) -> None:
         self.config, self.learners, self.rollouts = config, learners, rollouts
         candidates = [np.concatenate([p.free_ids, p.gold_ids if p.gold_ids is not None else []]) for p in prompts]
         sync = config.sync
@@ -32,7 +29,7 @@ class WeightSync:
             tokens=sync.probe_tokens,
             seed=config.seed,
         )
-        learners.connect(rollouts.workers, backend)
+        learners.connect(rollouts.workers)
 
     def push(self, weight_version: int) -> SyncProof:
         """Sends the learners' weights to every engine and proves that they arrived.

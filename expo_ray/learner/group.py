@@ -42,9 +42,9 @@ class LearnerGroup:
             found.update(share)
         return [found[i] for i in range(len(sequences))]
 
-    def connect(self, workers: dict[str, Any], backend: str) -> None:
+    def connect(self, workers: dict[str, Any]) -> None:
         """Opens the weight transfer to the rollout actors."""
-        self.all("connect", "connecting learners and rollout workers", workers, backend)
+        self.all("connect", "connecting learners and rollout workers", workers)
 
     def send(self, weight_version: int) -> tuple[int, float]:
         """Sends the weights; returns bytes and seconds of rank 0, which drives the transfer."""

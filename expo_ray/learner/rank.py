@@ -97,8 +97,11 @@ class LearnerRank:
         """Log-probabilities (temperature 1) of this rank's share of `(context ids, scored ids)` pairs."""
         return self.updater.score(sequences)
 
-    def connect(self, workers: dict[str, Any], backend: str) -> None:
+    def connect(self, workers: dict[str, Any]) -> None:
         """Opens the weight transfer to the given rollout actors (again, where one was replaced)."""
+        from expo_ray.sync.sender import resolve_backend
+
+        backend = resolve_backend(self.config.sync.backend, device=self.config.profile.device, colocated=False)
         self.sender.connect(workers=workers, backend=backend, ranks_per_worker=self.config.rollout.tensor_parallel)
 
     def send(self, weight_version: int) -> tuple[int, float]:

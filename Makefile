@@ -1,0 +1,56 @@
+# Every target makes .venv by itself when it is missing; a second call installs nothing. Python 3.11 is needed.
+# PROFILE=cpu|gpu chooses the packages (default: GPU where one is visible). ARGS="key=value ..." are Hydra overrides.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+UV := .venv/bin/uv
+PROFILE ?= auto
+ARGS ?=
+# Two OpenMP threads in each of several processes make everything ten times slower.
+export OMP_NUM_THREADS ?= 1
+export PROFILE
+
+.PHONY: help setup demo train-math-l5 base-model test test-unit lint format lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "%-16s %s\n", $$1, $$2}'
+
+setup: ## make .venv with the locked packages
+	@launch/setup.sh
+
+demo: setup ## the whole pipeline in minutes: GRPO beside ExP-GRPO on the embedded world
+	@$(PY) -m expo_ray.demo $(ARGS)
+
+train-math-l5: setup ## ExP-GRPO on MATH level 5; ARGS="model.path=... data.path=... trainer.steps=2"
+	@$(PY) -m expo_ray.train experiment=math_l5_qwen2.5_3b $(ARGS)
+
+base-model: setup ## make the embedded world's base model again
+	@$(PY) -m expo_ray.world.base_model $(ARGS)
+
+test: setup ## all tests, unit tests first
+	@$(PY) -m pytest -q $(wildcard tests/unit) $(wildcard tests/integration) $(ARGS)
+
+test-unit: setup ## the tests that start no engine
+	@$(PY) -m pytest -q tests/unit $(ARGS)
+
+lint: setup ## ruff, mypy and the shell scripts
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy expo_ray
+	@bash -n launch/*.sh .ci/run
+	@if command -v shellcheck >/dev/null; then shellcheck launch/*.sh .ci/run; fi
+
+format: setup ## let ruff mend what it can
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+# The CPU build of torch must be in reach: WHEELS=<folder> where PyTorch's CPU index is not.
+WHEELS ?=
+TORCH_SOURCE = $(if $(WHEELS),--find-links $(WHEELS),--index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile setup.cfg --quiet --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28
+lock: setup ## compile requirements/*.lock again from setup.cfg (UPGRADE=1: newest versions)
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra cpu --extra dev $(TORCH_SOURCE) --override requirements/overrides-cpu.txt -o requirements/cpu.lock
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra gpu --extra dev -o requirements/gpu.lock
+
+clean: ## remove .venv and what the checkers keep; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

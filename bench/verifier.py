@@ -1,0 +1,176 @@
+"""Speed of the verifier beside bare math-verify, and its time with items that hang.
+
+    python -m bench.verifier speed [--items 2000]
+    python -m bench.verifier hang [--items 10000] [--timeout 1]
+    python -m bench.verifier pairs
+
+`speed` and `hang` take their items from the MATH training file in $EXPO_SHARED/data (or ../shared/data) where it is,
+else they make arithmetic ones. `pairs` prints agreement with the labelled lists for both verifiers.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from expo_ray.config.schema import VerifierConfig
+from expo_ray.verifier.pool import Item, VerifierPool
+from expo_ray.verifier.tasks import MathTask
+
+ROOT = Path(__file__).resolve().parent.parent
+HANG = "this item hangs"
+
+
+class HangingMath(MathTask):
+    """Mathematics, except that a marked response never ends: a regular expression that backtracks for ever in C."""
+
+    def extract(self, response: str) -> str | None:
+        if response.startswith(HANG):
+            re.fullmatch(r"(a+)+b", "a" * 60)
+        return super().extract(response)
+
+
+def _other_notation(answer: str, draw: random.Random) -> str:
+    changed = answer.replace("\\frac", "\\dfrac") if draw.random() < 0.5 else answer.replace(",", ",\\,")
+    return changed.replace("(", "\\left(").replace(")", "\\right)") + draw.choice(["", ".", "\\,", " "])
+
+
+def items(count: int, seed: int = 0) -> list[Item]:
+    """Responses of whole sentences: 40 % end in the gold answer, 20 % in another notation of it, 40 % in a wrong one."""
+    draw = random.Random(seed)
+    path = Path(os.environ.get("EXPO_SHARED", ROOT.parent / "shared")) / "data" / "math_train.jsonl"
+    if path.exists():
+        rows = [json.loads(line) for line in path.open()]
+        known = [(row["solution"], row["answer"]) for row in rows if row["answer"]]
+    else:
+        known = [(f"We add {n} and {n + 1}. So \\boxed{{{2 * n + 1}}}", str(2 * n + 1)) for n in range(5000)]
+    made: list[Item] = []
+    for index in range(count):
+        solution, answer = draw.choice(known)
+        share = draw.random()
+        said = answer if share < 0.4 else _other_notation(answer, draw) if share < 0.6 else draw.choice(known)[1]
+        text = solution[: solution.rfind("\\boxed")] + f"\\boxed{{{said}}}$ (sample {index})"
+        made.append((text, (answer,), {}))
+    return made
+
+
+def _timed(pool: VerifierPool, todo: list[Item]) -> float:
+    start = time.perf_counter()
+    pool.judge(todo)
+    return time.perf_counter() - start
+
+
+def _bare(todo: list[Item]) -> float:
+    from math_verify import parse, verify
+
+    start = time.perf_counter()
+    for response, golds, _meta in todo:
+        verify(parse(f"${golds[0]}$"), parse(response))
+    return time.perf_counter() - start
+
+
+def speed(count: int) -> dict[str, float]:
+    """Items a second of bare math-verify and of one and two processes, cold and on repeats."""
+    todo = items(count)
+    rates: dict[str, float] = {}
+    _bare(items(50, seed=1))  # its own imports and grammar tables, as our processes are warmed too
+    rates["math-verify, first pass"] = count / _bare(todo)
+    rates["math-verify, second pass"] = count / _bare(todo)
+    for processes in (1, 2):
+        pool = VerifierPool(VerifierConfig(processes=processes))
+        pool.ping()
+        rates[f"{processes} processes, first pass"] = count / _timed(pool, todo)
+        rates[f"{processes} processes, second pass"] = count / _timed(pool, todo)
+        pool.close()
+    return rates
+
+
+def hang(count: int, timeout_s: float, processes: int = 2) -> dict[str, Any]:
+    """Time of `count` items with 1 % that hang against the same items without them."""
+    todo = items(count)
+    hanging = set(random.Random(2).sample(range(count), count // 100))
+    config = VerifierConfig(name="bench.verifier:HangingMath", processes=processes, timeout_s=timeout_s)
+    clean_pool = VerifierPool(config)
+    clean_pool.ping()
+    clean_s = _timed(clean_pool, [item for index, item in enumerate(todo) if index not in hanging])
+    clean_pool.close()
+    mixed = [(HANG + item[0], item[1], item[2]) if index in hanging else item for index, item in enumerate(todo)]
+    pool = VerifierPool(config)
+    pool.ping()
+    start = time.perf_counter()
+    verdicts = pool.judge(mixed)
+    mixed_s = time.perf_counter() - start
+    state = pool.ping()
+    pool.close()
+    share_s = len(hanging) * timeout_s / processes
+    return {
+        "items": count,
+        "hanging": len(hanging),
+        "timeouts": sum(verdict.outcome == "timeout" for verdict in verdicts),
+        "timeouts on hanging items": sum(verdicts[index].outcome == "timeout" for index in hanging),
+        "without hanging s": clean_s,
+        "with hanging s": mixed_s,
+        "timeouts' own share s": share_s,
+        "ratio of the rest": (mixed_s - share_s) / clean_s,
+        "ratio to both": mixed_s / (1.3 * clean_s + share_s),
+        "alive": state["alive"],
+        "restarts": state["restarts"],
+    }
+
+
+def read_pairs(path: Path) -> list[tuple[str, str, bool]]:
+    """(answer, gold, equal) of a labelled list in tests/data."""
+    pairs = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            equal = " <=> " in line
+            answer, gold = line.split(" <=> " if equal else " <!> ")
+            pairs.append((answer, gold, equal))
+    return pairs
+
+
+def pairs() -> dict[str, str]:
+    """Agreement with each labelled list, ours and bare math-verify's."""
+    from math_verify import parse, verify
+
+    found: dict[str, str] = {}
+    pool = VerifierPool(VerifierConfig(processes=2, timeout_s=10.0))
+    for path in sorted((ROOT / "tests" / "data").glob("pairs_*.txt")):
+        labelled = read_pairs(path)
+        verdicts = pool.judge([(f"\\boxed{{{answer}}}", (gold,), {}) for answer, gold, _equal in labelled])
+        ours = [verdict.outcome == "correct" for verdict in verdicts]
+        bare = [verify(parse(f"${gold}$"), parse(f"$\\boxed{{{answer}}}$")) for answer, gold, _equal in labelled]
+        for name, said in (("ours", ours), ("math-verify", bare)):
+            accepted = sum(one and not equal for one, (_a, _g, equal) in zip(said, labelled, strict=True))
+            rejected = sum(equal and not one for one, (_a, _g, equal) in zip(said, labelled, strict=True))
+            share = 1 - (accepted + rejected) / len(labelled)
+            found[f"{path.name}, {name}"] = (
+                f"{len(labelled)} pairs, agreement {share:.1%}, wrong accepted {accepted}, right refused {rejected}"
+            )
+    pool.close()
+    return found
+
+
+def main() -> None:
+    """Print one measurement, a line for each figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "hang", "pairs"))
+    parser.add_argument("--items", type=int)
+    parser.add_argument("--timeout", type=float, default=1.0)
+    options = parser.parse_args()
+    if options.what == "speed":
+        found: dict[str, Any] = dict(speed(options.items or 2000))
+    elif options.what == "hang":
+        found = hang(options.items or 10_000, options.timeout)
+    else:
+        found = dict(pairs())
+    for name, value in found.items():
+        print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()

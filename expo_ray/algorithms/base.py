@@ -1,0 +1,71 @@
+"""What an algorithm is: it says what to sample, turns groups into a training batch, and scores tokens."""
+
+from typing import Any, Protocol
+
+from expo_ray.algorithms.properties import SampleProperties
+from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
+from expo_ray.config.schema import Config
+from expo_ray.messages import Group, TrainingBatch
+
+Properties = list[list[SampleProperties]]
+"""For each group, one entry for each of its explanations, in their order."""
+
+
+class Algorithm(Protocol):
+    """One objective. The driver holds one instance (all methods but `loss`), each learner rank another (`loss`)."""
+
+    name: str
+    needs_reference: bool
+    """The learner must compute the reference policy's log-probabilities."""
+
+    def rollout_ahead(self, step: int) -> int:
+        """For how many steps' prompts, this step's first, completions are sampled at `step`.
+
+        1 for the GRPO family. DPO: 0 where stored pairs serve; k where pairs are made for the next k steps.
+        """
+
+    def explanations_ahead(self, step: int) -> int:
+        """For how many steps' prompts, this step's first, explanations are sampled at `step`; 0: none now."""
+
+    def needs_explanations(self, step: int) -> bool:
+        """Whether explanations are sampled at `step`."""
+
+    def needs_properties(self, step: int) -> bool:
+        """Whether the choice among explanations sampled at `step` needs their properties (`explanation_keep`)."""
+
+    def has_signal(self, group: Group) -> bool:
+        """Whether the group teaches the policy term anything (`dynamic_sampling`)."""
+
+    def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
+        """Takes in what was sampled ahead, for the prompts of later steps; returns counts to log."""
+
+    def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
+        """The step's samples. A group without explanations (DPO: without completions) uses what is stored of its
+        problem. `samples` may be empty: then there is nothing to update from.
+
+        Raises ValueError where `needs_properties` and a choice must be made without `properties`.
+        """
+
+    def loss(self, tokens: PolicyTokens) -> LossOutput:
+        """Loss of a micro-batch of the samples that `training_batch` made."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the driver's instance remembers from step to step; JSON can hold it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state_dict()`."""
+
+
+def make_algorithm(config: Config) -> Algorithm:
+    """The algorithm that `config.algo.name` names. Raises ValueError for an unknown name."""
+    from expo_ray.algorithms.dpo_gt import DpoGt
+    from expo_ray.algorithms.exp_dpo import ExpDpo
+    from expo_ray.algorithms.exp_grpo import ExpGrpo
+    from expo_ray.algorithms.explanation_sft import ExplanationSft
+    from expo_ray.algorithms.grpo import Grpo
+    from expo_ray.algorithms.sft_gt_grpo import SftGtGrpo
+
+    known = {cls.name: cls for cls in (Grpo, ExpGrpo, SftGtGrpo, ExpDpo, DpoGt, ExplanationSft)}
+    if config.algo.name not in known:
+        raise ValueError(f"algo.name={config.algo.name}: expected one of {', '.join(known)}")
+    return known[config.algo.name](config)

@@ -1,0 +1,103 @@
+"""ExP-DPO: DPO with a self-explanation as chosen and the policy's own wrong sample as rejected (arXiv 2507.02834)."""
+
+from pathlib import Path
+from typing import Any
+
+from expo_ray.algorithms.base import Properties
+from expo_ray.algorithms.dpo_loss import dpo_loss
+from expo_ray.algorithms.explanations import in_scope, kept_explanations, review_explanations, review_metrics
+from expo_ray.algorithms.pairs import Pair, PairStore, make_pairs, pair_samples
+from expo_ray.algorithms.policy_batch import group_metrics, has_signal
+from expo_ray.algorithms.schedule import steps_ahead
+from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
+from expo_ray.config.schema import Config
+from expo_ray.messages import Group, TrainingBatch
+
+
+class ExpDpo:
+    """DPO on explanations, with pairs made once, at each step, or every k steps (docs/algorithms/exp_dpo.md)."""
+
+    name = "exp_dpo"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        periods = {"online": 1, "iterative": config.algo.dpo_refresh_steps, "offline": 0}
+        if config.algo.dpo_refresh not in periods:
+            raise ValueError(f"algo.dpo_refresh={config.algo.dpo_refresh}: expected offline, online or iterative")
+        self.period = periods[config.algo.dpo_refresh]
+        self.pairs = PairStore()
+        self.reuses_pairs = config.algo.dpo_refresh == "offline" and config.algo.dpo_pairs_path is not None
+        if self.reuses_pairs:
+            self.pairs.read(Path(str(config.algo.dpo_pairs_path)))
+        self.needs_reference = not self.pairs.scored
+
+    def rollout_ahead(self, step: int) -> int:
+        return 0 if self.reuses_pairs else steps_ahead(step, self.config.trainer.steps, self.period)
+
+    def explanations_ahead(self, step: int) -> int:
+        return self.rollout_ahead(step)
+
+    def needs_explanations(self, step: int) -> bool:
+        return self.explanations_ahead(step) > 0
+
+    def needs_properties(self, step: int) -> bool:
+        several = self.config.rollout.explanations_per_prompt > 1
+        return several and self.config.algo.explanation_keep != "all" and self.needs_explanations(step)
+
+    def has_signal(self, group: Group) -> bool:
+        return has_signal(group, self.config)
+
+    def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
+        made, counts = self._pairs_of_sampled(groups, step, properties)
+        self._remember(groups, made)
+        return counts
+
+    def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
+        made, counts = self._pairs_of_sampled(groups, step, properties)
+        if self.period != 1:
+            self._remember(groups, made)
+        pairs: list[Pair] = []
+        without = 0
+        for group, own in zip(groups, made, strict=True):
+            mine = own if group.rollout.completions else self.pairs.get(group.rollout.prompt.problem.uid)
+            pairs += mine
+            without += not mine
+        metrics = group_metrics([group for group in groups if group.rollout.completions], self.config) | counts
+        metrics |= {"pairs/trained": float(len(pairs)), "pairs/prompts_without": float(without)}
+        return TrainingBatch(step=step, samples=pair_samples(pairs), metrics=metrics)
+
+    def loss(self, tokens: PolicyTokens) -> LossOutput:
+        return dpo_loss(tokens, self.config.algo.dpo_beta)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pairs": self.pairs.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pairs.load_state_dict(state["pairs"])
+
+    def chosen(
+        self, groups: list[Group], step: int, properties: Properties | None
+    ) -> tuple[list[list[tuple[list[int], str]]], dict[str, float]]:
+        """For each group the completions (ids, text) to prefer, and counts to log."""
+        reviews = [
+            review_explanations(group, self.config.algo, properties[i] if properties is not None else None)
+            for i, group in enumerate(groups)
+        ]
+        kept = [kept_explanations(group, found, step) for group, found in zip(groups, reviews, strict=True)]
+        chosen = [[(e.token_ids.tolist(), e.text) for e in explanations] for explanations in kept]
+        return chosen, review_metrics(groups, reviews)
+
+    def _pairs_of_sampled(
+        self, groups: list[Group], step: int, properties: Properties | None
+    ) -> tuple[list[list[Pair]], dict[str, float]]:
+        chosen, counts = self.chosen(groups, step, properties)
+        made = [
+            make_pairs(group, mine, step) if in_scope(group, self.config) else []
+            for group, mine in zip(groups, chosen, strict=True)
+        ]
+        return made, counts | {"pairs/made": float(sum(map(len, made)))}
+
+    def _remember(self, groups: list[Group], made: list[list[Pair]]) -> None:
+        for group, pairs in zip(groups, made, strict=True):
+            if group.rollout.completions:
+                self.pairs.put(group.rollout.prompt.problem.uid, pairs)

@@ -1,0 +1,100 @@
+"""ExP-GRPO: GRPO + beta log pi(c~, a* | q), the paper's algorithm (arXiv 2507.02834)."""
+
+from typing import Any
+
+from expo_ray.algorithms.base import Properties
+from expo_ray.algorithms.explanation_store import ExplanationStore, KeptExplanation
+from expo_ray.algorithms.explanations import (
+    conditioned_samples,
+    in_scope,
+    kept_explanations,
+    review_explanations,
+    review_metrics,
+    sft_samples,
+)
+from expo_ray.algorithms.grpo import Grpo
+from expo_ray.algorithms.schedule import beta_at, steps_ahead
+from expo_ray.config.schema import Config
+from expo_ray.messages import Group, TrainingBatch
+
+
+class ExpGrpo(Grpo):
+    """GRPO with the ExP-SFT term on the policy's own answer-conditioned explanations (docs/algorithms/exp_grpo.md)."""
+
+    name = "exp_grpo"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.needs_reference = config.algo.kl_coef != 0 or config.algo.kl_conditioned_coef != 0
+        self.store = ExplanationStore()
+
+    def explanations_ahead(self, step: int) -> int:
+        algo = self.config.algo
+        unused = algo.beta == 0 and algo.kl_conditioned_coef == 0
+        if unused or self.config.rollout.explanations_per_prompt == 0:
+            return 0
+        return steps_ahead(step, self.config.trainer.steps, algo.explanation_refresh_steps)
+
+    def needs_properties(self, step: int) -> bool:
+        several = self.config.rollout.explanations_per_prompt > 1
+        return several and self.config.algo.explanation_keep != "all" and self.needs_explanations(step)
+
+    def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
+        """Reviews the groups' explanations and stores the kept ones, which replace what their problems had."""
+        kept, counts = self._kept_of_sampled(groups, step, properties)
+        self._remember(groups, kept)
+        return counts
+
+    def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
+        base = super().training_batch(groups, step)
+        algo = self.config.algo
+        beta = beta_at(step, self.config.trainer.steps, algo)
+        samples, metrics = base.samples, base.metrics
+        if beta:
+            kept, counts = self._kept(groups, step, properties)
+            targets = [[e.token_ids for e in explanations] for explanations in kept]
+            samples = samples + sft_samples(groups, targets, beta, algo)
+            metrics = metrics | counts
+        if algo.kl_conditioned_coef:
+            samples = samples + conditioned_samples(groups)
+        return TrainingBatch(step=step, samples=samples, beta=beta, metrics=metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"explanations": self.store.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.store.load_state_dict(state["explanations"])
+
+    def _kept(
+        self, groups: list[Group], step: int, properties: Properties | None
+    ) -> tuple[list[list[KeptExplanation]], dict[str, float]]:
+        """For each group what its SFT term trains on: nothing out of scope, else its own or the stored ones."""
+        sampled, counts = self._kept_of_sampled(groups, step, properties)
+        if self.config.algo.explanation_refresh_steps != 1:
+            self._remember(groups, sampled)
+        kept: list[list[KeptExplanation]] = []
+        scoped = [in_scope(group, self.config) for group in groups]
+        for group, own, wanted in zip(groups, sampled, scoped, strict=True):
+            stored = own if group.rollout.explanations else self.store.get(group.rollout.prompt.problem.uid)
+            kept.append(stored if wanted else [])
+        counts["explanations/prompts_in_scope"] = float(sum(scoped))
+        counts["explanations/prompts_without"] = float(
+            sum(wanted and not mine for wanted, mine in zip(scoped, kept, strict=True))
+        )
+        counts["explanations/trained"] = float(sum(map(len, kept)))
+        return kept, counts
+
+    def _remember(self, groups: list[Group], kept: list[list[KeptExplanation]]) -> None:
+        for group, explanations in zip(groups, kept, strict=True):
+            if group.rollout.explanations:
+                self.store.put(group.rollout.prompt.problem.uid, explanations)
+
+    def _kept_of_sampled(
+        self, groups: list[Group], step: int, properties: Properties | None
+    ) -> tuple[list[list[KeptExplanation]], dict[str, float]]:
+        reviews = [
+            review_explanations(group, self.config.algo, properties[i] if properties is not None else None)
+            for i, group in enumerate(groups)
+        ]
+        kept = [kept_explanations(group, found, step) for group, found in zip(groups, reviews, strict=True)]
+        return kept, review_metrics(groups, reviews)

@@ -1,0 +1,132 @@
+"""Which self-explanations are trained on: verifier and leak filters, choice among several, scope, weights."""
+
+from dataclasses import dataclass
+
+from expo_ray.algorithms.explanation_store import KeptExplanation
+from expo_ray.algorithms.policy_batch import pass_rate
+from expo_ray.algorithms.properties import SampleProperties
+from expo_ray.config.schema import AlgoConfig, Config
+from expo_ray.leaks import mentions_given_answer
+from expo_ray.messages import Group, IntArray, Term, TrainingSample
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """What was decided about one explanation."""
+
+    correct: bool
+    """The verifier found the gold answer in it."""
+    leak: str | None
+    """The phrase that mentions having been given the answer; None where there is none."""
+    kept: bool
+
+
+def review_explanations(group: Group, algo: AlgoConfig, properties: list[SampleProperties] | None) -> list[Review]:
+    """One review for each explanation of the group, in their order.
+
+    A candidate is not empty, is correct where `explanation_filter` asks for it, and mentions no given answer where
+    `leak_filter` is on. `explanation_keep` says which candidates are kept. Raises ValueError where a choice among
+    several needs `properties` and has none.
+    """
+    explanations = group.rollout.explanations
+    correct = [verdict.outcome == "correct" for verdict in group.explanation_verdicts]
+    leaks = [mentions_given_answer(explanation.text) for explanation in explanations]
+    candidates = [
+        i
+        for i, explanation in enumerate(explanations)
+        if len(explanation.token_ids)
+        and (correct[i] or not algo.explanation_filter)
+        and (leaks[i] is None or not algo.leak_filter)
+    ]
+    kept = set(choose(candidates, algo.explanation_keep, properties))
+    return [Review(c, leak, i in kept) for i, (c, leak) in enumerate(zip(correct, leaks, strict=True))]
+
+
+def choose(candidates: list[int], keep: str, properties: list[SampleProperties] | None) -> list[int]:
+    """The candidates that are kept: all; or the one that is most likely under the policy given q alone, raises the
+    answer's log-probability most, or has the lowest sum of both ranks (ties: the more likely one)."""
+    if keep not in ("all", "likely", "rise", "both"):
+        raise ValueError(f"algo.explanation_keep={keep}: expected all, likely, rise or both")
+    if keep == "all" or len(candidates) < 2:
+        return candidates
+    if properties is None:
+        raise ValueError(f"algo.explanation_keep={keep} chooses by measured properties, and none were given")
+    likely = sorted(candidates, key=lambda i: -properties[i].mean_logprob)
+    rise = sorted(candidates, key=lambda i: -properties[i].answer_rise)
+    if keep == "likely":
+        return likely[:1]
+    if keep == "rise":
+        return rise[:1]
+    return [min(likely, key=lambda i: likely.index(i) + rise.index(i))]
+
+
+def kept_explanations(group: Group, reviews: list[Review], step: int) -> list[KeptExplanation]:
+    """The explanations that the reviews keep, as the store holds them."""
+    return [
+        KeptExplanation(explanation.token_ids, explanation.text, step)
+        for explanation, review in zip(group.rollout.explanations, reviews, strict=True)
+        if review.kept
+    ]
+
+
+def review_metrics(groups: list[Group], reviews: list[list[Review]]) -> dict[str, float]:
+    """Counts over the explanations that were sampled now."""
+    flat = [review for group in reviews for review in group]
+    explanations = [e for group in groups for e in group.rollout.explanations]
+    return {
+        "explanations/sampled": float(len(flat)),
+        "explanations/correct": float(sum(review.correct for review in flat)),
+        "explanations/leaked": float(sum(review.leak is not None for review in flat)),
+        "explanations/truncated": float(sum(e.finish_reason == "length" for e in explanations)),
+        "explanations/kept": float(sum(review.kept for review in flat)),
+    }
+
+
+def in_scope(group: Group, config: Config) -> bool:
+    """Whether the group's prompt gets an SFT term: `explanation_scope` every, all_wrong, or below (pass rate under
+    `explanation_threshold`). A group none of whose completions counts is in scope of `every` only."""
+    algo = config.algo
+    if algo.explanation_scope == "every":
+        return True
+    rate = pass_rate(group, config)
+    if algo.explanation_scope == "all_wrong":
+        return rate == 0.0
+    if algo.explanation_scope == "below":
+        return rate is not None and rate < algo.explanation_threshold
+    raise ValueError(f"algo.explanation_scope={algo.explanation_scope}: expected every, all_wrong or below")
+
+
+def sft_samples(
+    groups: list[Group], targets: list[list[IntArray]], beta: float, algo: AlgoConfig
+) -> list[TrainingSample]:
+    """The SFT term: beta * mean over the step's prompts of the mean over a prompt's targets of log pi(c | q).
+
+    A target c of a prompt that has K of them weighs beta / (prompts * K * |c|), or without |c| where `sft_reduction`
+    is sum. `prompts` counts every group, so that a prompt without target adds 0 and the others keep their weight.
+    """
+    if algo.sft_reduction not in ("mean", "sum"):
+        raise ValueError(f"algo.sft_reduction={algo.sft_reduction}: expected mean or sum")
+    samples = []
+    for group, ids_of_group in zip(groups, targets, strict=True):
+        for ids in ids_of_group:
+            tokens = len(ids) if algo.sft_reduction == "mean" else 1
+            weight = beta / (len(groups) * len(ids_of_group) * tokens)
+            samples.append(target_sample(group.rollout.prompt.free_ids, ids, "sft", weight))
+    return samples
+
+
+def conditioned_samples(groups: list[Group]) -> list[TrainingSample]:
+    """Explanations sampled now, behind the answer-conditioned prompt they came from, for the KL term there.
+
+    Each weighs 1 / (explanations * |c|); the loss multiplies by `kl_conditioned_coef`.
+    """
+    sampled = [(g.rollout.prompt, e) for g in groups for e in g.rollout.explanations if len(e.token_ids)]
+    return [
+        target_sample(prompt.conditioned_ids, e.token_ids, "conditioned", 1.0 / (len(sampled) * len(e.token_ids)))
+        for prompt, e in sampled
+    ]
+
+
+def target_sample(prompt_ids: IntArray, target_ids: IntArray, term: Term, weight: float) -> TrainingSample:
+    """`target_ids` placed behind `prompt_ids`, id for id."""
+    return TrainingSample(prompt_ids=prompt_ids, completion_ids=target_ids, term=term, weight=weight)

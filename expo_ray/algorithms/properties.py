@@ -1,0 +1,120 @@
+"""The two properties of a good positive sample (paper, section 3): what must be scored, and the numbers from it.
+
+1. in distribution: mean over tokens of log pi(c | q);
+2. learning signal: log pi(a* | q, c) - log pi(a* | q), and the same over the policy's own free chains.
+
+To score a* behind a chain c, the ids of c are cut before its own answer statement and the ids of
+`Prompt.answer_span` follow: a lead ("The final answer is \\boxed{") that belongs to the context, then the answer's
+own ids, which are scored. No text is tokenised again. The approximation: at the joint the engine might have
+sampled other ids for the same text (a merged blank line, say).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from expo_ray.messages import FloatArray, Group, IntArray
+
+CutChain = Callable[[IntArray], IntArray]
+"""Ids of a completion -> its first ids, up to its final answer statement (PromptBuilder.chain_of)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleProperties:
+    """One sample's properties, in nats, under the policy that scored it."""
+
+    mean_logprob: float
+    """Mean over the sample's tokens of log pi(token | q, before)."""
+    answer_logprob: float
+    """log pi(a* | q, c), summed over the answer's tokens."""
+    answer_rise: float
+    """answer_logprob - log pi(a* | q)."""
+    rise_over_free: float
+    """answer_logprob - its mean over the group's measured free chains; NaN where none was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupProperties:
+    """A group's measured samples."""
+
+    explanations: list[SampleProperties]
+    gold: SampleProperties | None
+    free: list[SampleProperties]
+    """The group's first free completions, as many as were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class PropertyPlan:
+    """The sequences to score for one group: `(context ids, scored ids)`, at temperature 1.
+
+    First the answer alone; then for each explanation, the gold solution if there is one, and each measured free
+    completion: the sample itself, and the answer behind its chain.
+    """
+
+    sequences: list[tuple[IntArray, IntArray]]
+    explanations: int
+    has_gold: bool
+
+
+def plan_properties(group: Group, lead_tokens: int, chain_of: CutChain, free_samples: int = 2) -> PropertyPlan:
+    """What must be scored to know the properties of a group's explanations, gold solution and first free samples.
+
+    `lead_tokens` is the number of ids of `answer_span` that belong to the context (PromptBuilder.lead_tokens).
+    Raises ValueError where the prompt has no answer span.
+    """
+    prompt = group.rollout.prompt
+    if prompt.answer_span is None:
+        raise ValueError(f"problem {prompt.problem.uid}: its prompt has no answer span, properties cannot be measured")
+    lead, answer = prompt.answer_span[:lead_tokens], prompt.answer_span[lead_tokens:]
+    samples = [e.token_ids for e in group.rollout.explanations]
+    if prompt.gold_ids is not None:
+        samples.append(prompt.gold_ids)
+    samples += [c.token_ids for c in group.rollout.completions[:free_samples]]
+    sequences = [(np.concatenate([prompt.free_ids, lead]), answer)]
+    for ids in samples:
+        sequences.append((prompt.free_ids, ids))
+        sequences.append((np.concatenate([prompt.free_ids, chain_of(ids), lead]), answer))
+    return PropertyPlan(sequences, len(group.rollout.explanations), prompt.gold_ids is not None)
+
+
+def read_properties(plan: PropertyPlan, logprobs: Sequence[FloatArray]) -> GroupProperties:
+    """The numbers from the log-probabilities of the plan's sequences, in the plan's order.
+
+    Raises ValueError where there are not as many as sequences.
+    """
+    if len(logprobs) != len(plan.sequences):
+        raise ValueError(f"{len(plan.sequences)} sequences were planned, {len(logprobs)} were scored")
+    sums = [float(np.sum(values, dtype=np.float64)) for values in logprobs]
+    alone, own, answers = sums[0], sums[1::2], sums[2::2]
+    lengths = [len(ids) for _, ids in plan.sequences[1::2]]
+    first_free = plan.explanations + plan.has_gold
+    free_mean = float(np.mean(answers[first_free:])) if len(answers) > first_free else float("nan")
+    found = [
+        SampleProperties(total / length if length else 0.0, answer, answer - alone, answer - free_mean)
+        for total, length, answer in zip(own, lengths, answers, strict=True)
+    ]
+    gold = found[plan.explanations] if plan.has_gold else None
+    return GroupProperties(found[: plan.explanations], gold, found[first_free:])
+
+
+def property_metrics(groups: Sequence[GroupProperties]) -> dict[str, float]:
+    """Mean and 10th, 50th and 90th percentile of each property over explanations, gold solutions and free samples.
+
+    Names: properties/{explanation,gold,free}/{mean_logprob,answer_rise,rise_over_free}/{mean,p10,p50,p90}.
+    """
+    kinds = {
+        "explanation": [p for g in groups for p in g.explanations],
+        "gold": [g.gold for g in groups if g.gold is not None],
+        "free": [p for g in groups for p in g.free],
+    }
+    metrics: dict[str, float] = {}
+    for kind, samples in kinds.items():
+        for name in ("mean_logprob", "answer_rise", "rise_over_free"):
+            values = np.array([getattr(sample, name) for sample in samples], dtype=np.float64)
+            values = values[~np.isnan(values)]
+            if len(values):
+                p10, p50, p90 = np.percentile(values, [10, 50, 90])
+                figures = {"mean": values.mean(), "p10": p10, "p50": p50, "p90": p90}
+                metrics |= {f"properties/{kind}/{name}/{k}": float(v) for k, v in figures.items()}
+    return metrics

@@ -1,0 +1,224 @@
+"""Checks of a composed Config before anything is started: one sentence for the first thing that is wrong."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from expo_ray.config.errors import ConfigError, did_you_mean
+from expo_ray.config.fit import misfits
+from expo_ray.config.model_shape import TOKENIZER_FILES
+from expo_ray.config.plan import Plan, make_plan
+from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_machine
+from expo_ray.config.schema import Config
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "algo.name": ("grpo", "exp_grpo", "sft_gt_grpo", "exp_dpo", "dpo_gt", "explanation_sft"),
+    "algo.beta_schedule": ("constant", "linear", "cosine"),
+    "algo.sft_reduction": ("mean", "sum"),
+    "algo.explanation_scope": ("every", "all_wrong", "below"),
+    "algo.explanation_keep": ("all", "likely", "rise", "both"),
+    "algo.loss_normalisation": ("token_mean", "sequence_mean", "dr_grpo"),
+    "algo.policy_loss": ("clip", "cispo", "gspo"),
+    "algo.kl_estimator": ("k1", "k2", "k3"),
+    "algo.dynamic_sampling": ("none", "drop", "refill"),
+    "algo.importance_correction": ("none", "truncate", "mask_token", "mask_sequence"),
+    "algo.dpo_refresh": ("offline", "online", "iterative"),
+    "model.prompt_style": ("auto", "chat", "base", "toy"),
+    "data.answer_from": ("field", "boxed", "hashes"),
+    "rollout.dtype": ("float32", "bfloat16", "float16"),
+    "learner.dtype": ("float32", "bfloat16"),
+    "learner.schedule": ("constant", "linear", "cosine"),
+    "learner.batching": ("padded", "packed"),
+    "sync.backend": ("auto", "gloo", "nccl", "ipc"),
+    "profile.name": ("cpu", "gpu"),
+    "profile.device": ("cpu", "cuda"),
+}
+
+# Smallest and largest value, both allowed; None: no bound.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "algo.beta": (0, None),
+    "algo.explanation_threshold": (0, 1),
+    "algo.explanation_refresh_steps": (0, None),
+    "algo.clip_low": (0, 1),
+    "algo.clip_high": (0, None),
+    "algo.dual_clip": (0, None),
+    "algo.kl_coef": (0, None),
+    "algo.kl_conditioned_coef": (0, None),
+    "algo.refill_rounds": (0, None),
+    "algo.overlong_buffer_tokens": (0, None),
+    "algo.importance_cap": (1, None),
+    "algo.updates_per_batch": (1, None),
+    "algo.dpo_beta": (0, None),
+    "algo.dpo_refresh_steps": (1, None),
+    "algo.properties_every": (0, None),
+    "model.lora.rank": (0, None),
+    "model.lora.dropout": (0, 1),
+    "data.held_out_share": (0, 0.9),
+    "data.max_problems": (0, None),
+    "rollout.workers": (1, None),
+    "rollout.samples_per_prompt": (1, None),
+    "rollout.explanations_per_prompt": (0, None),
+    "rollout.max_prompt_tokens": (1, None),
+    "rollout.max_completion_tokens": (1, None),
+    "rollout.temperature": (0.01, None),
+    "rollout.tensor_parallel": (1, None),
+    "rollout.max_sequences": (1, None),
+    "rollout.gpu_memory_utilization": (0.05, 0.98),
+    "learner.ranks": (1, None),
+    "learner.zero_stage": (0, 3),
+    "learner.learning_rate": (0, None),
+    "learner.warmup_steps": (0, None),
+    "learner.max_grad_norm": (0, None),
+    "learner.tokens_per_micro_batch": (1, None),
+    "learner.logits_chunk_tokens": (1, None),
+    "sync.bucket_mib": (1, None),
+    "sync.timeout_s": (1, None),
+    "sync.probe_prompts": (1, None),
+    "sync.probe_tokens": (1, None),
+    "sync.tolerance": (0, None),
+    "verifier.workers": (1, None),
+    "verifier.processes": (1, None),
+    "verifier.timeout_s": (0.01, None),
+    "verifier.memory_mib": (64, None),
+    "verifier.max_failure_rate": (0, 1),
+    "trainer.steps": (1, None),
+    "trainer.prompts_per_step": (1, None),
+    "trainer.checkpoint_every": (0, None),
+    "trainer.keep_checkpoints": (1, None),
+    "trainer.eval_every": (0, None),
+    "trainer.max_mismatch": (0, None),
+    "trainer.wait_s": (1, None),
+    "trainer.start_s": (1, None),
+    "eval.samples": (1, None),
+    "eval.max_problems": (0, None),
+    "eval.temperature": (0, None),
+    "profile.cpus_per_actor": (0.01, None),
+    "profile.threads_per_actor": (1, None),
+    "seed": (0, 2**31 - 1),
+}
+
+TASKS = ("math", "gsm8k", "choice", "toy", "reasoning_gym")
+LEVELS = (1, 2, 3, 4, 5)
+WITH_GROUP = ("grpo", "exp_grpo", "sft_gt_grpo")
+WITH_EXPLANATIONS = ("exp_grpo", "exp_dpo", "explanation_sft")
+
+
+def check_config(config: Config, resources: Resources | None = None) -> Plan:
+    """Checks values, their combinations, the model folder and the resources; gives the plan that passed.
+
+    Args:
+        resources: what to plan for; None: conf/cluster's, and for a real start this machine's as well.
+
+    Raises:
+        ConfigError: the first thing that is wrong, in one sentence with the remedy.
+    """
+    for problem in _problems(config):
+        raise ConfigError(problem)
+    planned = resources or of_cluster(config.cluster) or this_machine()
+    plan = make_plan(config, planned)
+    for problem in misfits(plan):
+        raise ConfigError(problem)
+    if resources is None and not config.dry_run and config.cluster.address is None and config.cluster.nodes:
+        for problem in misfits(make_plan(config, this_machine())):
+            raise ConfigError(problem)
+    return plan
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _problems(config: Config) -> Iterator[str]:
+    yield from _choices(config)
+    yield from _ranges(config)
+    yield from _combinations(config)
+    yield from _levels(config)
+    yield from _model(config)
+    yield from _folder(config)
+
+
+def _choices(config: Config) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        if (value := value_of(config, key)) not in choices:
+            yield f"{key}={value} is not a choice{did_you_mean(str(value), choices)} (choices: {', '.join(choices)})"
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    for key, (low, high) in RANGES.items():
+        value = value_of(config, key)
+        if not value >= low:
+            yield f"{key}={value} is too small: use {key}={low:g} or more"
+        if high is not None and value > high:
+            yield f"{key}={value} is too large: use {key}={high:g} or less"
+
+
+def _combinations(config: Config) -> Iterator[str]:
+    algo, rollout, learner = config.algo, config.rollout, config.learner
+    if algo.name in WITH_GROUP and rollout.samples_per_prompt < 2:
+        yield (
+            f"rollout.samples_per_prompt={rollout.samples_per_prompt} gives algo={algo.name} no group to compare: "
+            "use rollout.samples_per_prompt=2 or more"
+        )
+    if algo.name in WITH_EXPLANATIONS and rollout.explanations_per_prompt < 1:
+        yield f"algo={algo.name} needs rollout.explanations_per_prompt=1 or more, not {rollout.explanations_per_prompt}"
+    if algo.name in WITH_GROUP and rollout.top_p != 1.0:
+        yield f"rollout.top_p={rollout.top_p} makes the importance ratio wrong: use rollout.top_p=1.0"
+    if algo.name in WITH_GROUP and rollout.top_k > 0:
+        yield f"rollout.top_k={rollout.top_k} makes the importance ratio wrong: use rollout.top_k=0"
+    if config.verifier.name not in TASKS and ":" not in config.verifier.name:
+        yield (
+            f"verifier.name={config.verifier.name} is neither a task{did_you_mean(config.verifier.name, TASKS)} "
+            f"({', '.join(TASKS)}) nor an import path package.module:Class"
+        )
+    if not 0 < config.eval.top_p <= 1:
+        yield f"eval.top_p={config.eval.top_p} is not a share: use a number above 0, up to 1"
+    if algo.overlong_buffer_tokens >= rollout.max_completion_tokens:
+        yield (
+            f"algo.overlong_buffer_tokens={algo.overlong_buffer_tokens} must be below "
+            f"rollout.max_completion_tokens={rollout.max_completion_tokens}"
+        )
+    if learner.batching == "packed" and learner.attention == "eager":
+        yield "learner.batching=packed needs learner.attention=sdpa or a flash attention, not eager"
+    if config.profile.device == "cuda" and cpu_build() and not config.dry_run:
+        yield "profile=gpu needs the GPU packages, .venv has the CPU ones: run PROFILE=gpu make setup, or profile=cpu"
+    if config.profile.device == "cpu" and config.sync.backend in ("nccl", "ipc"):
+        yield f"sync.backend={config.sync.backend} needs GPUs: use sync.backend=auto with profile=cpu"
+    if config.trainer.resume not in ("auto", "never") and not Path(config.trainer.resume).expanduser().exists():
+        yield f"trainer.resume={config.trainer.resume} is neither auto, never nor an existing folder"
+    if algo.dpo_pairs_path is not None and not Path(algo.dpo_pairs_path).expanduser().is_file():
+        yield f"algo.dpo_pairs_path={algo.dpo_pairs_path} is not there: leave it out to make the pairs"
+
+
+def _levels(config: Config) -> Iterator[str]:
+    for key in ("levels", "eval_levels"):
+        if wrong := [level for level in getattr(config.data, key) if level not in LEVELS]:
+            yield f"data.{key}={getattr(config.data, key)} names level {wrong[0]}: levels are 1 to 5"
+    if config.data.levels and config.data.name != "toy" and config.data.level_key is None:
+        yield f"data.levels={config.data.levels} needs data.level_key, the key of your file that holds the level"
+
+
+def _model(config: Config) -> Iterator[str]:
+    path = config.model.path
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path)
+        if folder.exists() or not hub_id:
+            yield f"model.path={path} is neither a folder nor a hub id: give a Hugging Face model folder or owner/name"
+        return
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        yield f"model.path={path} has no tokenizer (tokenizer.json or tokenizer.model): copy it into that folder"
+    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
+        yield f"model.path={path} has no weights (*.safetensors): copy them into that folder"
+
+
+def _folder(config: Config) -> Iterator[str]:
+    folder = Path(config.run_dir)
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        yield f"run_dir={folder} cannot be made, {nearest} is not a folder to write in: give another run_dir=FOLDER"

@@ -1,0 +1,182 @@
+"""From command-line overrides to a typed Config: Hydra composes conf/, errors become one sentence each."""
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import expo_ray
+from expo_ray.config.errors import ConfigError, did_you_mean
+from expo_ray.config.resources import default_profile
+from expo_ray.config.schema import Config
+
+REPOSITORY = Path(expo_ray.__file__).resolve().parents[1]
+CONF = REPOSITORY / "conf"
+WITHOUT_EXPLANATIONS = ("grpo", "sft_gt_grpo", "dpo_gt")
+
+
+def register() -> None:
+    """Makes the schema and the resolvers of conf/ known to Hydra; may be called again."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("default_profile", default_profile, replace=True)
+    OmegaConf.register_new_resolver("repo", lambda path: str(REPOSITORY / path), replace=True)
+
+
+def compose_config(overrides: list[str]) -> Config:
+    """Composes conf/train.yaml with command-line overrides and fills in what is derived.
+
+    Raises:
+        ConfigError: unknown key or group choice, wrong type, grammar; one sentence.
+    """
+    register()
+    parsed = parse_overrides(overrides)
+    for override in parsed:
+        _check_override(override)
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            composed = compose(config_name="train", overrides=overrides)
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_sentence(error)) from error
+    assert isinstance(config, Config)
+    if not config.run_dir.strip() or not config.run_name.strip():
+        raise ConfigError("run_dir and run_name cannot be empty: leave them out, or give run_dir=FOLDER run_name=NAME")
+    return derive(config)
+
+
+def derive(config: Config) -> Config:
+    """Fills in the values that follow from others: explanations of algorithms that have none, absolute paths."""
+    if config.algo.name in WITHOUT_EXPLANATIONS:
+        config.rollout.explanations_per_prompt = 0
+    config.run_dir = str(Path(config.run_dir).expanduser().absolute())
+    if (folder := Path(config.model.path).expanduser()).exists():
+        config.model.path = str(folder.absolute())
+    for key in ("path", "eval_path"):
+        if (value := getattr(config.data, key)) is not None:
+            setattr(config.data, key, str(Path(value).expanduser().absolute()))
+    return config
+
+
+def parse_overrides(overrides: list[str]) -> list[Override]:
+    """Hydra's grammar.
+
+    Raises:
+        ConfigError: not in the form key=value.
+    """
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except HydraException as error:
+            raise ConfigError(f"'{text}' is not an override: write key=value, with quotes around odd signs") from error
+    return parsed
+
+
+def sweep_jobs(overrides: list[str]) -> Iterator[list[str]]:
+    """The overrides of each job of a multirun; of the first one only where a sweeper chooses the values itself."""
+    parsed = parse_overrides(overrides)
+    if any(o.get_key_element() == "hydra/sweeper" for o in parsed) or any(_is_interval(o) for o in parsed):
+        yield [o.input_line for o in parsed if o.input_line and not o.is_sweep_override()]
+        return
+    yield from chain.from_iterable(BasicSweeper.split_arguments(parsed, None))
+
+
+def _is_interval(override: Override) -> bool:
+    return override.is_sweep_override() and not override.is_discrete_sweep()
+
+
+def groups() -> dict[str, list[str]]:
+    """Each config group of conf/ with its choices."""
+    folders = [folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+@cache
+def known_keys() -> dict[str, Any]:
+    """Every key of the schema in dotted form, with its default."""
+
+    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    tree = OmegaConf.to_container(OmegaConf.structured(Config))
+    assert isinstance(tree, dict)
+    return dict(walk({str(name): value for name, value in tree.items()}, ""))
+
+
+def _check_override(override: Override) -> None:
+    """Refuses unknown keys, choices and types before Hydra does, which needs several lines for it."""
+    key = override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")) or override.is_delete():
+        return
+    value = override.value()
+    if key in groups():
+        _check_choice(key, value)
+    elif key in known_keys():
+        _check_type(override, value)
+    else:
+        known = [*known_keys(), *groups()]
+        # A group's name without a choice's folder, or a leaf that is right under a wrong parent.
+        leaves = [name for name in known if name.endswith("." + key.rsplit(".", 1)[-1])]
+        hint = did_you_mean(key, known) or (f"; did you mean '{leaves[0]}'?" if leaves else "")
+        raise ConfigError(
+            f"unknown key '{key}' in '{override.input_line}'{hint or '; the keys are in expo_ray/config/schema.py'}"
+        )
+
+
+def _check_choice(group: str, value: Any) -> None:
+    choices = groups()[group]
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if name is None and group == "experiment":
+            continue
+        if name not in choices:
+            hint = did_you_mean(str(name), choices)
+            raise ConfigError(f"{group}={name} is not a choice{hint} (choices: {', '.join(choices)})")
+
+
+def _check_type(override: Override, value: Any) -> None:
+    if override.is_sweep_override():
+        return
+    key = override.key_or_group
+    try:
+        tree: Any = OmegaConf.structured(Config)
+        OmegaConf.update(tree, key, value)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}={override.get_value_element_as_str()} does not fit: {_expected(key)}") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} is not a finite number")
+
+
+def _expected(key: str) -> str:
+    node: Any = OmegaConf.structured(Config)
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    kind = OmegaConf.get_type(node).__annotations__[leaf]
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return f"it takes {words.get(kind, str(kind).replace('list[int]', 'a list of whole numbers, as [1,2]'))}"
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of one of Hydra's or OmegaConf's messages, with the key where it names one."""
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{str(error).strip().splitlines()[0]} (choices: {', '.join(error.options)})"
+    key = getattr(error, "full_key", None)
+    first = str(error).strip().split("\n")[0]
+    return f"{key}: {first}" if key and key not in first else first

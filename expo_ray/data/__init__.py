@@ -1,0 +1,1 @@
+"""Problems and the order in which training meets them."""

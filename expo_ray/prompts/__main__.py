@@ -1,0 +1,61 @@
+"""`python -m expo_ray.prompts --preview [key=value ...]`: the prompts of a few problems, as the model will see them.
+
+The overrides are those of expo_ray.train: model.path=FOLDER chooses the tokenizer, data=NAME and data.path=FILE the
+problems, verifier=NAME the form of answer, model.prompt_style the template. Without any: the embedded world.
+"""
+
+import argparse
+import sys
+
+from expo_ray.config.compose import compose_config
+from expo_ray.config.errors import InputError
+from expo_ray.data.sources import load_problems
+from expo_ray.messages import Problem
+from expo_ray.prompts.builder import PromptBuilder
+
+EMBEDDED_WORLD = ["model=toy", "data=toy", "verifier=toy"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the preview. Returns 0, or 2 with one sentence on standard error for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = compose_config(options.overrides or EMBEDDED_WORLD)
+        problems = load_problems(config.data, False, config.seed)[: options.count]
+        builder = PromptBuilder(_tokenizer(config.model.path), config.model.prompt_style, config.verifier.name)
+    except (InputError, OSError, ValueError) as error:
+        print(f"expo_ray.prompts: {error}", file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(_page(builder, problem))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m expo_ray.prompts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preview", action="store_true", required=True, help="print prompts and their ids")
+    parser.add_argument("--count", type=int, default=2, help="how many problems (default 2)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for python -m expo_ray.train")
+    return parser
+
+
+def _tokenizer(folder: str) -> object:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _page(builder: PromptBuilder, problem: Problem) -> str:
+    prompt = builder(problem)
+    parts = [f"=== {problem.uid} ({builder.style} style)"]
+    shown = {"free prompt": prompt.free_ids, "conditioned prompt": prompt.conditioned_ids, "gold": prompt.gold_ids}
+    for name, ids in (shown | {"answer statement": prompt.answer_span}).items():
+        if ids is not None:
+            parts.append(f"--- {name}: {len(ids)} ids\n{builder.tokenizer.decode(ids.tolist())}\n{ids.tolist()}")
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

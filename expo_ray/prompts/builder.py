@@ -1,0 +1,113 @@
+"""Turns problems into prompts: each text is tokenised once, here."""
+
+from typing import Any
+
+import numpy as np
+
+from expo_ray.messages import IntArray, Problem, Prompt
+from expo_ray.prompts.chains import chain_before, statement_start, toy_statement_start
+from expo_ray.prompts.templates import BASE, CHAT, fill, instruction_for
+
+STYLES = ("chat", "base", "toy")
+
+
+class PromptBuilder:
+    """Makes the prompts of one model and task.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        style: chat (the tokenizer's chat template), base (plain text), toy (the embedded world), or auto: toy
+            for the toy task, chat where the tokenizer has a chat template, else base.
+        task: conf/verifier's name; decides what form of answer is asked for.
+
+    Raises ValueError for an unknown style, for chat without a chat template, or for a tokenizer that has no end
+    token.
+    """
+
+    def __init__(self, tokenizer: Any, style: str = "auto", task: str = "math") -> None:
+        self.tokenizer = tokenizer
+        self.style = _resolve_style(tokenizer, style, task)
+        self.instruction = instruction_for(task)
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-sequence token: completions could not end")
+        lead, _ = self._answer_parts("0")
+        self.lead_tokens = len(self._encode(lead))
+        """How many ids of `Prompt.answer_span` introduce the answer; the others are the answer."""
+
+    def __call__(self, problem: Problem) -> Prompt:
+        """The problem's prompts, its gold solution as a completion, and its answer's statement."""
+        answer = problem.answers[0]
+        lead, stated = self._answer_parts(answer)
+        gold = None
+        if problem.solution is not None:
+            gold = _ids([*self._encode(problem.solution), self.tokenizer.eos_token_id])
+        return Prompt(
+            problem=problem,
+            free_ids=self._prompt_ids(*self.texts(problem)[0]),
+            conditioned_ids=self._prompt_ids(*self.texts(problem)[1]),
+            gold_ids=gold,
+            answer_span=_ids([*self._encode(lead), *self._encode(stated)]),
+        )
+
+    def texts(self, problem: Problem) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(system, user) text of the free and of the conditioned prompt; system is empty outside chat."""
+        question, answer = problem.question, problem.answers[0]
+        if self.style == "toy":
+            from expo_ray.world.running_totals import conditioned_prompt, free_prompt
+
+            return ("", free_prompt(question)), ("", conditioned_prompt(question, answer))
+        templates = CHAT if self.style == "chat" else BASE
+        values = {"question": question, "answer": answer, "instruction": self.instruction}
+        system = self.instruction if self.style == "chat" else ""
+        return (system, fill(templates.free, **values)), (system, fill(templates.conditioned, **values))
+
+    def chain_of(self, ids: IntArray) -> IntArray:
+        """The first ids of a completion, up to its final answer statement (its stop token never included)."""
+        start = toy_statement_start if self.style == "toy" else statement_start
+        return chain_before(ids, self.decode, start)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _answer_parts(self, answer: str) -> tuple[str, str]:
+        if self.style == "toy":
+            from expo_ray.world.running_totals import ANSWER_END, ANSWER_MARK
+
+            return ANSWER_MARK, answer + ANSWER_END
+        return CHAT.answer_lead, answer + CHAT.answer_tail
+
+    def _prompt_ids(self, system: str, user: str) -> IntArray:
+        if self.style != "chat":
+            ids = list(self.tokenizer(user)["input_ids"])
+            return _ids(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
+        return _ids(self._apply_chat_template(system, user))
+
+    def _apply_chat_template(self, system: str, user: str) -> list[int]:
+        from jinja2 import TemplateError
+
+        with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        without = [{"role": "user", "content": f"{system}\n\n{user}"}]
+        options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
+        try:
+            return list(self.tokenizer.apply_chat_template(with_system, **options))
+        except TemplateError:  # some families' templates refuse a system message
+            return list(self.tokenizer.apply_chat_template(without, **options))
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _resolve_style(tokenizer: Any, style: str, task: str) -> str:
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if style == "auto":
+        return "toy" if task == "toy" else "chat" if has_template else "base"
+    if style not in STYLES:
+        raise ValueError(f"model.prompt_style={style}: expected auto, {', '.join(STYLES)}")
+    if style == "chat" and not has_template:
+        raise ValueError("model.prompt_style=chat, but the tokenizer has no chat template; use base")
+    return style
+
+
+def _ids(values: list[int]) -> IntArray:
+    return np.asarray(values, dtype=np.int32)

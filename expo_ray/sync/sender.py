@@ -1,0 +1,157 @@
+"""The learner's end of a sync: one WeightSender in each rank."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from vllm.distributed.weight_transfer.base import TrainerInitInfo, TrainerWeightTransferEngine, WeightSource
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+from expo_ray.sync.buckets import tensor_bytes
+from expo_ray.sync.client import BoundedWeightSyncClient
+from expo_ray.sync.errors import SyncError, SyncTimeout
+from expo_ray.sync.gloo_engine import register
+from expo_ray.sync.gloo_trainer import GlooTrainerInitInfo
+
+GRACE_S = 5.0  # beyond the timeout: what a backend that bounds itself gets to name the late worker
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    """One rank's account of a sync."""
+
+    weight_version: int
+    bytes_sent: int
+    """Size of the model on the wire, once, however many workers took it."""
+    seconds: float
+    """Wall-clock seconds until every engine had loaded and finished (rank 0), or gathering ended (others)."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds of the calls start, update (transfer and load) and finish; rank 0 only."""
+
+
+def resolve_backend(backend: str, device: str, colocated: bool) -> str:
+    """What `sync.backend=auto` stands for: gloo on CPU; on GPU ipc where learner and engine share it, else nccl.
+
+    Raises ValueError for an unknown backend, or one that needs a GPU where there is none.
+    """
+    if backend not in ("auto", "gloo", "nccl", "ipc"):
+        raise ValueError(f"sync.backend must be auto, gloo, nccl or ipc, not {backend!r}")
+    if backend == "auto":
+        return "gloo" if device == "cpu" else "ipc" if colocated else "nccl"
+    if device == "cpu" and backend != "gloo":
+        raise ValueError(f"sync.backend={backend} needs GPUs; use sync.backend=gloo on CPU")
+    return backend
+
+
+class WeightSender:
+    """Sends a learner's weights to the rollout workers. Every method is called on every rank alike."""
+
+    def __init__(self, source: WeightSource, *, rank: int, bucket_bytes: int, timeout_s: float) -> None:
+        """`bucket_bytes` bounds what is packed at once, `timeout_s` a connect and a send, each as a whole."""
+        self._source = source
+        self._rank = rank
+        self._bucket_bytes = bucket_bytes
+        self._timeout_s = timeout_s
+        self._client: BoundedWeightSyncClient | None = None
+        self._engine: TrainerWeightTransferEngine[Any] | None = None
+
+    def connect(self, workers: Mapping[str, ActorHandle], backend: str, ranks_per_worker: int = 1) -> None:
+        """Join the workers (by name), in place of any earlier ones.
+
+        `ranks_per_worker`: tensor parallel size of the engines. Raises SyncError or SyncTimeout.
+        """
+        register()
+        self.close()
+        client = BoundedWeightSyncClient(workers, self._timeout_s, ranks_per_worker)
+        info = self._init_info(list(workers), backend, ranks_per_worker)
+        self._engine = self._bounded(
+            client, lambda: WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
+        )
+        self._client = client
+
+    def send(self, weight_version: int) -> SendReport:
+        """Bring every engine to the learners' weights and name them `weight_version`.
+
+        Raises SyncError or, within the bound, SyncTimeout; both name worker and phase. After that
+        `connect` again: engines that took part are not usable until the next send has succeeded.
+        """
+        client, engine = self._client, self._engine
+        if client is None or engine is None:
+            raise SyncError("weights cannot be sent before the rollout workers are connected")
+        began = time.perf_counter()
+        client.weight_version = weight_version
+        client.restart_clock()
+        try:
+            self._bounded(client, engine.send_weights)
+        except BaseException:
+            self.close()
+            raise
+        return SendReport(
+            weight_version=weight_version,
+            bytes_sent=sum(tensor_bytes(meta) for meta in self._source.metadata()),
+            seconds=time.perf_counter() - began,
+            phases=client.seconds,
+        )
+
+    def close(self) -> None:
+        """Drop the connection. Safe to call twice."""
+        if self._engine is not None:
+            self._engine.shutdown()
+        self._engine = self._client = None
+
+    def _init_info(self, names: list[str], backend: str, ranks_per_worker: int) -> TrainerInitInfo:
+        peers = [name for name in names for _ in range(ranks_per_worker)]
+        address = ray.util.get_node_ip_address()
+        if backend == "gloo":
+            return GlooTrainerInitInfo(address, peers, self._bucket_bytes, self._timeout_s, rank=self._rank)
+        if backend == "nccl":
+            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+            return NCCLTrainerInitInfo(
+                master_address=address,
+                master_port=_free_port(address),
+                world_size=1 + len(peers),
+                packed_buffer_size_bytes=self._bucket_bytes,
+                rank=self._rank,
+            )
+        if backend == "ipc":
+            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+            return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=self._bucket_bytes, rank=self._rank)
+        raise ValueError(f"unknown weight transfer backend {backend!r}")
+
+    def _bounded(self, client: BoundedWeightSyncClient, work: Callable[[], T]) -> T:
+        """Run in a thread that can be given up: a stuck NCCL call or gather cannot be interrupted."""
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        outcome: list[T] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                if device is not None:
+                    torch.cuda.set_device(device)
+                outcome.append(work())
+            except BaseException as error:  # handed to the caller below
+                failure.append(error)
+
+        thread = threading.Thread(target=run, name="weight-sync", daemon=True)
+        thread.start()
+        thread.join(self._timeout_s + GRACE_S)
+        if failure:
+            raise failure[0]
+        if not outcome:
+            raise SyncTimeout(client.late(self._timeout_s + GRACE_S))
+        return outcome[0]
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,382 @@
+"""A pool of killable grading processes. The caller never waits longer for one item than its limit."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, get_args
+
+import expo_ray
+from expo_ray.config.schema import VerifierConfig
+from expo_ray.messages import Outcome, Verdict
+from expo_ray.verifier import wire
+
+Item = tuple[str, tuple[str, ...], dict[str, Any]]
+"""A response's text, its gold answers, and the problem's meta."""
+
+MAX_ATTEMPTS = 3
+"""Processes that may die under one item before it is an `error`."""
+MAX_CHUNK = 16
+MAX_CHUNK_BYTES = 1 << 18
+MAX_RESPONSE = 1 << 18
+"""Characters of a response that are read: its last ones, where the answer is."""
+VERDICT_CACHE = 16384
+START_S = 120.0
+FORK_S = 20.0
+
+
+class VerifierStartError(RuntimeError):
+    """The warmed parent of the grading processes did not start; the message has its last output."""
+
+
+class _Parent:
+    """The warmed process that forks graders (expo_ray.verifier.worker)."""
+
+    def __init__(self, config: VerifierConfig) -> None:
+        ours, theirs = socket.socketpair()
+        self.control = ours
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        # Nothing of our environment goes along: no tokens, no proxies, no Ray addresses.
+        environment = {
+            "PATH": os.defpath,
+            "LANG": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0",
+            "PYTHONPATH": os.pathsep.join([os.path.dirname(expo_ray.__path__[0]), *filter(None, sys.path)]),
+        }
+        arguments = [str(theirs.fileno()), json.dumps(dataclasses.asdict(config))]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "expo_ray.verifier.worker", *arguments],
+            env=environment,
+            cwd=tempfile.gettempdir(),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=self.output,
+            start_new_session=True,
+        )
+        theirs.close()
+        self.isolation: list[str] | None = None
+
+    def _receive(self, wait_s: float) -> Any:
+        self.control.settimeout(wait_s)
+        buffer = bytearray()
+        while True:
+            try:
+                part = self.control.recv(4096)
+            except (TimeoutError, ConnectionError):
+                part = b""
+            if not part:
+                self.output.seek(0)
+                said = self.output.read()[-2000:].decode(errors="replace")
+                raise VerifierStartError(f"no grading process within {wait_s:.0f} s. Its output: {said or '(none)'}")
+            buffer += part
+            value = wire.unpack(buffer, wire.MAX_REPLY)
+            if value is not None:
+                return value
+
+    def fork(self) -> tuple[int, socket.socket]:
+        """A fresh grading process: its pid and our end of its socket."""
+        if self.isolation is None:
+            self.isolation = self._receive(START_S)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self.control, [b"f"], [theirs.fileno()])
+                pid = self._receive(FORK_S)
+            except (OSError, VerifierStartError) as error:
+                ours.close()
+                raise VerifierStartError(f"the parent of the grading processes is gone: {error}") from error
+        return pid, ours
+
+    def close(self) -> None:
+        self.control.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(timeout=10)
+        self.output.close()
+
+
+class _Process:
+    """One grading process and the items it holds, in the order in which it answers them."""
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self.connection = connection
+        connection.setblocking(False)
+        try:
+            self.handle: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self.handle = None
+        self.held: deque[int] = deque()
+        self.outbox = bytearray()
+        self.inbox = bytearray()
+        self.since = time.monotonic()
+        self.layers: list[str] | None = None
+
+    def kill(self) -> None:
+        if self.handle is not None:
+            try:
+                signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # already dead: what we wanted
+            os.close(self.handle)
+            self.handle = None
+        self.connection.close()
+
+    def send(self) -> None:
+        """Push what the socket takes now; ConnectionError when the process is dead."""
+        try:
+            sent = self.connection.send(self.outbox)
+        except BlockingIOError:
+            return
+        del self.outbox[:sent]
+
+
+class _Batch:
+    """What is left to do of one call of `judge`."""
+
+    def __init__(self, count: int) -> None:
+        self.verdicts: list[Verdict | None] = [None] * count
+        self.waiting: deque[int] = deque()
+        self.packed: dict[int, list[Any]] = {}
+        self.keys: list[bytes] = []
+        self.attempts = [0] * count
+        self.left = 0
+
+    def settle(self, index: int, verdict: Verdict) -> None:
+        self.verdicts[index] = verdict
+        self.left -= 1
+
+
+class VerifierPool:
+    """`config.processes` grading processes with limits; those that hang or die are replaced."""
+
+    def __init__(self, config: VerifierConfig) -> None:
+        self.config = config
+        self.restarts = 0
+        self.cache: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._parent = _Parent(config)
+        self._processes: list[_Process] = []
+
+    def judge(self, items: list[Item], progress: Callable[[int], None] | None = None) -> list[Verdict]:
+        """A verdict for each item, in order; equal items of a batch are graded once.
+
+        Args:
+            items: what to grade.
+            progress: called with the number of items still to be graded, after each event.
+
+        Raises:
+            VerifierStartError: no grading process can be had.
+        """
+        batch = _Batch(len(items))
+        twins = self._queue(items, batch)
+        selector = selectors.DefaultSelector()
+        try:
+            if batch.left:
+                self._fill()
+            while batch.left:
+                self._step(batch, selector)
+                if progress is not None:
+                    progress(batch.left)
+        finally:
+            selector.close()
+            # An interrupted call leaves no process with items that nobody waits for.
+            for process in [p for p in self._processes if p.held]:
+                self._drop(process)
+        for index, first in twins:
+            batch.verdicts[index] = batch.verdicts[first]
+        return [verdict for verdict in batch.verdicts if verdict is not None]
+
+    def ping(self) -> dict[str, Any]:
+        """Alive processes, their pids, processes replaced so far, and the isolation in force."""
+        self._fill()
+        layers = self._processes[0].layers or []
+        return {
+            "alive": len(self._processes),
+            "pids": [process.pid for process in self._processes],
+            "restarts": self.restarts,
+            "isolation": [*(self._parent.isolation or []), *layers],
+        }
+
+    def close(self) -> None:
+        """End every process. The pool cannot be used afterwards."""
+        for process in self._processes:
+            process.kill()
+        self._processes.clear()
+        self._parent.close()
+
+    def _queue(self, items: list[Item], batch: _Batch) -> list[tuple[int, int]]:
+        """Answer from the cache what it holds, queue the rest; returns (index, index of its equal)."""
+        twins: list[tuple[int, int]] = []
+        first_of: dict[bytes, int] = {}
+        for index, (response, golds, meta) in enumerate(items):
+            packed = [response[-MAX_RESPONSE:], list(golds), meta]
+            key = hashlib.blake2b(wire.pack(packed), digest_size=16).digest()
+            batch.keys.append(key)
+            known = self.cache.get(key)
+            if known is not None:
+                self.cache.move_to_end(key)
+                batch.verdicts[index] = dataclasses.replace(known, ms=0.0)
+            elif key in first_of:
+                twins.append((index, first_of[key]))
+            else:
+                first_of[key] = index
+                batch.packed[index] = packed
+                batch.waiting.append(index)
+        batch.left = len(batch.waiting)
+        return twins
+
+    def _fill(self) -> None:
+        """Fork what is missing, and replace the warmed parent once if it died."""
+        for process in list(self._processes):
+            if not process.held and _at_end(process):
+                self._drop(process)
+        while len(self._processes) < self.config.processes:
+            try:
+                pid, connection = self._parent.fork()
+            except VerifierStartError:
+                if self._parent.isolation is None:
+                    raise
+                self._parent.close()
+                self._parent = _Parent(self.config)
+                for process in self._processes:
+                    process.kill()
+                pid, connection = self._parent.fork()
+            process = _Process(pid, connection)
+            process.layers = _first_frame(connection)
+            self._processes.append(process)
+
+    def _drop(self, process: _Process) -> None:
+        process.kill()
+        self._processes.remove(process)
+        self.restarts += 1
+
+    def _step(self, batch: _Batch, selector: selectors.BaseSelector) -> None:
+        """Hand out work, wait for one event at most until the nearest limit, and take in what came."""
+        self._fill()
+        for process in self._processes:
+            if not process.held and batch.waiting:
+                self._assign(process, batch)
+        now = time.monotonic()
+        limit = self.config.timeout_s
+        busy = [process for process in self._processes if process.held]
+        for process in busy:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.outbox else 0)
+            selector.register(process.connection, events, process)
+        wait = min(process.since + limit for process in busy) - now
+        ready = selector.select(max(0.0, wait))
+        for process in busy:
+            selector.unregister(process.connection)
+        for key, _events in ready:
+            self._exchange(key.data, batch)
+        now = time.monotonic()
+        for process in busy:
+            if process.held and process in self._processes and now - process.since >= limit:
+                index = process.held.popleft()
+                batch.settle(index, Verdict("timeout", None, "none", (now - process.since) * 1000))
+                self._abandon(process, batch)
+
+    def _assign(self, process: _Process, batch: _Batch) -> None:
+        share = len(batch.waiting) // (4 * self.config.processes) + 1
+        chunk: list[Any] = []
+        size = 0
+        while batch.waiting and len(chunk) < min(share, MAX_CHUNK) and size < MAX_CHUNK_BYTES:
+            index = batch.waiting.popleft()
+            process.held.append(index)
+            chunk.append([index, *batch.packed[index]])
+            size += len(batch.packed[index][0])
+        process.outbox += wire.pack(chunk)
+        process.since = time.monotonic()
+
+    def _exchange(self, process: _Process, batch: _Batch) -> None:
+        """Send and receive what is possible at once; a dead or lying process is replaced."""
+        try:
+            if process.outbox:
+                process.send()
+            try:
+                part = process.connection.recv(1 << 16)
+            except BlockingIOError:
+                return
+            if not part:
+                raise ConnectionError("closed")
+            process.inbox += part
+            while (reply := wire.unpack(process.inbox, wire.MAX_REPLY)) is not None:
+                index = process.held[0] if process.held else -1
+                verdict = _checked(reply, index)
+                process.held.popleft()
+                process.since = time.monotonic()
+                batch.settle(index, verdict)
+                self._remember(batch.keys[index], verdict)
+        except (OSError, wire.BadFrame):
+            self._blame(process, batch)
+
+    def _blame(self, process: _Process, batch: _Batch) -> None:
+        """A process died: the item it worked on is tried again, up to MAX_ATTEMPTS times."""
+        if process.held:
+            index = process.held[0]
+            batch.attempts[index] += 1
+            if batch.attempts[index] >= MAX_ATTEMPTS:
+                process.held.popleft()
+                batch.settle(index, Verdict("error", None, "none", (time.monotonic() - process.since) * 1000))
+        self._abandon(process, batch)
+
+    def _abandon(self, process: _Process, batch: _Batch) -> None:
+        batch.waiting.extendleft(reversed(process.held))
+        process.held.clear()
+        self._drop(process)
+
+    def _remember(self, key: bytes, verdict: Verdict) -> None:
+        if verdict.outcome == "error":
+            return
+        self.cache[key] = verdict
+        if len(self.cache) > VERDICT_CACHE:
+            self.cache.popitem(last=False)
+
+
+def _checked(reply: Any, index: int) -> Verdict:
+    """The verdict in a reply of an untrusted process, or BadFrame."""
+    if not isinstance(reply, list) or len(reply) != 5 or reply[0] != index:
+        raise wire.BadFrame("not the reply to the item that was due")
+    _index, outcome, extracted, method, ms = reply
+    if outcome not in get_args(Outcome) or not isinstance(method, str) or not isinstance(ms, float):
+        raise wire.BadFrame("not a verdict")
+    if extracted is not None and not isinstance(extracted, str):
+        raise wire.BadFrame("not an extracted answer")
+    return Verdict(outcome, extracted, method, ms)
+
+
+def _at_end(process: _Process) -> bool:
+    try:
+        return process.connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _first_frame(connection: socket.socket) -> list[str]:
+    """The isolation layers that a fresh process names; empty when it died at once."""
+    connection.settimeout(FORK_S)
+    buffer = bytearray()
+    try:
+        while (layers := wire.unpack(buffer, wire.MAX_REPLY)) is None:
+            part = connection.recv(1024)
+            if not part:
+                return []
+            buffer += part
+    except (OSError, wire.BadFrame):
+        return []
+    finally:
+        connection.setblocking(False)
+    return [str(layer) for layer in layers] if isinstance(layers, list) else []

@@ -1,0 +1,151 @@
+"""What an answer is and when it is right: one small class for each task (`verifier.name`)."""
+
+import importlib
+from typing import Any
+
+from expo_ray.verifier import extract
+from expo_ray.verifier.limits import NotDecided
+
+__all__ = ["NotDecided", "Task", "make_task"]
+
+Graded = tuple[bool, str]
+"""Whether it is right, and the method that decided."""
+
+
+class Task:
+    """Base of all tasks; a new one overrides `extract` and `grade` (docs/verifier.md)."""
+
+    needs_meta = False
+    """Whether `grade` reads `meta` (then the cache key holds it)."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.strict = bool(config.get("strict", False))
+        self.config = config
+
+    def warm(self) -> None:
+        """Do slow imports and first-time work once, before the processes are forked."""
+
+    def extract(self, response: str) -> str | None:
+        """The answer stated in a response; None when there is none."""
+        raise NotImplementedError
+
+    def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
+        """Compare with one gold answer. NotDecided: it would take too much to know."""
+        raise NotImplementedError
+
+
+class MathTask(Task):
+    r"""Mathematics as in MATH: `\boxed{}`, then "the answer is", `####`, a last formula, a bare answer."""
+
+    def warm(self) -> None:
+        from expo_ray.verifier import compare
+
+        compare.warm()
+
+    def extract(self, response: str) -> str | None:
+        found = extract.boxed(response)
+        if found is not None or self.strict:
+            return found
+        for find in (extract.stated, extract.hashed, extract.bare, extract.last_math):
+            found = find(response)
+            if found is not None:
+                return found
+        return None
+
+    def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
+        from expo_ray.verifier import compare
+
+        return compare.equal(extracted, gold, percent_is_unit=bool(self.config.get("percent_is_unit", False)))
+
+
+class Gsm8kTask(MathTask):
+    """Grade-school word problems: `####` first, and the last number where nothing is marked."""
+
+    def extract(self, response: str) -> str | None:
+        found = extract.hashed(response) or extract.boxed(response)
+        if found is not None or self.strict:
+            return found
+        return extract.stated(response) or extract.last_number(response)
+
+    def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
+        # The data set's own field is the whole solution with the gold behind ####.
+        return super().grade(extracted, extract.hashed(gold) or gold, meta)
+
+
+class ChoiceTask(Task):
+    """Multiple choice with letters A to J."""
+
+    def extract(self, response: str) -> str | None:
+        marked = extract.boxed(response)
+        if marked is None and not self.strict:
+            marked = extract.stated(response) or extract.hashed(response)
+            if marked is None:
+                marked = response.strip().rsplit("\n", 1)[-1]
+        return None if marked is None else extract.choice(marked)
+
+    def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
+        return extracted == (extract.choice(gold) or gold.strip()), "exact"
+
+
+class ToyTask(Task):
+    """The embedded world: `3+4=7;7+2=9;A:79.` states 79."""
+
+    def extract(self, response: str) -> str | None:
+        return extract.toy(response)
+
+    def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
+        return extracted == gold, "exact"
+
+
+class ReasoningGymTask(Task):
+    """reasoning-gym's own scorers; `meta` is the entry, or the entry's metadata with its `source_dataset`."""
+
+    needs_meta = True
+
+    def warm(self) -> None:
+        import reasoning_gym  # noqa: F401 - the import is the work
+
+    def extract(self, response: str) -> str | None:
+        found = extract.tagged(response) or extract.boxed(response)
+        if found is not None or self.strict:
+            return found
+        return extract.stated(response) or extract.hashed(response) or response.strip() or None
+
+    def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
+        """Right is a score of 1; partial credit does not count.
+
+        Raises:
+            KeyError: `meta` does not name the scorer.
+        """
+        import reasoning_gym
+
+        metadata = meta.get("metadata", meta)
+        score = reasoning_gym.get_score_answer_fn(metadata["source_dataset"])
+        entry = {"question": meta.get("question", ""), "answer": gold, "metadata": metadata}
+        return score(extracted, entry) >= 1.0, "text"
+
+
+TASKS: dict[str, type[Task]] = {
+    "math": MathTask,
+    "gsm8k": Gsm8kTask,
+    "choice": ChoiceTask,
+    "toy": ToyTask,
+    "reasoning_gym": ReasoningGymTask,
+}
+
+
+def make_task(name: str, config: dict[str, Any]) -> Task:
+    """The task called `name`, or the class at an import path `package.module:Class`.
+
+    Raises:
+        ValueError: no such task, or not a Task.
+    """
+    if name in TASKS:
+        return TASKS[name](config)
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"verifier.name={name!r}: not one of {sorted(TASKS)}, nor an import path package.module:Class")
+    found = getattr(importlib.import_module(module), attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ValueError(f"verifier.name={name!r}: {attribute} in {module} is not a subclass of Task")
+    return found(config)

@@ -1,0 +1,73 @@
+"""Frames between the pool and its processes: four bytes of length, then JSON in ASCII.
+
+JSON because a process that graded hostile text is not trusted: what it sends is data with a size limit,
+never an object.
+"""
+
+import json
+import os
+import struct
+from typing import Any
+
+HEADER = struct.Struct(">I")
+MAX_REPLY = 1 << 16
+"""Bytes of one reply; a process that sends more is killed."""
+
+
+class BadFrame(ValueError):
+    """A peer sent something that is not a frame."""
+
+
+def pack(value: Any) -> bytes:
+    """One frame. Lone surrogates survive as escapes; what JSON does not know becomes its text."""
+    body = json.dumps(value, default=str).encode("ascii")
+    return HEADER.pack(len(body)) + body
+
+
+def unpack(buffer: bytearray, limit: int) -> Any | None:
+    """Take the first whole frame off `buffer`; None while it is incomplete.
+
+    Raises:
+        BadFrame: longer than `limit` bytes, or not JSON.
+    """
+    if len(buffer) < HEADER.size:
+        return None
+    (length,) = HEADER.unpack_from(buffer)
+    if length > limit:
+        raise BadFrame(f"frame of {length} bytes, limit {limit}")
+    end = HEADER.size + length
+    if len(buffer) < end:
+        return None
+    body = bytes(buffer[HEADER.size : end])
+    del buffer[:end]
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadFrame(f"not JSON: {error}") from error
+
+
+def read_exactly(descriptor: int, count: int) -> bytes:
+    """`count` bytes from a blocking descriptor; fewer only at its end."""
+    parts = bytearray()
+    while len(parts) < count:
+        part = os.read(descriptor, count - len(parts))
+        if not part:
+            break
+        parts += part
+    return bytes(parts)
+
+
+def read_frame(descriptor: int) -> Any | None:
+    """The next frame of a blocking descriptor; None at its end."""
+    header = read_exactly(descriptor, HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    body = read_exactly(descriptor, HEADER.unpack(header)[0])
+    return json.loads(body)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte to a blocking descriptor."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

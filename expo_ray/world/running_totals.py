@@ -1,0 +1,141 @@
+"""Running totals on a clock: the problems of the embedded world.
+
+A problem of level L shows L + 1 digits and asks for the L running totals modulo 10: `3+4+8` -> `75`
+(3+4=7, 7+8=15 -> 5). The chance of guessing level 5 is 1e-5. docs/world.md tells what the base model can do.
+"""
+
+import itertools
+import random
+import zlib
+from typing import Literal
+
+from expo_ray.messages import Problem
+
+LEVELS = (1, 2, 3, 4, 5)
+KIND = "running_totals"
+ANSWER_MARK = "A:"
+ANSWER_END = "."
+MAX_COMPLETION_TOKENS = 48
+"""Longest right solution (level 5, with its end token) is 39 tokens."""
+
+Split = Literal["train", "heldout"]
+
+_HELDOUT_ONE_IN = 10
+_LARGEST_LISTED_LEVEL = 3
+
+
+def totals(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """The running totals modulo 10, from the second number on."""
+    return tuple(total % 10 for total in itertools.accumulate(numbers))[1:]
+
+
+def question_of(numbers: tuple[int, ...]) -> str:
+    return "+".join(map(str, numbers))
+
+
+def numbers_of(question: str) -> tuple[int, ...]:
+    """The digits of a question; ValueError when it is not a sum of digits."""
+    return tuple(int(part) for part in question.split("+"))
+
+
+def answer_of(numbers: tuple[int, ...]) -> str:
+    return "".join(map(str, totals(numbers)))
+
+
+def free_prompt(question: str) -> str:
+    """The prompt that shows the question only."""
+    return f"Q:{question}?E:"
+
+
+def conditioned_prompt(question: str, answer: str) -> str:
+    """The prompt that shows the gold answer as well."""
+    return f"H:{answer}?Q:{question}?E:"
+
+
+def own_solution(numbers: tuple[int, ...]) -> str:
+    """A solution in the base model's style: one addition a step, each total written down."""
+    steps, total = [], numbers[0]
+    for number in numbers[1:]:
+        steps.append(f"{total}+{number}={(total + number) % 10};")
+        total = (total + number) % 10
+    return "".join(steps) + f"{ANSWER_MARK}{answer_of(numbers)}{ANSWER_END}"
+
+
+def expert_solution(numbers: tuple[int, ...]) -> str:
+    """The expert's solution: another notation, and every other total is left to the reader's head.
+
+    `3+4+8+2` -> `348>5,2>7,A:757.`: blocks of new numbers, each with the total after it.
+    """
+    after = (numbers[0], *totals(numbers))
+    ends = [*range(2, len(numbers), 2)]
+    if not ends or ends[-1] != len(numbers) - 1:
+        ends.append(len(numbers) - 1)
+    blocks, start = [], 0
+    for end in ends:
+        blocks.append("".join(map(str, numbers[start : end + 1])) + f">{after[end]},")
+        start = end + 1
+    return "".join(blocks) + f"{ANSWER_MARK}{answer_of(numbers)}{ANSWER_END}"
+
+
+def is_heldout(numbers: tuple[int, ...]) -> bool:
+    """Whether a problem of level 2 or more is kept from all training, the base's own as well: one in ten, by CRC."""
+    return zlib.crc32(question_of(numbers).encode()) % _HELDOUT_ONE_IN == 0
+
+
+def draw_numbers(level: int, random_source: random.Random) -> tuple[int, ...]:
+    """Digits of one problem that may be trained on."""
+    while True:
+        numbers = tuple(random_source.randrange(10) for _ in range(level + 1))
+        if _belongs(numbers, "train"):
+            return numbers
+
+
+def problems(split: Split, levels: list[int] | tuple[int, ...], count: int, seed: int) -> list[Problem]:
+    """`count` problems dealt evenly over `levels`, in random order; the same list for the same arguments.
+
+    No problem of level 2 or more is in both splits. Level 1 has only 100 problems, so there both splits
+    draw from all of them. A problem comes again only when its level has no other left.
+    Raises ValueError for an unknown split, no or unknown levels, or a negative count.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split must be train or heldout, not {split!r}")
+    wanted = list(dict.fromkeys(levels)) or list(LEVELS)
+    if unknown := sorted(set(wanted) - set(LEVELS)):
+        raise ValueError(f"levels go from {LEVELS[0]} to {LEVELS[-1]}; unknown: {unknown}")
+    if count < 0:
+        raise ValueError(f"count must not be negative, not {count}")
+    random_source = random.Random(f"{KIND}/{split}/{seed}")
+    drawn: list[tuple[int, ...]] = []
+    for position, level in enumerate(wanted):
+        share = count // len(wanted) + (position < count % len(wanted))
+        drawn.extend(_draw_distinct(level, share, split, random_source))
+    random_source.shuffle(drawn)
+    return [_problem(numbers, f"{KIND}-{split}-{seed}-{index:05d}") for index, numbers in enumerate(drawn)]
+
+
+def _belongs(numbers: tuple[int, ...], split: Split) -> bool:
+    return len(numbers) == 2 or is_heldout(numbers) == (split == "heldout")
+
+
+def _draw_distinct(level: int, count: int, split: Split, random_source: random.Random) -> list[tuple[int, ...]]:
+    if level <= _LARGEST_LISTED_LEVEL:
+        every = [numbers for numbers in itertools.product(range(10), repeat=level + 1) if _belongs(numbers, split)]
+        random_source.shuffle(every)
+        return [every[index % len(every)] for index in range(count)]
+    seen: dict[tuple[int, ...], None] = {}
+    while len(seen) < count:
+        numbers = tuple(random_source.randrange(10) for _ in range(level + 1))
+        if _belongs(numbers, split):
+            seen[numbers] = None
+    return list(seen)
+
+
+def _problem(numbers: tuple[int, ...], uid: str) -> Problem:
+    return Problem(
+        uid=uid,
+        question=question_of(numbers),
+        answers=(answer_of(numbers),),
+        solution=expert_solution(numbers),
+        level=len(numbers) - 1,
+        kind=KIND,
+    )

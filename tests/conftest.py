@@ -1,0 +1,63 @@
+"""What tests share: a tiny real language model, a small configuration, one Ray."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> dict[str, Path]:
+    """Folders of two random two-layer Qwen2 models with the embedded world's tokenizer: "tied" and "untied"."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from expo_ray.world.tokenizer import EOS_ID, PAD_ID, VOCABULARY, save_tokenizer
+
+    folders = {}
+    for name in ("tied", "untied"):
+        torch.manual_seed(3)
+        shape = Qwen2Config(
+            vocab_size=len(VOCABULARY),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=128,
+            tie_word_embeddings=name == "tied",
+            eos_token_id=EOS_ID,
+            pad_token_id=PAD_ID,
+            bos_token_id=None,
+            initializer_range=0.3,
+        )
+        folder = tmp_path_factory.mktemp(f"tiny_{name}")
+        Qwen2ForCausalLM(shape).save_pretrained(folder)
+        save_tokenizer(folder)
+        folders[name] = folder
+    return folders
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data sets; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("EXPO_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no shared data sets at {folder}; set EXPO_SHARED to their folder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """Ray on this machine, stopped with the module."""
+    import logging
+
+    import ray
+
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield ray
+    ray.shutdown()

@@ -1,0 +1,203 @@
+"""Actors of the weight sync tests: a rollout engine and a learner rank, with tiny random models."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from expo_ray.sync.receiver import WeightReceiver
+
+VOCABULARY = 131
+ACTOR_ENV = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "OMP_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]),
+}
+
+
+def save_tiny_qwen2(folder: Path, tied: bool, seed: int = 0) -> str:
+    """A random Qwen2 model: 2 layers, width 64, heads of 32; weights large enough that logits differ clearly."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        eos_token_id=0,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def probes(seed: int = 0) -> list[list[int]]:
+    """Three sequences of different lengths over the tiny vocabulary."""
+    draw = np.random.default_rng(seed)
+    return [draw.integers(1, VOCABULARY, size=length).tolist() for length in (24, 9, 33)]
+
+
+def log_probabilities(model: Any, sequences: list[list[int]]) -> list[np.ndarray]:
+    """Of each token given those before it, with transformers and torch alone."""
+    import torch
+
+    found = []
+    with torch.no_grad():
+        for ids in sequences:
+            row = torch.tensor([ids])
+            scores = torch.log_softmax(model(row).logits[0, :-1].float(), dim=-1)
+            found.append(scores.gather(1, row[0, 1:, None])[:, 0].numpy())
+    return found
+
+
+@ray.remote(num_cpus=0.4, runtime_env={"env_vars": ACTOR_ENV})
+class Engine(WeightReceiver):
+    """A rollout worker with nothing but an engine."""
+
+    def __init__(self, model_path: str) -> None:
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
+
+        from expo_ray.sync.gloo_engine import register
+
+        register()
+        self.llm = LLM(
+            model_path,
+            dtype="float32",
+            enforce_eager=True,
+            distributed_executor_backend="uni",
+            skip_tokenizer_init=True,
+            max_model_len=128,
+            max_num_seqs=8,
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config=WeightTransferConfig(backend="gloo"),
+        )
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def without_mending(self) -> None:
+        """Leave vLLM's reload as it is."""
+        from expo_ray.sync import reload
+
+        reload.mend_tied_heads = lambda model: 0
+
+    def probe_and_sample(self, sequences: list[list[int]], probe_between: bool) -> tuple[list[int], list[int]]:
+        """Two samples from one seed, with or without a probe between them."""
+        import torch
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=1.0, max_tokens=12, detokenize=False, ignore_eos=True)
+        torch.manual_seed(5)
+        drawn = []
+        for _ in range(2):
+            output = self.llm.generate([{"prompt_token_ids": sequences[0]}], params, use_tqdm=False)[0]
+            drawn.append(list(output.outputs[0].token_ids))
+            if probe_between:
+                self.sync_probe(sequences)
+        return drawn[0], drawn[1]
+
+
+@ray.remote(num_cpus=0.4, runtime_env={"env_vars": ACTOR_ENV})
+class Learner:
+    """One DeepSpeed rank with a random update instead of training."""
+
+    def __init__(self, rank: int, ranks: int, rendezvous: str, model_path: str, stage: int) -> None:
+        import deepspeed
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(1)
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
+        deepspeed.init_distributed(
+            dist_backend="gloo",
+            init_method=f"file://{rendezvous}",
+            rank=rank,
+            world_size=ranks,
+            auto_mpi_discovery=False,
+        )
+        self.rank = rank
+        self.stage = stage
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "optimizer": {"type": "AdamW", "params": {"lr": 0.02, "torch_adam": True}},
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        }
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+        self.engine, *_ = deepspeed.initialize(model=model, config=config)
+
+    def connect(self, workers: dict[str, Any], timeout_s: float = 60.0, bucket_bytes: int = 40_000) -> None:
+        from expo_ray.sync.sender import WeightSender
+        from expo_ray.sync.source import ZeroWeightSource
+
+        self.source = ZeroWeightSource(self.engine.module, bucket_bytes=bucket_bytes)
+        self.sender = WeightSender(self.source, rank=self.rank, bucket_bytes=bucket_bytes, timeout_s=timeout_s)
+        self.sender.connect(workers, backend="gloo")
+
+    def reconnect(self, workers: dict[str, Any]) -> None:
+        self.sender.connect(workers, backend="gloo")
+
+    def train(self, seed: int) -> None:
+        """One real update towards random tokens."""
+        import torch
+
+        ids = torch.randint(1, VOCABULARY, (2, 32), generator=torch.Generator().manual_seed(seed))
+        loss = self.engine(input_ids=ids, labels=ids).loss
+        self.engine.backward(loss)
+        self.engine.step()
+
+    def send(self, version: int) -> Any:
+        return self.sender.send(version)
+
+    def corrupt(self, name: str, amount: float) -> None:
+        """From now on the source hands out one tensor with one row changed."""
+        iterate = type(self.source).__iter__
+
+        class Corrupted(type(self.source)):  # type: ignore[misc]
+            def __iter__(self):  # type: ignore[no-untyped-def]
+                for found, tensor in iterate(self):
+                    tensor = tensor.clone()
+                    if found == name:
+                        tensor[0] += amount
+                    yield found, tensor
+
+        self.source.__class__ = Corrupted
+
+    def probe(self, sequences: list[list[int]], version: int) -> Any:
+        from expo_ray.sync.proof import Probe
+
+        return Probe(version, log_probabilities(self.engine.module, sequences))
+
+    def gathered_at_once(self) -> tuple[int, int]:
+        """Bytes of whole parameters present at the worst moment of an iteration, and bytes of the model."""
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        parameters = list(self.engine.module.parameters())
+        worst = 0
+        original = type(self.source)._full_tensor
+
+        def counting(source: Any, entry: Any, copy: bool) -> Any:
+            nonlocal worst
+            present = [p for p in parameters if p.ds_status == ZeroParamStatus.AVAILABLE]
+            worst = max(worst, sum(p.numel() * p.element_size() for p in present))
+            return original(source, entry, copy)
+
+        type(self.source)._full_tensor = counting
+        for _ in self.source:
+            pass
+        type(self.source)._full_tensor = original
+        return worst, sum(p.ds_numel * p.element_size() for p in parameters)

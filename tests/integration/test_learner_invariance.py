@@ -1,0 +1,161 @@
+"""The gradient of a batch does not depend on how the batch was cut: budgets, ranks, ZeRO stages, layout, order."""
+
+import copy
+import sys
+
+import numpy as np
+import pytest
+
+from expo_ray.actor_process import environment
+from expo_ray.algorithms.base import make_algorithm
+from expo_ray.algorithms.tokens import PolicyTokens
+from expo_ray.config.schema import Config
+from expo_ray.learner.rank import LearnerRank
+from expo_ray.messages import TrainingBatch, TrainingSample
+
+VOCABULARY = 25
+BOUND = 1e-5
+
+
+class GradientRank(LearnerRank):
+    """A learner rank that shows its gradient instead of taking the step."""
+
+    def rebuild(self, config: Config) -> None:
+        self.config = config
+        self.build()
+
+    def gradient(self, batch: TrainingBatch) -> dict[str, np.ndarray]:
+        from deepspeed.utils import safe_get_full_grad
+
+        micro_batches = self.updater.micro_batches(batch.samples)
+        self.updater._fix_references(micro_batches)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = 0.0
+        self.updater.accumulate(micro_batches)
+        # DeepSpeed shows stage 0's own gradients before it clips, the others' as well: clipping is in step().
+        found = {name: safe_get_full_grad(p).float().numpy().copy() for name, p in self.lm.named_parameters()}
+        self.engine.step()
+        return found
+
+
+def make_batch(seed: int = 0) -> TrainingBatch:
+    """Fifteen samples of very different lengths: policy with advantages, and SFT."""
+    random = np.random.default_rng(seed)
+    samples = []
+    for index in range(15):
+        prompt = random.integers(3, VOCABULARY, random.integers(1, 9)).astype(np.int32)
+        completion = random.integers(3, VOCABULARY, random.integers(1, 40)).astype(np.int32)
+        policy = index % 3 < 2
+        samples.append(
+            TrainingSample(
+                prompt_ids=prompt,
+                completion_ids=completion,
+                term="policy" if policy else "sft",
+                weight=1.0 / (15 * len(completion)),
+                advantage=float(random.normal()) if policy else 0.0,
+                rollout_logprobs=random.normal(-3, 0.1, len(completion)).astype(np.float32) if policy else None,
+            )
+        )
+    return TrainingBatch(step=0, samples=samples, beta=0.04)
+
+
+@pytest.fixture
+def config(tiny_models) -> Config:
+    config = Config()
+    config.model.path = str(tiny_models["tied"])
+    config.learner.max_grad_norm = 0.0
+    config.algo.importance_correction = "none"
+    return config
+
+
+@pytest.fixture(scope="module")
+def start(local_ray, tmp_path_factory):
+    """Starts a group of ranks, of one size at a time: `start(config, ranks)` returns a gradient function."""
+    groups: dict[int, list] = {}
+    local_ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+    def of(config: Config, ranks: int):
+        config = copy.deepcopy(config)
+        config.learner.ranks = ranks
+        if ranks not in groups:
+            for handles in groups.values():
+                for handle in handles:
+                    local_ray.kill(handle)
+            groups.clear()
+            options = {"num_cpus": 1, "runtime_env": {"env_vars": environment("cpu", 1)}}
+            log = str(tmp_path_factory.mktemp(f"ranks{ranks}"))
+            actor = local_ray.remote(GradientRank).options(**options)
+            handles = [actor.remote(config, rank, log) for rank in range(ranks)]
+            address = local_ray.get(handles[0].address.remote(), timeout=60)
+            local_ray.get([handle.start.remote(*address) for handle in handles], timeout=180)
+            groups[ranks] = handles
+        else:
+            local_ray.get([handle.rebuild.remote(config) for handle in groups[ranks]], timeout=60)
+        return lambda batch: local_ray.get([h.gradient.remote(batch) for h in groups[ranks]], timeout=60)[0]
+
+    return of
+
+
+def reference_gradient(config: Config, batch: TrainingBatch) -> dict[str, np.ndarray]:
+    """The gradient without DeepSpeed, micro-batches or padding: one sample at a time, plain transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    lm = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+    algorithm = make_algorithm(config)
+    for sample in batch.samples:
+        ids = torch.tensor(np.concatenate([sample.prompt_ids, sample.completion_ids])[None].astype(np.int64))
+        log_softmax = lm(ids).logits[0, len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
+        logprobs = log_softmax.gather(-1, ids[0, len(sample.prompt_ids) :, None])[:, 0]
+        tokens = PolicyTokens(
+            logprobs=logprobs,
+            entropy=-(log_softmax.exp() * log_softmax).sum(-1).detach(),
+            old_logprobs=logprobs.detach(),
+            rollout_logprobs=torch.full_like(logprobs.detach(), float("nan"))
+            if sample.rollout_logprobs is None
+            else torch.tensor(sample.rollout_logprobs),
+            reference_logprobs=torch.zeros_like(logprobs.detach()),
+            sample_of_token=torch.zeros(len(logprobs), dtype=torch.int64),
+            term=[sample.term],
+            weight=torch.tensor([sample.weight]),
+            advantage=torch.tensor([sample.advantage]),
+            unit=torch.tensor([-1]),
+            reference_sum=torch.tensor([float("nan")]),
+        )
+        algorithm.loss(tokens).loss.backward()
+    return {name: p.grad.numpy() for name, p in lm.named_parameters()}
+
+
+def relative_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    assert a.keys() == b.keys()
+    difference = sum(float(((a[name] - b[name]).astype(np.float64) ** 2).sum()) for name in a)
+    norm = sum(float((b[name].astype(np.float64) ** 2).sum()) for name in b)
+    assert norm > 0
+    return (difference / norm) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "stages"), [(1, (0, 1, 2, 3)), (2, (0, 1, 2, 3)), (3, (1, 2, 3))], ids=["1 rank", "2 ranks", "3 ranks"]
+)
+def test_gradient_does_not_depend_on_the_cut(start, config, ranks, stages):
+    batch = make_batch()
+    expected = reference_gradient(config, batch)
+    shuffled = TrainingBatch(0, [batch.samples[i] for i in np.random.default_rng(1).permutation(15)], 0.04)
+    for stage in stages:
+        config.learner.zero_stage = stage
+        for budget, batching in [(1, "padded"), (100, "padded"), (100_000, "padded"), (100, "packed"), (10**6, "packed")]:
+            config.learner.tokens_per_micro_batch, config.learner.batching = budget, batching
+            gradient = start(config, ranks)
+            where = f"ZeRO-{stage}, {ranks} ranks, budget {budget}, {batching}"
+            assert relative_difference(gradient(batch), expected) < BOUND, where
+            assert relative_difference(gradient(shuffled), expected) < BOUND, f"{where}, shuffled"
+
+
+@pytest.mark.slow
+def test_fewer_samples_than_ranks(start, config):
+    config.learner.zero_stage = 2
+    batch = make_batch()
+    batch = TrainingBatch(0, batch.samples[:1], 0.04)
+    gradient = start(config, 3)
+    assert relative_difference(gradient(batch), reference_gradient(config, batch)) < BOUND

@@ -1,0 +1,90 @@
+"""Rewards and advantages against plain Python written from the formulas."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from algorithm_cases import config_with, group
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expo_ray.algorithms.advantages import group_advantages, group_rewards, overlong_penalty
+from expo_ray.algorithms.policy_batch import group_metrics, has_signal
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 0.25, -0.5, None]), min_size=1, max_size=12), st.booleans())
+def test_advantages_equal_the_formula(rewards, divide):
+    counted = [r for r in rewards if r is not None]
+    found = group_advantages([math.nan if r is None else r for r in rewards], divide)
+    for reward, advantage in zip(rewards, found, strict=True):
+        if reward is None:
+            assert math.isnan(advantage)
+            continue
+        expected = reward - sum(counted) / len(counted)
+        deviation = statistics.pstdev(counted)
+        if divide:
+            expected = expected / deviation if deviation else 0.0
+        assert advantage == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("rewards", [[0.1] * 7, [1.0], [0.0, 0.0], [math.nan, 0.3, 0.3], [math.nan]])
+def test_equal_rewards_give_exactly_zero(rewards):
+    found = group_advantages(rewards, divide_by_std=True)
+    assert all(a == 0.0 for a, r in zip(found, rewards, strict=True) if not math.isnan(r))
+
+
+def test_one_right_of_four():
+    found = group_advantages([1, 0, 0, 0], divide_by_std=True)
+    np.testing.assert_allclose(found, [math.sqrt(3), *[-1 / math.sqrt(3)] * 3], rtol=1e-12)
+
+
+def test_timeout_and_error_are_left_out_unless_counted_as_wrong():
+    config = config_with()
+    mixed = group(["correct", "timeout", "wrong", "error", "no_answer"])
+    np.testing.assert_array_equal(group_rewards(mixed, config), [1, np.nan, 0, np.nan, 0])
+    config.verifier.count_failures_as_wrong = True
+    np.testing.assert_array_equal(group_rewards(mixed, config), [1, 0, 0, 0, 0])
+
+
+def test_failures_are_not_a_signal():
+    config = config_with()
+    assert not has_signal(group(["wrong", "timeout", "error"]), config)
+    assert has_signal(group(["wrong", "timeout", "correct"]), config)
+
+
+@pytest.mark.parametrize(("length", "lost"), [(1, 0), (12, 0), (13, 0.125), (14, 0.25), (16, 0.5), (20, 0.5)])
+def test_overlong_shaping(length, lost):
+    """Limit 16, zone of the last 4 tokens, at most 0.5."""
+    algo = config_with(overlong_buffer_tokens=4, overlong_penalty=0.5).algo
+    assert overlong_penalty(length, 16, algo) == pytest.approx(lost)
+    assert overlong_penalty(length, 16, config_with().algo) == 0
+
+
+def test_overlong_shaping_makes_a_signal_in_an_all_right_group():
+    shaped = config_with(overlong_buffer_tokens=8)
+    both_right = group(["correct", "correct"], lengths=[4, 16])
+    assert not has_signal(both_right, config_with())
+    assert has_signal(both_right, shaped)
+    np.testing.assert_allclose(group_rewards(both_right, shaped), [1, 0])
+
+
+def test_group_metrics_count_by_hand():
+    groups = [
+        group(["correct", "correct"], level=1),
+        group(["wrong", "no_answer"], level=5),
+        group(["wrong", "correct"], level=5),
+        group(["timeout", "wrong"], level=None),
+    ]
+    metrics = group_metrics(groups, config_with())
+    assert metrics["groups/total"] == 4
+    assert metrics["groups/all_wrong"] == 0.5
+    assert metrics["groups/all_right"] == 0.25
+    assert metrics["groups/no_signal"] == 0.75
+    assert metrics["groups/dropped"] == 0
+    assert metrics["completions/left_out"] == 1
+    assert metrics["pass_rate/level_1"] == 1
+    assert metrics["pass_rate/level_5"] == 0.25
+    assert metrics["pass_rate/all"] == pytest.approx(3 / 7)
+    assert metrics["reward/mean"] == pytest.approx(3 / 7)
+    assert group_metrics(groups, config_with(dynamic_sampling="drop"))["groups/dropped"] == 3

@@ -1,0 +1,138 @@
+"""Values, combinations, model folders and resources that are refused, each with its remedy."""
+
+import inspect
+import json
+import re
+
+import pytest
+
+from expo_ray.config.check import CHOICES, RANGES, check_config, value_of
+from expo_ray.config.compose import compose_config, known_keys
+from expo_ray.config.errors import ConfigError
+from expo_ray.config.resources import Resources
+
+TWO_CORES = Resources("this machine", 1, 2, 8, 0, 0)
+CARDS = Resources("this machine", 1, 64, 500, 2, 79)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder that looks like a small model, without weights in its files."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shape = {
+        "model_type": "qwen2",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "vocab_size": 100,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 1024,
+    }
+    (folder / "config.json").write_text(json.dumps(shape))
+    for name in ("tokenizer.json", "model.safetensors"):
+        (folder / name).touch()
+    return folder
+
+
+def refused(overrides, resources=TWO_CORES):
+    with pytest.raises(ConfigError) as caught:
+        check_config(compose_config(overrides), resources)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_the_cpu_defaults_pass_on_two_cores(model):
+    check_config(compose_config(["profile=cpu", f"model.path={model}"]), TWO_CORES)
+
+
+def test_tables_name_keys_of_the_schema():
+    assert set(CHOICES) | set(RANGES) <= set(known_keys())
+
+
+def test_choices_are_those_that_the_schema_tells():
+    config = compose_config(["profile=cpu"])
+    compared = 0
+    for key, choices in CHOICES.items():
+        group, leaf = key.split(".")
+        source = inspect.getsource(type(getattr(config, group)))
+        told = re.search(rf"^ +{leaf}: str = .*?# ((?:\w+ \| )+\w+)", source, re.MULTILINE)
+        if told:
+            compared += 1
+            assert tuple(told.group(1).split(" | ")) == choices, key
+    assert compared >= 12
+
+
+def test_every_default_is_within_its_range():
+    config = compose_config(["profile=cpu"])
+    for key, (low, high) in RANGES.items():
+        assert low <= value_of(config, key) <= (high if high is not None else float("inf")), key
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["algo.policy_loss=clips"], ["algo.policy_loss=clips", "'clip'", "cispo"]),
+        (["learner.zero_stage=4"], ["learner.zero_stage=4", "learner.zero_stage=3"]),
+        (["learner.ranks=0"], ["learner.ranks=0", "learner.ranks=1"]),
+        (["trainer.steps=0"], ["trainer.steps=0", "trainer.steps=1"]),
+        (["rollout.samples_per_prompt=1"], ["rollout.samples_per_prompt=1", "2 or more"]),
+        (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "rollout.top_p=1.0"]),
+        (["rollout.top_k=50"], ["rollout.top_k=50", "rollout.top_k=0"]),
+        (["rollout.explanations_per_prompt=0"], ["exp_grpo", "rollout.explanations_per_prompt=1"]),
+        (["data.levels=[6]"], ["level 6", "1 to 5"]),
+        (["data=gsm8k", "data.levels=[5]"], ["data.levels=[5]", "data.level_key"]),
+        (["verifier.name=maths"], ["verifier.name=maths", "'math'"]),
+        (["sync.backend=nccl"], ["sync.backend=nccl", "sync.backend=auto"]),
+        (["trainer.resume=/not/there"], ["trainer.resume=/not/there", "auto"]),
+        (["model.path=/not/there"], ["model.path=/not/there", "folder"]),
+        (["rollout.max_prompt_tokens=1000"], ["1256 tokens", "is 1024", "rollout.max_prompt_tokens=768"]),
+        (["learner.ranks=3"], ["learner.ranks=3", "3 cores", "has 2 today", "learner.ranks=2"]),
+        (["rollout.workers=5"], ["rollout.workers=5", "5 cores", "has 2 today", "rollout.workers=2"]),
+        (["run_dir=/proc/version/x"], ["run_dir=/proc/version/x", "another run_dir"]),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_remedy(model, overrides, words):
+    sentence = refused(["profile=cpu", f"model.path={model}", *overrides])
+    assert all(word in sentence for word in words), sentence
+
+
+def test_a_remedy_for_too_many_cores_works(model):
+    assert "use learner.ranks=2" in refused(["profile=cpu", f"model.path={model}", "learner.ranks=3"])
+    check_config(compose_config(["profile=cpu", f"model.path={model}", "learner.ranks=2"]), TWO_CORES)
+
+
+def test_too_many_gpus_are_refused_with_a_layout_that_fits(model):
+    wanted = ["profile=gpu", f"model.path={model}", "dry_run=true", "rollout.max_prompt_tokens=100"]
+    wanted += ["rollout.max_completion_tokens=100"]
+    sentence = refused([*wanted, "learner.ranks=4", "rollout.workers=4"], CARDS)
+    assert "8 GPUs" in sentence and "has 2 today" in sentence
+    remedy = sentence.split("use ")[1].split()
+    check_config(compose_config([*wanted, *remedy]), CARDS)
+
+
+def test_no_gpu_at_all_points_to_the_cpu_profile(model):
+    wanted = ["profile=gpu", f"model.path={model}", "dry_run=true"]
+    sentence = refused([*wanted, "rollout.max_prompt_tokens=100", "rollout.max_completion_tokens=100"])
+    assert sentence.endswith("use profile=cpu")
+
+
+def test_a_model_that_cannot_fit_is_refused():
+    assert "GiB of host memory" in refused(["profile=cpu"])
+
+
+def test_a_model_folder_must_be_whole(model):
+    overrides = ["profile=cpu", f"model.path={model}"]
+    (model / "tokenizer.json").unlink()
+    assert "no tokenizer" in refused(overrides)
+    (model / "tokenizer.json").touch()
+    (model / "model.safetensors").unlink()
+    assert "no weights" in refused(overrides)
+    (model / "model.safetensors").touch()
+    (model / "config.json").write_text("{")
+    assert "cannot be read as JSON" in refused(overrides)
+    (model / "config.json").unlink()
+    assert "no config.json" in refused(overrides)

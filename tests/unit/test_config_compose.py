@@ -1,0 +1,97 @@
+"""From overrides to a typed configuration: groups, order of precedence, derived values, clear errors."""
+
+from pathlib import Path
+
+import pytest
+
+from expo_ray.config.compose import CONF, compose_config, groups, known_keys, sweep_jobs
+from expo_ray.config.errors import ConfigError
+
+CHOICES = [(group, choice) for group, choices in groups().items() for choice in choices]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_of_every_group_composes(group, choice):
+    config = compose_config([f"{group}={choice}"])
+    if group in ("algo", "profile", "verifier", "cluster"):
+        assert getattr(config, group).name == choice
+
+
+def test_every_yaml_file_belongs_to_a_group():
+    known = {CONF / "train.yaml"} | {CONF / group / f"{choice}.yaml" for group, choice in CHOICES}
+    assert {file for file in CONF.rglob("*.yaml") if "hydra" not in file.parts} == known
+
+
+def test_the_command_line_wins_over_experiment_profile_and_group():
+    config = compose_config(["experiment=math_l5_qwen2.5_3b", "profile=cpu"])
+    assert (config.trainer.steps, config.trainer.prompts_per_step, config.learner.ranks) == (600, 8, 2)
+    config = compose_config(["experiment=math_l5_qwen2.5_3b", "profile=cpu", "trainer.steps=2", "learner.ranks=1"])
+    assert (config.trainer.steps, config.learner.ranks) == (2, 1)
+
+
+def test_the_recipe_has_the_papers_defaults():
+    config = compose_config(["experiment=math_l5_qwen2.5_3b", "profile=gpu"])
+    assert config.model.path == "Qwen/Qwen2.5-3B-Instruct"
+    assert (config.algo.name, config.algo.beta, config.data.levels) == ("exp_grpo", 0.04, [5])
+    assert (config.eval.samples, config.eval.temperature) == (4, 0.7)
+
+
+def test_a_cluster_brings_its_layout():
+    config = compose_config(["profile=gpu", "cluster=8xh100"])
+    assert (config.rollout.workers, config.learner.ranks, config.cluster.gpus_per_node) == (4, 4, 8)
+
+
+@pytest.mark.parametrize(("algo", "explanations"), [("grpo", 0), ("sft_gt_grpo", 0), ("dpo_gt", 0), ("exp_grpo", 2)])
+def test_only_algorithms_with_explanations_sample_them(algo, explanations):
+    config = compose_config([f"algo={algo}", "rollout.explanations_per_prompt=2"])
+    assert config.rollout.explanations_per_prompt == explanations
+
+
+def test_paths_are_absolute_and_a_hub_id_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    config = compose_config(["model.path=model", "data.path=problems.jsonl", "run_dir=here"])
+    assert config.model.path == str(tmp_path / "model")
+    assert config.data.path == str(tmp_path / "problems.jsonl")
+    assert config.run_dir == str(tmp_path / "here")
+    assert compose_config([]).model.path == "Qwen/Qwen2.5-3B-Instruct"
+
+
+def test_the_run_folder_is_named_after_the_run():
+    assert Path(compose_config(["run_name=abc"]).run_dir).parent == Path.cwd() / "runs" / "abc"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("algo.betta=1", ["unknown key 'algo.betta'", "'algo.beta'"]),
+        ("steps=3", ["unknown key 'steps'", "'trainer.steps'"]),
+        ("algos=grpo", ["unknown key 'algos'", "'algo'"]),
+        ("+trainer.epochs=3", ["unknown key 'trainer.epochs'"]),
+        ("algo=exp_gropo", ["algo=exp_gropo", "'exp_grpo'", "dpo_gt"]),
+        ("profile=tpu", ["profile=tpu", "cpu, gpu"]),
+        ("trainer.steps=two", ["trainer.steps=two", "whole number"]),
+        ("trainer.steps=1.5", ["trainer.steps=1.5", "whole number"]),
+        ("dry_run=maybe", ["dry_run=maybe", "true or false"]),
+        ("data.levels=[1,x]", ["data.levels=[1,x]", "list of whole numbers"]),
+        ("algo.beta=nan", ["algo.beta=nan", "finite"]),
+        ("algo.beta=.inf", ["algo.beta", "number"]),
+        ("nonsense", ["'nonsense'", "key=value"]),
+        ("run_dir=''", ["run_dir", "empty"]),
+    ],
+)
+def test_a_wrong_override_is_told_in_one_sentence(override, words):
+    with pytest.raises(ConfigError) as caught:
+        compose_config([override])
+    sentence = str(caught.value)
+    assert "\n" not in sentence and all(word in sentence for word in words), sentence
+
+
+def test_a_sweep_lists_each_combination():
+    jobs = list(sweep_jobs(["algo=grpo,exp_grpo", "seed=range(0,3)", "trainer.steps=2"]))
+    assert len(jobs) == 6
+    assert ["algo=exp_grpo", "seed=2", "trainer.steps=2"] in jobs
+
+
+def test_known_keys_reach_into_groups():
+    assert {"algo.beta", "model.lora.rank", "trainer.resume", "dry_run"} <= set(known_keys())

@@ -1,0 +1,121 @@
+"""The command `python -m expo_ray.train`: exit codes, one sentence, the run folder on the last line."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from expo_ray.config import entry, hub
+from expo_ray.config.compose import compose_config
+from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.config.hub import check_hub
+from expo_ray.train import main
+
+LENGTHS = ["rollout.max_prompt_tokens=60", "rollout.max_completion_tokens=48"]
+
+
+@pytest.fixture
+def overrides(tiny_models, tmp_path) -> list[str]:
+    return ["profile=cpu", f"model.path={tiny_models['tied']}", "data=toy", "verifier=toy", *LENGTHS]
+
+
+@pytest.fixture
+def argv(monkeypatch):
+    """Hydra reads sys.argv; it is put back after the test."""
+    monkeypatch.setattr(sys, "argv", ["train"])
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = "import sys; from expo_ray.train import main; main(['--help']); print('hydra' in sys.modules)"
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert time.monotonic() - began < 10
+    assert done.stdout.startswith("usage:") and done.stdout.endswith("False\n")
+
+
+def test_the_whole_check_imports_no_engine(overrides, tmp_path):
+    code = (
+        "import sys; from expo_ray.train import main; "
+        f"main({[*overrides, 'dry_run=true', f'run_dir={tmp_path}/run']!r}); "
+        "print(sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("argument", ["algo.betta=1", "algo=exp_gropo", "--nonsense", "algo=grpo,exp_grpo"])
+def test_wrong_input_is_one_line_on_stderr_and_exit_code_2(argument, tmp_path, monkeypatch, capsys, argv):
+    monkeypatch.chdir(tmp_path)
+    assert main([argument]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1 and argument.lstrip("-") in told.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_leaves_the_plan_and_the_configuration(overrides, tmp_path, capsys, argv):
+    folder = tmp_path / "my run=1"
+    assert main([*overrides, "dry_run=true", f"run_dir='{folder}'"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == str(folder)
+    assert out.startswith((folder / "plan.txt").read_text())
+    saved = OmegaConf.load(folder / "config.yaml")
+    assert saved.run_dir == str(folder) and saved.rollout.max_completion_tokens == 48
+    assert OmegaConf.to_container(saved, throw_on_missing=True)
+
+
+def test_a_multirun_checks_all_jobs_first_and_gives_each_a_folder(overrides, tmp_path, capsys, argv):
+    common = [*overrides, "dry_run=true", f"run_dir={tmp_path}/sweep"]
+    assert main(["-m", *common, "learner.zero_stage=2,9"]) == 2
+    assert not (tmp_path / "sweep").exists()
+    assert main(["-m", *common, "algo=grpo,exp_grpo"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "sweep")
+    names = [OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").algo.name for job in "01"]
+    assert names == ["grpo", "exp_grpo"]
+
+
+def test_a_failed_job_does_not_end_the_sweep(overrides, tmp_path, monkeypatch, argv):
+    seen = []
+
+    def job(config, folder):
+        seen.append(config.seed)
+        if config.seed == 0:
+            raise RuntimeError("an actor died")
+        if config.seed == 1:
+            raise DataError("a prompt is too long")
+
+    monkeypatch.setattr(entry, "check_hub", lambda config: None)
+    outcome = entry.launch(["-m", *overrides, "seed=0,1,2", f"run_dir={tmp_path}/sweep"], job)
+    assert seen == [0, 1, 2]
+    assert [(folder.name, str(error)) for folder, error in outcome.errors] == [
+        ("0", "an actor died"),
+        ("1", "a prompt is too long"),
+    ]
+    assert "RuntimeError: an actor died" in (tmp_path / "sweep/0/logs/driver.log").read_text()
+
+
+def test_wrong_data_is_found_before_a_folder_is_made(overrides, tmp_path, capsys, argv):
+    file = tmp_path / "problems.jsonl"
+    file.write_text(json.dumps({"question": "1+1?"}) + "\n")
+    run = ["data=jsonl", f"data.path={file}", f"run_dir={tmp_path}/run"]
+    assert main([*overrides, *run]) == 2
+    told = capsys.readouterr().err
+    assert f"{file} line 1" in told and "'answer'" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_hub_is_asked_only_for_what_is_not_here(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    here = f"model.path={tiny_models['tied']}"
+    check_hub(compose_config([here, "data=toy"]))
+    check_hub(compose_config([here, "data=math", "data.path=x.jsonl"]))
+    with pytest.raises(ConfigError, match=r"data\.hub=.*data\.path=FILE"):
+        check_hub(compose_config([here, "data=math"]))
+    with pytest.raises(ConfigError, match=r"model\.path=Qwen/Qwen2.5-3B-Instruct.*model\.path=FOLDER"):
+        check_hub(compose_config(["data=toy"]))
+    Path(tmp_path / "models--Qwen--Qwen2.5-3B-Instruct" / "snapshots").mkdir(parents=True)
+    check_hub(compose_config(["data=toy"]))

@@ -1,0 +1,141 @@
+"""The plan: parameter counts, batch sizes, shares of cores, and memory worked out by hand."""
+
+import json
+
+import pytest
+
+from expo_ray.config.compose import compose_config
+from expo_ray.config.model_shape import KNOWN, model_shape
+from expo_ray.config.plan import make_plan, plan_text
+from expo_ray.config.resources import Resources, of_cluster
+
+GIB = 2**30
+TWO_CORES = Resources("this machine", 1, 2, 8, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        # The sum over the tensors in each model's published safetensors index.
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen2.5-1.5b", 1_543_714_304),
+        ("qwen2.5-3b", 3_085_938_688),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.2-3b", 3_212_749_824),
+        ("llama-3.1-8b", 8_030_261_248),
+    ],
+)
+def test_known_models_have_their_published_size(name, published):
+    assert KNOWN[name].parameters == published
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_a_local_model_is_counted_as_transformers_does(tiny_models, name):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_models[name])
+    shape = model_shape(str(tiny_models[name]))
+    assert shape is not None and shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.context == 128
+
+
+def test_lora_is_counted_as_peft_does(tiny_models):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_models["tied"]), LoraConfig(r=4, target_modules="all-linear")
+    )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shape = model_shape(str(tiny_models["tied"]))
+    assert shape is not None and shape.lora_parameters(4) == trained
+
+
+def test_batch_sizes_of_a_step():
+    config = compose_config(
+        [
+            "profile=cpu",
+            "trainer.prompts_per_step=10",
+            "rollout.samples_per_prompt=4",
+            "rollout.explanations_per_prompt=2",
+            "rollout.max_prompt_tokens=100",
+            "rollout.max_completion_tokens=50",
+            "learner.tokens_per_micro_batch=600",
+        ]
+    )
+    batch = make_plan(config, TWO_CORES).batch
+    assert (batch.completions, batch.explanations, batch.samples, batch.tokens) == (40, 20, 60, 9000)
+    assert batch.micro_batches_per_rank == 8  # 9000 / 2 ranks / 600 = 7.5
+
+
+def test_sft_on_gold_adds_one_sample_a_prompt():
+    batch = make_plan(compose_config(["profile=cpu", "algo=sft_gt_grpo"]), TWO_CORES).batch
+    assert (batch.explanations, batch.samples) == (0, 8 * 4 + 8)
+
+
+def test_actors_take_turns_on_two_cores_and_ray_can_place_them_all():
+    plan = make_plan(compose_config(["profile=cpu"]), TWO_CORES)
+    assert plan.cores == 2
+    assert sum(row.count * row.ray_cpus for row in plan.actors) <= TWO_CORES.cores
+    assert all(row.ray_cpus > 0 for row in plan.actors if row.name != "driver")
+
+
+def test_gpu_actors_get_cards_of_their_own():
+    config = compose_config(["profile=gpu", "cluster=8xh100", "rollout.workers=2", "rollout.tensor_parallel=2"])
+    plan = make_plan(config)
+    assert (plan.actor("rollout").gpus, plan.actor("learner").gpus, plan.gpus) == (2, 1, 8)
+    assert plan.cores == 2 * 2 * 2 + 4 * 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [(0, 1, 1, 1), (1, 1, 1, 0.25), (2, 1, 0.25, 0.25), (3, 0.25, 0.25, 0.25)],
+)
+def test_learner_memory_by_zero_stage(stage, weights, gradients, optimizer):
+    """bfloat16 on four ranks: 2 bytes a weight, 2 a gradient, 12 for master weights and two moments."""
+    size = 3_085_938_688
+    config = compose_config(["profile=gpu", "cluster=8xh100", f"learner.zero_stage={stage}"])
+    parts = make_plan(config).actor("learner").memory.gpu
+    assert parts["weights"] == pytest.approx(2 * size * weights / GIB)
+    assert parts["gradients"] == pytest.approx(2 * size * gradients / GIB)
+    assert parts["optimizer"] == pytest.approx(12 * size * optimizer / GIB)
+
+
+def test_offloading_moves_the_optimizer_to_the_host():
+    memory = make_plan(compose_config(["profile=gpu", "cluster=2xh100", "learner.offload_optimizer=true"]))
+    row = memory.actor("learner").memory
+    assert "optimizer" not in row.gpu and row.host["optimizer"] == pytest.approx(12 * 3_085_938_688 / GIB)
+
+
+def test_a_reference_policy_is_counted_when_there_is_one():
+    def parts(*overrides):
+        return make_plan(compose_config(["profile=gpu", "cluster=8xh100", *overrides])).actor("learner").memory.gpu
+
+    assert "reference policy" not in parts()
+    assert "reference policy" in parts("algo.kl_coef=0.01")
+    assert "reference policy" in parts("algo=exp_dpo")
+
+
+def test_a_model_of_unknown_size_is_said_to_be_unknown():
+    text = plan_text(make_plan(compose_config(["profile=cpu", "model.path=someone/something"]), TWO_CORES))
+    assert "size unknown" in text and "unknown of 8.0 GiB" in text
+
+
+def test_the_text_names_every_actor_and_the_totals(tiny_models):
+    config = compose_config(["profile=cpu", f"model.path={tiny_models['tied']}", "data=toy"])
+    text = plan_text(make_plan(config, TWO_CORES))
+    for words in ("rollout ", "learner ", "verifier ", "driver ", "2 of 2 cores", "0 of 0 GPUs", "32 completions"):
+        assert words in text
+
+
+def test_a_cluster_is_planned_by_its_own_figures():
+    config = compose_config(["cluster=2x8xh100", "profile=gpu"])
+    resources = of_cluster(config.cluster)
+    assert resources is not None and (resources.gpus, resources.cores) == (16, 256)
+    assert of_cluster(compose_config(["profile=cpu"]).cluster) is None
+
+
+def test_a_model_with_unfamiliar_fields_has_no_shape(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", "vocab_size": 5}))
+    assert model_shape(str(tmp_path)) is None

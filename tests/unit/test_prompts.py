@@ -1,0 +1,202 @@
+"""Prompts of each style, the explained target id for id, chains cut from their answers, and the preview."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from algorithm_cases import config_with
+
+from expo_ray.algorithms import make_algorithm
+from expo_ray.messages import Completion, Group, Problem, Prompt, Rollout, Verdict
+from expo_ray.prompts import PromptBuilder
+from expo_ray.prompts.__main__ import main
+from expo_ray.prompts.chains import statement_start
+
+PROBLEM = Problem("p1", "What is {3 + 4} in base ten?", ("7731",), "Adding gives $\\boxed{7731}$.", 1)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
+
+
+def character_tokenizer(chat_template: str | None = None):
+    """One token a printable ASCII character and newline, with an end token."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["<eos>", "<unk>", "\n", *map(chr, range(32, 127))]
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>", chat_template=chat_template
+    )
+
+
+def toy_tokenizer():
+    from expo_ray.world.tokenizer import build_tokenizer
+
+    return build_tokenizer()
+
+
+def real_tokenizer(name: str):
+    folder = Path(os.environ.get("EXPO_MODELS", "")) / name
+    if "EXPO_MODELS" not in os.environ or not folder.is_dir():
+        pytest.skip(f"no {name} here; set EXPO_MODELS to a folder that holds it")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(params=["character", "character-chat", "smollm2-135m", "qwen-0.5b"])
+def tokenizer(request):
+    if request.param.startswith("character"):
+        return character_tokenizer(CHAT_TEMPLATE if request.param.endswith("chat") else None)
+    return real_tokenizer(request.param)
+
+
+def explained(prompt: Prompt, explanation_ids: list[int], text: str) -> Group:
+    ids = np.array(explanation_ids, dtype=np.int32)
+    told = Completion(ids, np.zeros(len(ids), np.float32), text, "stop", 0)
+    own = Completion(ids[:1], np.zeros(1, np.float32), "no", "stop", 0)
+    return Group(Rollout(prompt, [own], [told]), [Verdict("wrong")], [Verdict("correct")])
+
+
+def test_explained_target_is_prompt_and_explanation_id_for_id(tokenizer):
+    """The odd ids at the end are no canonical tokenisation of their text: they must come through unchanged."""
+    builder = PromptBuilder(tokenizer)
+    prompt = builder(PROBLEM)
+    text = "Three and four make seven."
+    sampled = [*tokenizer(text, add_special_tokens=False)["input_ids"], 5, 5, 3, tokenizer.eos_token_id]
+    batch = make_algorithm(config_with()).training_batch([explained(prompt, sampled, text)], 0)
+    (target,) = [s for s in batch.samples if s.term == "sft"]
+    assert target.prompt_ids.tolist() == prompt.free_ids.tolist()
+    assert target.completion_ids.tolist() == sampled
+
+
+def test_only_the_conditioned_prompt_shows_the_answer(tokenizer):
+    builder = PromptBuilder(tokenizer)
+    prompt = builder(PROBLEM)
+    free, conditioned = builder.decode(prompt.free_ids.tolist()), builder.decode(prompt.conditioned_ids.tolist())
+    assert "7731" not in free and "7731" in conditioned
+    assert PROBLEM.question in free and PROBLEM.question in conditioned
+    assert "\\boxed{}" in free and "\\boxed{}" in conditioned
+    assert prompt.free_ids.dtype == prompt.conditioned_ids.dtype == np.int32
+
+
+def test_conditioned_prompt_asks_for_a_derivation_that_stands_alone():
+    system, user = PromptBuilder(character_tokenizer(CHAT_TEMPLATE)).texts(PROBLEM)[1]
+    assert "\\boxed{}" in system
+    assert "derivation" in user and "stand on its own" in user and "do not write that an answer was given" in user
+
+
+def test_chat_prompt_is_what_the_chat_template_renders():
+    tokenizer = character_tokenizer(CHAT_TEMPLATE)
+    builder = PromptBuilder(tokenizer)
+    rendered = tokenizer.decode(builder(PROBLEM).free_ids.tolist())
+    assert rendered == f"<system>{builder.instruction}<end><user>{PROBLEM.question}<end><assistant>"
+
+
+def test_a_template_that_refuses_a_system_message_gets_it_in_the_users():
+    tokenizer = character_tokenizer(NO_SYSTEM)
+    builder = PromptBuilder(tokenizer)
+    rendered = tokenizer.decode(builder(PROBLEM).free_ids.tolist())
+    assert rendered == f"<user>{builder.instruction}\n\n{PROBLEM.question}<end><assistant>"
+
+
+def test_gold_solution_is_a_completion_with_its_stop_token(tokenizer):
+    prompt = PromptBuilder(tokenizer)(PROBLEM)
+    assert prompt.gold_ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(prompt.gold_ids[:-1].tolist()) == PROBLEM.solution
+    assert PromptBuilder(tokenizer)(replace(PROBLEM, solution=None)).gold_ids is None
+
+
+def test_answer_span_is_lead_and_answer(tokenizer):
+    builder = PromptBuilder(tokenizer)
+    span = builder(PROBLEM).answer_span.tolist()
+    assert tokenizer.decode(span[: builder.lead_tokens]).endswith("The final answer is $\\boxed{")
+    assert tokenizer.decode(span[builder.lead_tokens :]) == "7731}"
+
+
+def test_toy_prompts_are_the_worlds():
+    builder = PromptBuilder(toy_tokenizer(), "auto", "toy")
+    prompt = builder(Problem("t", "3+4+8", ("75",), "348>5,A:75."))
+    decode = builder.tokenizer.decode
+    assert decode(prompt.free_ids.tolist()) == "Q:3+4+8?E:"
+    assert decode(prompt.conditioned_ids.tolist()) == "H:75?Q:3+4+8?E:"
+    assert decode(prompt.gold_ids.tolist()) == "348>5,A:75.<eos>"
+    assert decode(prompt.answer_span.tolist()) == "A:75." and builder.lead_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "chain"),
+    [
+        ("Add both. So $x=7$.\n\nThe final answer is $\\boxed{7}$.", "Add both. So $x=7$."),
+        ("Add both. Thus $3+4=\\boxed{7}$.", "Add both."),
+        ("First \\boxed{1}. No, wait. It is \\boxed{7}.", "First \\boxed{1}. No, wait."),
+        ("It is 3.5 units. Therefore the answer is 7.", "It is 3.5 units."),
+        ("3+4=7\n#### 7", "3+4=7"),
+        ("\\boxed{7}", ""),
+        ("Add both, which gives 7", "Add both, which gives 7"),
+        ("", ""),
+    ],
+)
+def test_chain_ends_before_the_answer_statement(text, chain):
+    assert text[: statement_start(text)].rstrip() == chain
+    builder = PromptBuilder(character_tokenizer())
+    ids = np.array([*builder.tokenizer(text)["input_ids"], builder.tokenizer.eos_token_id], dtype=np.int32)
+    cut = builder.chain_of(ids)
+    assert builder.decode(cut.tolist()) == chain
+    np.testing.assert_array_equal(cut, ids[: len(cut)])
+
+
+def test_chain_of_real_tokens_is_a_prefix_of_the_ids(tokenizer):
+    builder = PromptBuilder(tokenizer)
+    text = "We add 3 and 4.\n\nThis gives 7.\n\nThe final answer is $\\boxed{7}$."
+    ids = np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], dtype=np.int32)
+    cut = builder.chain_of(ids)
+    np.testing.assert_array_equal(cut, ids[: len(cut)])
+    assert builder.decode(cut.tolist()).rstrip() == "We add 3 and 4.\n\nThis gives 7."
+
+
+def test_choice_asks_for_a_letter():
+    assert "letter" in PromptBuilder(character_tokenizer(), "base", "choice").instruction
+
+
+@pytest.mark.parametrize(("style", "message"), [("chat", "no chat template"), ("fancy", "prompt_style=fancy")])
+def test_bad_styles_are_refused(style, message):
+    with pytest.raises(ValueError, match=message):
+        PromptBuilder(character_tokenizer(), style)
+
+
+def test_a_tokenizer_without_end_token_is_refused():
+    tokenizer = character_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="end-of-sequence"):
+        PromptBuilder(tokenizer)
+
+
+def test_preview_shows_prompts_and_ids(tmp_path, capsys):
+    character_tokenizer(CHAT_TEMPLATE).save_pretrained(tmp_path)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "Find x.", "answer": "4321", "solution": "It is 4321."}\n' * 20)
+    overrides = [f"model.path={tmp_path}", "data=jsonl", f"data.path={data}"]
+    assert main(["--preview", "--count", "3", *overrides]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("--- free prompt") == shown.count("--- conditioned prompt") == 3
+    assert "<user>Find x." in shown and "The correct answer is 4321." in shown
+
+
+def test_preview_without_overrides_shows_the_embedded_world(capsys):
+    assert main(["--preview", "--count", "1"]) == 0
+    assert "Q:" in capsys.readouterr().out
+
+
+def test_preview_names_the_bad_line(tmp_path, capsys):
+    data = tmp_path / "bad.jsonl"
+    data.write_text("nonsense\n")
+    assert main(["--preview", "model=toy", "data=jsonl", f"data.path={data}"]) == 2
+    assert f"{data} line 1" in capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""Dealing a batch over ranks and cutting it into micro-batches."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expo_ray.learner.layout import lay_out
+from expo_ray.learner.sharing import deal
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 200), st.integers(-1, 5)), min_size=1, max_size=40),
+    st.integers(1, 4),
+    st.integers(1, 1000),
+    st.booleans(),
+)
+def test_every_sample_is_dealt_once_and_units_stay_together(samples, ranks, budget, packed):
+    lengths, units = [s[0] for s in samples], [s[1] for s in samples]
+    shares = deal(lengths, units, ranks, budget, packed)
+    assert sorted(i for share in shares for cut in share for i in cut) == list(range(len(samples)))
+    assert len({len(share) for share in shares}) == 1
+    for unit in set(units) - {-1}:
+        holders = {(r, c) for r, share in enumerate(shares) for c, cut in enumerate(share) for i in cut if units[i] == unit}
+        assert len(holders) == 1
+    for share in shares:
+        for cut in share:
+            tokens = sum(lengths[i] for i in cut) if packed else max((lengths[i] for i in cut), default=0) * len(cut)
+            one_unit = len({units[i] if units[i] >= 0 else ("alone", i) for i in cut}) <= 1
+            assert tokens <= budget or one_unit
+
+
+def test_tokens_are_balanced_over_ranks():
+    lengths = np.random.default_rng(0).integers(1, 500, 200).tolist()
+    shares = deal(lengths, [-1] * 200, 4, 4096, packed=True)
+    tokens = [sum(lengths[i] for cut in share for i in cut) for share in shares]
+    assert max(tokens) - min(tokens) <= 500
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_layout_points_at_the_token_before_each_scored_one(packed):
+    contexts = [np.array([5, 6], np.int32), np.array([7], np.int32)]
+    scored = [np.array([8, 9, 10], np.int32), np.array([11], np.int32)]
+    layout = lay_out(contexts, scored, packed)
+    before = layout.input_ids[layout.rows, layout.columns].tolist()
+    assert before == [6, 8, 9, 7]
+    assert layout.targets.tolist() == [8, 9, 10, 11]
+    assert layout.sample_of_token.tolist() == [0, 0, 0, 1]
+    assert layout.position_ids[layout.rows, layout.columns].tolist() == [1, 2, 3, 0]
+
+
+def test_an_empty_context_is_refused():
+    with pytest.raises(ValueError, match="empty context"):
+        lay_out([np.array([], np.int32)], [np.array([1], np.int32)], packed=False)
