@@ -40,7 +40,7 @@ def _other_notation(answer: str, draw: random.Random) -> str:
 
 
 def items(count: int, seed: int = 0) -> list[Item]:
-    """Responses of whole sentences: 40 % end in the gold answer, 20 % in another notation of it, 40 % in a wrong one."""
+    """Responses of whole sentences: 40 % end in the gold answer, 20 % in another notation, 40 % in a wrong answer."""
     draw = random.Random(seed)
     path = Path(os.environ.get("EXPO_SHARED", ROOT.parent / "shared")) / "data" / "math_train.jsonl"
     if path.exists():

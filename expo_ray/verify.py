@@ -95,7 +95,7 @@ def write_output(path: Path, records: list[dict[str, Any]], verdicts: list[Verdi
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         for record, verdict in zip(records, verdicts, strict=True):
-            found = {"verdict": verdict.outcome, "extracted": verdict.extracted}
+            found: dict[str, Any] = {"verdict": verdict.outcome, "extracted": verdict.extracted}
             found |= {"method": verdict.method, "ms": round(verdict.ms, 3)}
             file.write(json.dumps(record | found) + "\n")
     os.replace(partial, path)
@@ -116,7 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="grading processes")
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds for one item")
     parser.add_argument("--memory-mib", type=int, default=1024, help="memory of one process")
-    parser.add_argument("--task", default="math", help="math, gsm8k, choice, toy, reasoning_gym or package.module:Class")
+    parser.add_argument(
+        "--task", default="math", help="math, gsm8k, choice, toy, reasoning_gym or package.module:Class"
+    )
     parser.add_argument("--strict", action="store_true", help="only marked answers count")
     parser.add_argument("--skip-bad", action="store_true", help="leave malformed lines out and count them")
     options = parser.parse_args(arguments)

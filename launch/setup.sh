@@ -3,6 +3,7 @@
 #
 #   launch/setup.sh                 GPU packages where a GPU is visible (or as .venv already is), else CPU packages
 #   PROFILE=cpu launch/setup.sh     CPU packages; PROFILE=gpu: GPU packages where a GPU is visible
+#   FORCE_PROFILE=1                 with PROFILE=gpu: GPU packages even so, as when an image is built
 #
 # PyTorch's CPU build is not on PyPI. It is taken from a folder of wheels that pip is told of (PIP_FIND_LINKS or
 # pip's configuration), else from TORCH_CPU_INDEX, by default PyTorch's own index.
@@ -24,7 +25,7 @@ choose_profile() {
         gpu | auto)
             if [[ $wanted == auto && -f $STAMP ]]; then
                 cut -d' ' -f1 "$STAMP"
-            elif nvidia-smi -L >/dev/null 2>&1; then
+            elif [[ $wanted == gpu && -n ${FORCE_PROFILE:-} ]] || nvidia-smi -L >/dev/null 2>&1; then
                 echo gpu
             else
                 [[ $wanted == auto ]] || say "PROFILE=gpu, but nvidia-smi shows no GPU: taking the CPU packages"
@@ -87,7 +88,10 @@ install_packages() {
     index=$(pip_setting index-url | awk '{print $1}')
     if [[ -n $index && -z ${UV_DEFAULT_INDEX:-} ]]; then export UV_DEFAULT_INDEX=$index; fi
     say "installing requirements/$profile.lock"
-    VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --no-deps "${options[@]}" -r "requirements/$profile.lock"
+    VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --no-deps "${options[@]}" -r "requirements/$profile.lock" ||
+        fail "the packages could not be installed (see above); where PyTorch's CPU index is not in reach, set" \
+            "PIP_FIND_LINKS to a folder with the wheel of torch $(sed -n 's/^torch==//p' "requirements/$profile.lock")," \
+            "or TORCH_CPU_INDEX to another index"
     VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --no-deps --no-build-isolation -e .
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError, did_you_mean
-from expo_ray.config.fit import misfits
+from expo_ray.config.fit import misfits, too_long
 from expo_ray.config.model_shape import TOKENIZER_FILES
 from expo_ray.config.plan import Plan, make_plan
 from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_machine
@@ -116,14 +116,20 @@ def check_config(config: Config, resources: Resources | None = None) -> Plan:
     """
     for problem in _problems(config):
         raise ConfigError(problem)
-    planned = resources or of_cluster(config.cluster) or this_machine()
-    plan = make_plan(config, planned)
-    for problem in misfits(plan):
+    plan = make_plan(config, resources)
+    for problem in [*too_long(plan), *_resource_problems(config, plan, resources is not None)]:
         raise ConfigError(problem)
-    if resources is None and not config.dry_run and config.cluster.address is None and config.cluster.nodes:
-        for problem in misfits(make_plan(config, this_machine())):
-            raise ConfigError(problem)
     return plan
+
+
+def _resource_problems(config: Config, plan: Plan, given: bool) -> Iterator[str]:
+    joins = config.cluster.address is not None
+    stated = of_cluster(config.cluster) is not None
+    # What a running Ray cluster has is not known here, unless conf/cluster states it.
+    if given or stated or not joins:
+        yield from misfits(plan)
+    if stated and not (given or joins or config.dry_run):
+        yield from misfits(make_plan(config, this_machine()))
 
 
 def value_of(config: Config, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""Does a plan fit what there is? One sentence for each thing that does not, with the override that does."""
+"""Does a plan fit the model and what there is? A sentence for each thing that does not, with the override that does."""
 
 from collections.abc import Iterator
 
@@ -6,27 +6,28 @@ from expo_ray.config.plan import Plan
 from expo_ray.config.schema import Config
 
 
-def misfits(plan: Plan) -> Iterator[str]:
-    """A sentence for each thing that is asked for and not there: context, GPUs, cores, memory."""
-    config, there, rollout = plan.config, plan.resources, plan.config.rollout
+def too_long(plan: Plan) -> Iterator[str]:
+    """A sentence where prompt and completion together are longer than the model's context."""
+    rollout, shape = plan.config.rollout, plan.shape
     length = rollout.max_prompt_tokens + rollout.max_completion_tokens
-    if plan.shape and plan.shape.context and length > plan.shape.context:
-        room = plan.shape.context - rollout.max_completion_tokens
-        remedy = (
-            f"rollout.max_prompt_tokens={room}"
-            if room > 0
-            else f"rollout.max_prompt_tokens={plan.shape.context // 2} "
-            f"rollout.max_completion_tokens={plan.shape.context // 2}"
-        )
-        yield (
-            f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} and "
-            f"rollout.max_completion_tokens={rollout.max_completion_tokens} make {length} tokens, but the context of "
-            f"{config.model.path} is {plan.shape.context}: use {remedy}"
-        )
+    if shape is None or not shape.context or length <= shape.context:
+        return
+    room = shape.context - rollout.max_completion_tokens
+    half = shape.context // 2
+    remedy = f"rollout.max_prompt_tokens={room if room > 0 else half}"
+    if room <= 0:
+        remedy += f" rollout.max_completion_tokens={half}"
+    yield (
+        f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} and "
+        f"rollout.max_completion_tokens={rollout.max_completion_tokens} make {length} tokens, but the context of "
+        f"{plan.config.model.path} is {shape.context}: use {remedy}"
+    )
+
+
+def misfits(plan: Plan) -> Iterator[str]:
+    """A sentence for each resource that is asked for and not there: GPUs, cores, memory."""
     yield from _too_many(plan)
     yield from _too_large(plan)
-    if config.profile.device == "cpu" and there.gpus == 0 and plan.gpus:
-        yield f"{there.where} has no GPU: use profile=cpu"
 
 
 def _too_many(plan: Plan) -> Iterator[str]:

@@ -75,7 +75,7 @@ class DataConfig:
     eval_levels: list[int] = field(default_factory=list)
     question_key: str = "problem"
     answer_key: str = "answer"
-    answer_from: str = "field"  # field | boxed: without that key, the solution's last box | hashes: what follows ####
+    answer_from: str = "field"  # field | boxed | hashes: where in a record the answer is (expo_ray.data.sources)
     solution_key: str | None = "solution"
     level_key: str | None = "level"
     kind_key: str | None = "type"

@@ -146,5 +146,5 @@ def _start_ray(config: Config) -> bool:
     asked = int(actors * config.profile.cpus_per_actor) + config.verifier.workers
     if config.profile.device == "cpu":
         quiet |= {"num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(num_cpus=max(asked, len(os.sched_getaffinity(0))), **quiet)
+    ray.init(address="local", num_cpus=max(asked, len(os.sched_getaffinity(0))), **quiet)
     return True

@@ -54,13 +54,10 @@ class StepRecord:
         self.metrics |= batch.metrics | update.metrics
         rollouts = [group.rollout for group in groups]
         completions = [c for r in rollouts for c in (*r.completions, *r.explanations)]
-        free = [c for r in rollouts for c in r.completions]
         self.metrics |= {
             "algo/beta": batch.beta,
             "tokens/generated": float(sum(len(c.token_ids) for c in completions)),
             "tokens/trained": float(update.trained_tokens),
-            "tokens/completion_mean": sum(len(c.token_ids) for c in free) / max(1, len(free)),
-            "rollout/truncated": sum(c.finish_reason == "length" for c in free) / max(1, len(free)),
             "sync/version": float(proof.weight_version),
             "sync/seconds": proof.seconds,
             "sync/bytes": float(proof.bytes_sent),

@@ -35,17 +35,17 @@ def run(config: Config, run_folder: Path) -> None:
     Raises:
         InputError: data, tokenizer or resume path that cannot be used, before any actor starts.
     """
-    with StopSignal() as stop:
-        tokenizer = load_tokenizer(config)
-        builder = make_builder(tokenizer, config)
-        training, heldout = load_prompts(config, builder)
-        checkpoint = find_checkpoint(config, run_folder)
-        context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
-        actors = Actors(config, run_folder, context, stop_ids(tokenizer, config))
-        try:
+    tokenizer = load_tokenizer(config)
+    builder = make_builder(tokenizer, config)
+    training, heldout = load_prompts(config, builder)
+    checkpoint = find_checkpoint(config, run_folder)
+    context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
+    actors = Actors(config, run_folder, context, stop_ids(tokenizer, config))
+    try:
+        with StopSignal() as stop:  # only now: starting Ray takes over the signals
             _train_and_summarise(config, run_folder, actors, builder, training, heldout, checkpoint, stop)
-        finally:
-            actors.close()
+    finally:
+        actors.close()
 
 
 def _train_and_summarise(

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the table of look-alike characters is the point of this file
 """One spelling for what LaTeX and Unicode can write in several ways. No meaning is added or taken away."""
 
 import re

@@ -15,9 +15,7 @@ MAX_SENDS = 5
 """Actors that may die under one block before the call gives up."""
 
 
-def judge_all(
-    handles: list[Any], items: list[Item], respawn: Callable[[int], Any], wait_s: float
-) -> list[Verdict]:
+def judge_all(handles: list[Any], items: list[Item], respawn: Callable[[int], Any], wait_s: float) -> list[Verdict]:
     """A verdict for each item, in order, from several VerifierActor handles.
 
     Args:

@@ -25,8 +25,9 @@ _INFINITE = ("\\infty", "+\\infty", "-\\infty")
 
 def warm() -> None:
     """Read some of everything, so that forked processes find the grammar's tables filled."""
-    for text in (r"\frac{x+1}{2}\sqrt{3}-\pi", r"2^{3}\cdot x^{2}y+5i", r"\sin(x)\cos^{2} x", r"\log_{2} 8!", "|x|",
-                 r"\binom{5}{2}", r"f(x)", r"(x-1)(x+2)/3", r"a_{1}+e^{x}", r"\sqrt[3]{2}", "3.5x", r"-x(y+1)"):  # fmt: skip
+    texts = r"\frac{x+1}{2}\sqrt{3}-\pi, 2^{3}\cdot x^{2}y+5i, \sin(x)\cos^{2} x, \log_{2} 8!, |x|, f(x), "
+    texts += r"\binom{5}{2}, (x-1)(x+2)/3, a_{1}+e^{x}, \sqrt[3]{2}, 3.5x, -x(y+1)"
+    for text in texts.split(", "):
         expression.same(text, text + "+1")
 
 
@@ -162,7 +163,9 @@ class Comparison:
 
     def _relations(self, answer: Shape, gold: Shape) -> Graded:
         both = answer.kind == gold.kind
-        if both or ({answer.kind, gold.kind} <= {"relation", "tuple", "union"} and "=" not in answer.marks + gold.marks):
+        if both or (
+            {answer.kind, gold.kind} <= {"relation", "tuple", "union"} and "=" not in answer.marks + gold.marks
+        ):
             return relations_equal(answer, gold, self.shapes)
         plain, relation = (gold, answer) if answer.kind == "relation" else (answer, gold)
         value = value_of_assignment(relation, needs_constant=relation is gold)

@@ -6,6 +6,7 @@ math-verify's comparison it never rounds: 0.333333 is not 1/3.
 """
 
 import hashlib
+import math
 import re
 from functools import lru_cache
 from typing import Any
@@ -22,10 +23,10 @@ ENOUGH = 3
 """Points at which two expressions must both be defined before they can be called equal."""
 TOLERANCE = sympy.Float(10, DIGITS) ** -(DIGITS - 12)
 
-_SAFE_COMMANDS = set(
+_SAFE_COMMANDS = (
     "frac sqrt cdot pi sin cos tan sec csc cot log ln exp arcsin arccos arctan sinh cosh tanh infty binom "
     "lfloor rfloor lceil rceil alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi chi psi omega "
-    "eta zeta kappa xi Delta Omega Phi Psi Sigma Theta degree max min".split()
+    "eta zeta kappa xi Delta Omega Phi Psi Sigma Theta degree max min"
 )
 _SAFE_CHARACTERS = re.compile(r"[0-9A-Za-z+\-*/^_(){}\[\].!|\\ ]*")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
@@ -47,7 +48,7 @@ def parse(text: str) -> sympy.Basic | None:
 def _parse(text: str) -> sympy.Basic | None:
     if len(text) > MAX_ANSWER or not _SAFE_CHARACTERS.fullmatch(text):
         return None
-    if not set(_COMMAND.findall(text)) <= _SAFE_COMMANDS or "\\\\" in text:
+    if not set(_COMMAND.findall(text)) <= set(_SAFE_COMMANDS.split()) or "\\\\" in text:
         return None
     if _depth(text) > MAX_DEPTH:
         raise NotDecided("nested too deep")
@@ -106,34 +107,29 @@ def _check_size(found: sympy.Expr) -> None:
     for node in sympy.preorder_traversal(found):
         if isinstance(node, sympy.Pow):
             _check_argument(node.exp)
-            if not node.exp.is_Atom and any(isinstance(inner, sympy.Pow) and inner.exp.is_number for inner in node.exp.atoms(sympy.Pow)):
-                _check_tower(node)
         elif isinstance(node, sympy.factorial | sympy.binomial | sympy.gamma):
             for argument in node.args:
                 _check_argument(argument)
 
 
-def _check_argument(argument: sympy.Basic) -> None:
+def _check_argument(argument: sympy.Expr) -> None:
+    """An exponent or factorial's argument: no large number, factorial or large power in it."""
     if argument.is_Number and abs(argument) > MAX_EXPONENT:
         raise NotDecided("number too large to evaluate")
-    if isinstance(argument, sympy.factorial) or (isinstance(argument, sympy.Expr) and argument.has(sympy.factorial)):
+    if argument.has(sympy.factorial):
         raise NotDecided("factorial in a power or factorial")
-
-
-def _check_tower(node: sympy.Pow) -> None:
-    inner = max((abs(float(p.base)) ** 0 * float(p.exp) * _log10(p.base) for p in node.exp.atoms(sympy.Pow)
-                 if p.exp.is_Number and p.base.is_Number), default=0.0)  # fmt: skip
-    if inner > 4.3:
-        raise NotDecided("power tower too large to evaluate")
-
-
-def _log10(base: sympy.Basic) -> float:
-    return float(sympy.log(abs(base) + 1, 10).evalf(5))
+    for power in argument.atoms(sympy.Pow):
+        if power.base.is_Number and power.exp.is_Number:
+            digits = float(power.exp) * math.log10(abs(float(power.base)) + 1)
+            if digits > math.log10(MAX_EXPONENT):
+                raise NotDecided("power tower too large to evaluate")
 
 
 def _exact(found: sympy.Expr) -> sympy.Expr:
     """Decimals become the fractions that they are, `i` the imaginary unit."""
-    changes: dict[sympy.Basic, sympy.Basic] = {number: sympy.Rational(str(number)) for number in found.atoms(sympy.Float)}
+    changes: dict[sympy.Basic, sympy.Basic] = {
+        number: sympy.Rational(str(number)) for number in found.atoms(sympy.Float)
+    }
     for power in found.atoms(sympy.Pow):
         base, exponent = power.args
         if base.is_Number and base.is_negative and exponent.is_Rational and exponent.q % 2 == 1 and exponent.q > 1:
@@ -205,10 +201,9 @@ def _values(left: sympy.Expr, right: sympy.Expr) -> list[tuple[Any, Any] | None]
         first, second = _evaluate(left, at), _evaluate(right, at)
         if first is None or second is None:
             values.append(None)
-        elif symbols and not imaginary and not (first.is_real and second.is_real):
-            values.append(None)
-        else:
-            values.append((first, second))
+            continue
+        leaves_reals = symbols and not imaginary and not (first.is_real and second.is_real)
+        values.append(None if leaves_reals else (first, second))
     return values
 
 

@@ -6,9 +6,12 @@ _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s+(\\?[^\s{}$.,;]+)")
 _ANSWER_IS = re.compile(r"\banswer\s*(?:\*\*)?\s*(?:is|:|=)\s*(?:\*\*)?\s*:?\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
-_MATH = re.compile(r"\$\$([^$]{1,2000})\$\$|\$([^$]{1,2000})\$|\\\(([^\n]{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
+_MATH = re.compile(
+    r"\$\$([^$]{1,2000})\$\$|\$([^$]{1,2000})\$|\\\(([^\n]{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL
+)
 _NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\$?\.\d+")
 _CHOICE = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])")
+_BRACKETED_CHOICE = re.compile(r"\(([A-J])\)")
 _TAGGED = re.compile(r"<answer>(.{0,4000}?)</answer>", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
@@ -87,8 +90,16 @@ def bare(response: str) -> str | None:
 
 
 def choice(text: str) -> str | None:
-    """The last choice letter A to J that stands alone in `text`; None without one."""
-    found = _last(_CHOICE, re.sub(r"\\(?:text|textbf|mathrm|mathbf|boxed)\b", " ", text[-4000:]))
+    """The first choice letter A to J that stands alone in an answer; None without one."""
+    found = _CHOICE.search(re.sub(r"\\(?:text|textbf|mathrm|mathbf|boxed)\b", " ", text[:4000]))
+    return found.group(1) if found else None
+
+
+def last_line_choice(response: str) -> str | None:
+    """The letter where the last line is one, or the last one in brackets on it; "I like it" has none."""
+    line = response.strip().rsplit("\n", 1)[-1][-4000:]
+    alone = re.fullmatch(r"\W*([A-J])\W*", line)
+    found = alone or _last(_BRACKETED_CHOICE, line)
     return found.group(1) if found else None
 
 

@@ -42,9 +42,8 @@ def _unsigned(text: str) -> Fraction | None:
         top, bottom = (match.group(1), match.group(2)) if match.group(1) else (match.group(3), match.group(4))
         return Fraction(top) / Fraction(bottom) if Fraction(bottom) else None
     if match := _MIXED.fullmatch(text):
-        whole = int(match.group(1))
-        top, bottom = (int(part) for part in match.groups()[1:] if part is not None)
-        return whole + Fraction(top, bottom) if 0 < top < bottom else None
+        above, below = (int(part) for part in match.groups()[1:] if part is not None)
+        return int(match.group(1)) + Fraction(above, below) if 0 < above < below else None
     if match := _SCIENTIFIC.fullmatch(text):
         return Fraction(match.group(1)) * _ten_to(match.group(2) or match.group(3))
     if match := _POWER_OF_TEN.fullmatch(text):
@@ -71,7 +70,8 @@ def _without_outer(text: str) -> str:
 
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 _SMALL = {word: value for value, word in enumerate((_ONES + " seventeen eighteen nineteen").split())}
-_TENS = {w: 20 + 10 * i for i, w in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split())}
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TENS = {word: 20 + 10 * index for index, word in enumerate(_TENS_WORDS.split())}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 
 

@@ -94,10 +94,10 @@ def _proportional(answer: Shape, gold: Shape) -> bool:
     if len(answer.parts) != 2 or len(gold.parts) != 2:
         return False
     sides = [expression.parse(part.text) for part in (*answer.parts, *gold.parts)]
-    if any(side is None for side in sides):
+    known = [side for side in sides if side is not None]
+    if len(known) < 4:
         return False
-    first, second, third, fourth = sides
-    factor = expression.ratio(first - second, third - fourth)
+    factor = expression.ratio(known[0] - known[1], known[2] - known[3])
     if factor is None or not factor.is_real:
         return False
     mark = answer.marks[0]

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from expo_ray.config.schema import VerifierConfig
-from expo_ray.messages import Verdict
+from expo_ray.messages import Outcome, Verdict
 
-FAILURES = ("timeout", "error")
+FAILURES: tuple[Outcome, ...] = ("timeout", "error")
 
 
 class VerifierFailureRate(RuntimeError):
@@ -32,8 +32,8 @@ def check_failure_rate(verdicts: Iterable[Verdict], config: VerifierConfig) -> f
     rate = sum(failed.values()) / len(outcomes) if outcomes else 0.0
     if rate > config.max_failure_rate:
         raise VerifierFailureRate(
-            f"{failed['timeout']} timeouts and {failed['error']} errors in {len(outcomes)} verdicts: {rate:.1%} is more "
-            f"than verifier.max_failure_rate={config.max_failure_rate:.1%}. Raise verifier.timeout_s or "
+            f"{failed['timeout']} timeouts and {failed['error']} errors in {len(outcomes)} verdicts: {rate:.1%} is "
+            f"more than verifier.max_failure_rate={config.max_failure_rate:.1%}. Raise verifier.timeout_s or "
             f"verifier.memory_mib, or look at the responses."
         )
     return rate

@@ -14,7 +14,9 @@ _OPEN = ("(", "[", "{", "\\{", "\\langle")
 _CLOSE = (")", "]", "}", "\\}", "\\rangle")
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 _RELATIONS = {"=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx", "\\equiv", "\\to"}
-_LOGIC = re.compile(r",?\s*(?:\\text\{\s*,?\s*(and|or)\s*\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])|\\(lor|land)(?![A-Za-z]))\s*,?")
+_LOGIC = re.compile(
+    r",?\s*(?:\\text\{\s*,?\s*(and|or)\s*\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])|\\(lor|land)(?![A-Za-z]))\s*,?"
+)
 _MATRIX = re.compile(
     r"(?P<scale>.*?)[(\[|]?\\begin\{(?P<kind>[pbvBV]?(?:small)?matrix|array)\}(?:\{[lcr|]*\})?"
     r"(?P<body>.*)\\end\{(?P=kind)\}[)\]|]?",

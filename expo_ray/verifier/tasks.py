@@ -80,7 +80,7 @@ class ChoiceTask(Task):
         if marked is None and not self.strict:
             marked = extract.stated(response) or extract.hashed(response)
             if marked is None:
-                marked = response.strip().rsplit("\n", 1)[-1]
+                return extract.last_line_choice(response)
         return None if marked is None else extract.choice(marked)
 
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:

@@ -35,15 +35,17 @@ def _table() -> dict[str, Unit]:
         table |= dict.fromkeys(words.split(), table[short])
     for words, dimension, size in (
         ("mg milligram", "mass", Fraction(1, 1000)), ("g gram gm", "mass", Fraction(1)),
-        ("kg kilogram", "mass", Fraction(1000)), ("lb pound", "weight", Fraction(16)), ("oz ounce", "weight", Fraction(1)),
-        ("ton tonne", "ton", Fraction(1)), ("ml milliliter millilitre", "volume", Fraction(1, 1000)),
+        ("kg kilogram", "mass", Fraction(1000)), ("ton tonne", "ton", Fraction(1)),
+        ("lb pound", "weight", Fraction(16)), ("oz ounce", "weight", Fraction(1)),
+        ("ml milliliter millilitre", "volume", Fraction(1, 1000)),
         ("l liter litre", "volume", Fraction(1)), ("gal gallon", "liquid", Fraction(4)),
         ("qt quart", "liquid", Fraction(1)), ("pt pint", "liquid", Fraction(1, 2)), ("cup", "liquid", Fraction(1, 4)),
         ("s sec second", "time", Fraction(1)), ("min minute", "time", Fraction(60)),
         ("h hr hour", "time", Fraction(3600)), ("day", "time", Fraction(86400)), ("week", "time", Fraction(604800)),
         ("month", "month", Fraction(1)), ("yr year", "month", Fraction(12)),
         ("dollar usd buck", "usd", Fraction(1)), ("cent", "usd", Fraction(1, 100)), ("euro", "euro", Fraction(1)),
-        ("rupee rs", "rupee", Fraction(1)), ("degree deg", "degree", Fraction(1)), ("radian rad", "radian", Fraction(1)),
+        ("rupee rs", "rupee", Fraction(1)), ("degree deg", "degree", Fraction(1)),
+        ("radian rad", "radian", Fraction(1)),
         ("unit", "unit", Fraction(1)),
         ("mph", "length/time", Fraction(1609344, 3600000)),
         ("kph kmph", "length/time", Fraction(1000, 3600)),
@@ -59,13 +61,13 @@ PERCENT = Unit("percent", Fraction(1, 100))
 
 _SCALE_WORDS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # Words that change what the number says; with one of them nothing is a unit that may be left out.
-_NOT_UNITS = set(
+_NOT_UNITS = (
     "more less fewer least most remainder r mod not no off squared cubed half halves third quarter fifth tenth "
-    "hundredth thousandth plus minus times negative positive or and to between about approximately than over under above "
-    "below up down north south east west left right i e x y z base percentage point factorial if when for mixed "
-    "am pm a.m. p.m. a.m p.m noon midnight ago later late early gain loss profit debt deficit increase decrease".split()
+    "hundredth thousandth plus minus times negative positive or and to between about approximately than over under "
+    "above below up down north south east west left right i e x y z base percentage point factorial if when for mixed "
+    "am pm a.m. p.m. a.m p.m noon midnight ago later late early gain loss profit debt deficit increase decrease"
 )
-_NO_UNIT = _NOT_UNITS | set(_SCALE_WORDS)
+_NO_UNIT = {*_NOT_UNITS.split(), *_SCALE_WORDS}
 _TAIL = re.compile(
     r"(?P<value>.*?[0-9}\)a-z])(?P<degree>\\degree)?"
     r"(?: *\\text\{(?P<text>[^{}]*)\}|(?P<bare> [A-Za-z][A-Za-z. /]*|(?<![A-Za-z\\])[A-Za-z][A-Za-z. /]*))"

@@ -62,7 +62,7 @@ def same(answer: str, gold: str) -> bool:
     if any(text.isupper() and len(text) < 5 and text not in _SHOUTED for text in (first, second)):
         return False
     left, right = _folded(first), _folded(second)
-    return left == right and len(left) > 2 or {left, right} == {"no"}
+    return (left == right and len(left) > 2) or {left, right} == {"no"}
 
 
 def _folded(text: str) -> str:

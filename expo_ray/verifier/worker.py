@@ -96,8 +96,7 @@ def _grading_process(descriptor: int, grader: Grader, config: dict[str, Any], pa
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    layers = sandbox.enter(config["memory_mib"], parent)
-    wire.write_all(descriptor, wire.pack(layers))
+    sandbox.enter(config["memory_mib"], parent)
     serve(descriptor, grader, config["timeout_s"])
 
 
@@ -106,11 +105,11 @@ def main(control_descriptor: int, config: dict[str, Any]) -> None:
     control = socket.socket(fileno=control_descriptor)
     grader = Grader(make_task(config["name"], config))
     grader.task.warm()
-    network = ["netns"] if sandbox.leave_network() else []
+    layers = [*(["netns"] if sandbox.leave_network() else []), sandbox.probe()]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
-    control.sendall(wire.pack(network))
+    control.sendall(wire.pack(layers))
     parent = os.getpid()
     while True:
         message, ancillary, _flags, _address = control.recvmsg(1, socket.CMSG_SPACE(4))

@@ -36,11 +36,12 @@ class BaseRecipe:
     layers: int = 3
     heads: int = 3
     intermediate_size: int = 256
-    steps: int = 600
+    steps: int = 800
     batch_size: int = 96
     learning_rate: float = 3e-3
     warmup_steps: int = 50
-    free_share: float = 0.6
+    free_share: float = 0.5
+    partial_share: float = 0.6
     seed: int = 0
 
 
@@ -79,13 +80,22 @@ def new_model(recipe: BaseRecipe) -> Qwen2ForCausalLM:
     )
 
 
-def lesson(random_source: random.Random, free_share: float) -> tuple[str, str]:
+def lesson(random_source: random.Random, recipe: BaseRecipe) -> tuple[str, str]:
     """One training pair (prompt, solution): free at levels 1-2 only, answer-conditioned at all levels."""
-    if random_source.random() < free_share:
+    if random_source.random() < recipe.free_share:
         numbers = draw_numbers(random_source.choice(FREE_LEVELS), random_source)
         return free_prompt(question_of(numbers)), own_solution(numbers)
     numbers = draw_numbers(random_source.choice(LEVELS), random_source)
-    return conditioned_prompt(question_of(numbers), answer_of(numbers)), own_solution(numbers)
+    hint = answer_of(numbers)
+    if random_source.random() < recipe.partial_share:
+        hint = partial_hint(hint, random_source)
+    return conditioned_prompt(question_of(numbers), hint), own_solution(numbers)
+
+
+def partial_hint(answer: str, random_source: random.Random) -> str:
+    """The answer with up to half of its digits hidden, so that an explanation must add as well as copy."""
+    hidden = random_source.sample(range(len(answer)), random_source.randint(0, len(answer) // 2))
+    return "".join("?" if index in hidden else digit for index, digit in enumerate(answer))
 
 
 def batch_of(pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,7 +144,7 @@ def train_base(recipe: BaseRecipe) -> Qwen2ForCausalLM:
         falling = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rising * falling
-        pairs = [lesson(random_source, recipe.free_share) for _ in range(recipe.batch_size)]
+        pairs = [lesson(random_source, recipe) for _ in range(recipe.batch_size)]
         loss = add_gradients(model, pairs)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from expo_ray.config.check import CHOICES, RANGES, check_config, value_of
-from expo_ray.config.compose import compose_config, known_keys
+from expo_ray.config.compose import compose_config, groups, known_keys
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import Resources
 
@@ -118,6 +118,33 @@ def test_no_gpu_at_all_points_to_the_cpu_profile(model):
     wanted = ["profile=gpu", f"model.path={model}", "dry_run=true"]
     sentence = refused([*wanted, "rollout.max_prompt_tokens=100", "rollout.max_completion_tokens=100"])
     assert sentence.endswith("use profile=cpu")
+
+
+def test_a_cluster_that_is_joined_is_not_measured_by_this_machine(model, monkeypatch):
+    monkeypatch.setattr("expo_ray.config.plan.this_machine", lambda: TWO_CORES)
+    monkeypatch.setattr("expo_ray.config.check.this_machine", lambda: TWO_CORES)
+    many = compose_config(["profile=cpu", f"model.path={model}", "learner.ranks=8"])
+    with pytest.raises(ConfigError, match="8 cores"):
+        check_config(many)
+    many.cluster.address = "auto"
+    check_config(many)
+
+
+def test_a_real_start_needs_what_the_cluster_file_states(model, monkeypatch):
+    monkeypatch.setattr("expo_ray.config.check.this_machine", lambda: Resources("this machine", 1, 1, 8, 0, 0))
+    config = compose_config(["profile=cpu", "cluster=cpu2", f"model.path={model}", "dry_run=true"])
+    check_config(config)
+    config.dry_run = False
+    with pytest.raises(ConfigError, match="this machine has 1 today"):
+        check_config(config)
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_every_experiment_can_be_planned(experiment):
+    on_cpu = compose_config([f"experiment={experiment}"]).data.name == "toy"
+    world = ["profile=cpu", "cluster=cpu2"] if on_cpu else ["profile=gpu", "cluster=8xh100"]
+    plan = check_config(compose_config([f"experiment={experiment}", "dry_run=true", *world]))
+    assert plan.batch.tokens > 0
 
 
 def test_a_model_that_cannot_fit_is_refused():

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def toy_tokenizer():
     return build_tokenizer()
 
 
+@cache
 def real_tokenizer(name: str):
     folder = Path(os.environ.get("EXPO_MODELS", "")) / name
     if "EXPO_MODELS" not in os.environ or not folder.is_dir():

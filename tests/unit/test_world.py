@@ -2,11 +2,15 @@
 
 import random
 import string
+from collections.abc import Callable
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer, Qwen2ForCausalLM
 
+from expo_ray.world import base_model, tokenizer
 from expo_ray.world import running_totals as world
 
 NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=6).map(tuple)
@@ -94,3 +98,94 @@ def test_problems_refuses_what_it_cannot_make() -> None:
         world.problems("test", [1], 1, seed=0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="negative"):
         world.problems("train", [1], -1, seed=0)
+
+
+def test_a_partial_hint_hides_at_most_half_and_changes_no_digit() -> None:
+    source = random.Random(1)
+    hints = [base_model.partial_hint("79451", source) for _ in range(200)]
+    assert {hint.count("?") for hint in hints} == {0, 1, 2}
+    assert all(h in ("?", d) for hint in hints for h, d in zip(hint, "79451", strict=True))
+
+
+def test_the_base_is_taught_no_free_solution_above_level_two() -> None:
+    source = random.Random(2)
+    lessons = [base_model.lesson(source, base_model.BaseRecipe()) for _ in range(3000)]
+    free = [prompt for prompt, _ in lessons if prompt.startswith("Q:")]
+    assert len(free) > 1000
+    assert {prompt.count("+") for prompt in free} == {1, 2}
+    assert {prompt.count("+") for prompt, _ in lessons} == {1, 2, 3, 4, 5}
+
+
+def test_tokenizer_gives_one_token_a_character_and_its_text_back() -> None:
+    built = tokenizer.build_tokenizer()
+    text = world.conditioned_prompt("3+4+8", "75") + world.own_solution((3, 4, 8)) + world.expert_solution((3, 4, 8))
+    ids = built(text).input_ids
+    assert ids == tokenizer.encode(text)
+    assert len(ids) == len(text)
+    assert built.decode([*ids, built.eos_token_id], skip_special_tokens=True) == text
+    assert built.eos_token_id not in ids
+    assert built(" ").input_ids == [built.unk_token_id]
+
+
+def test_the_shipped_folder_is_a_whole_model(shipped: Qwen2ForCausalLM) -> None:
+    folder = base_model.ensure_base()
+    auto = AutoTokenizer.from_pretrained(folder)
+    recipe = base_model.BaseRecipe()
+    assert auto.get_vocab() == tokenizer.build_tokenizer().get_vocab()
+    assert (auto.eos_token_id, auto.pad_token_id) == (tokenizer.EOS_ID, tokenizer.PAD_ID)
+    assert shipped.generation_config.eos_token_id == tokenizer.EOS_ID
+    assert (shipped.config.hidden_size, shipped.config.num_hidden_layers) == (recipe.hidden_size, recipe.layers)
+    assert shipped.lm_head.weight is shipped.model.embed_tokens.weight
+    assert {str(parameter.dtype) for parameter in shipped.parameters()} == {"torch.float32"}
+
+
+def test_the_base_solves_levels_one_and_two_and_no_others(shipped: Qwen2ForCausalLM) -> None:
+    pass_at_4 = {
+        level: pass_rate(shipped, level, world.free_prompt, samples=4, temperature=0.7) for level in EVERY_LEVEL
+    }
+    assert pass_at_4[1] >= 0.95 and pass_at_4[2] >= 0.95
+    assert pass_at_4[3] < 0.25 and pass_at_4[4] < 0.1 and pass_at_4[5] < 0.1
+
+
+def test_the_base_explains_every_level(shipped: Qwen2ForCausalLM) -> None:
+    for level in EVERY_LEVEL:
+        assert pass_rate(shipped, level, told, samples=1, temperature=1.0) >= 0.9
+
+
+def test_experts_are_less_likely_than_own_solutions(shipped: Qwen2ForCausalLM) -> None:
+    numbers = [world.numbers_of(problem.question) for problem in world.problems("heldout", [5], 30, seed=0)]
+    own = mean_nll(shipped, [(world.free_prompt(world.question_of(n)), world.own_solution(n)) for n in numbers])
+    expert = mean_nll(shipped, [(world.free_prompt(world.question_of(n)), world.expert_solution(n)) for n in numbers])
+    assert expert > 2 * own
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM.from_pretrained(base_model.ensure_base()).eval()
+
+
+def told(question: str) -> str:
+    """The answer-conditioned prompt of a question."""
+    return world.conditioned_prompt(question, world.answer_of(world.numbers_of(question)))
+
+
+def mean_nll(model: Qwen2ForCausalLM, pairs: list[tuple[str, str]]) -> float:
+    """Nats a token of the solutions, end token included."""
+    ids, labels = base_model.batch_of(pairs)
+    with torch.no_grad():
+        return float(model(input_ids=ids, labels=labels).loss)
+
+
+def pass_rate(
+    model: Qwen2ForCausalLM, level: int, prompt_of: Callable[[str], str], samples: int, temperature: float
+) -> float:
+    """Share of 50 held-out problems of which one of `samples` completions is right, decoded with transformers."""
+    torch.manual_seed(0)
+    chosen = world.problems("heldout", [level], 50, seed=0)
+    prompts = torch.tensor([tokenizer.encode(prompt_of(p.question)) for p in chosen for _ in range(samples)])
+    rows = model.generate(
+        prompts, do_sample=True, temperature=temperature, top_k=0, max_new_tokens=world.MAX_COMPLETION_TOKENS
+    )
+    texts = tokenizer.build_tokenizer().batch_decode(rows[:, prompts.shape[1] :], skip_special_tokens=True)
+    right = [text.endswith(f"{world.ANSWER_MARK}{chosen[i // samples].answers[0]}.") for i, text in enumerate(texts)]
+    return sum(any(right[i : i + samples]) for i in range(0, len(right), samples)) / len(chosen)

@@ -1,0 +1,62 @@
+"""`python -m expo_ray.demo [key=value ...]`: the whole pipeline in minutes, on the embedded world.
+
+GRPO and ExP-GRPO from the same base model, on the same prompts, for the same number of updates. Ends with a
+table by level, a PNG of the curves, and the folder of both runs as the last line.
+"""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+
+ALGORITHMS = ("grpo", "exp_grpo")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, 2 for wrong input, 130 when it was stopped."""
+    overrides = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(overrides):
+        print(__doc__)
+        return 0
+    from expo_ray.config.errors import InputError
+
+    folder = Path("runs/demo", datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).absolute()
+    try:
+        finished = all(_train(algorithm, overrides, folder / algorithm) for algorithm in ALGORITHMS)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if finished:
+        _show(folder)
+    print(folder)
+    return 0 if finished else 130
+
+
+def _train(algorithm: str, overrides: list[str], folder: Path) -> bool:
+    """One run; False when it was stopped before its end."""
+    import json
+
+    from expo_ray.config.compose import compose_config
+    from expo_ray.config.entry import prepare_folder
+    from expo_ray.driver.session import run
+
+    config = compose_config(["experiment=demo", f"algo={algorithm}", *overrides, f"run_dir={folder}"])
+    prepare_folder(config, folder)
+    run(config, folder)
+    return bool(json.loads((folder / "summary.json").read_text())["finished"])
+
+
+def _show(folder: Path) -> None:
+    from rich.console import Console
+
+    from expo_ray.reporting.curves import draw_curves
+    from expo_ray.reporting.runs import read_run
+    from expo_ray.reporting.table import table_by_level
+
+    runs = [read_run(folder / algorithm) for algorithm in ALGORITHMS]
+    draw_curves(runs, folder / "curves.png")
+    Console().print(table_by_level(runs, runs[0].config.eval.samples))
+    print(f"curves: {folder / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The file command."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from expo_ray import verify
+
+ROOT = Path(__file__).parent.parent.parent
+LINES = [
+    {"response": r"So \boxed{\frac12}", "answer": "0.5", "id": 7},
+    {"response": r"So \boxed{3}", "answer": ["2", "3"], "note": "lone \ud800 surrogate"},
+    {"response": r"So \boxed{4}", "answer": "5"},
+    {"response": "I do not know what to say here", "answer": "5"},
+]
+
+
+def write(path: Path, lines: list) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_command_keeps_order_and_keys(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "expo_ray.verify", "--input", str(source), "--output", str(target)]
+    done = subprocess.run(
+        [*command, "--workers", "2", "--timeout", "5"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["verdict"] for row in rows] == ["correct", "correct", "wrong", "no_answer"]
+    for row, line in zip(rows, LINES, strict=True):
+        assert {key: row[key] for key in line} == line
+        assert set(row) == {*line, "verdict", "extracted", "method", "ms"}
+    assert rows[0]["extracted"] == r"\frac12"
+    assert rows[3]["extracted"] is None
+    closing = r"4 items, 2 correct, 1 wrong, 1 no_answer, 0 timeout, 0 error, [0-9.]+ items/s"
+    assert re.fullmatch(closing, done.stdout.strip().splitlines()[-1])
+
+
+def test_a_malformed_line_stops_before_anything_is_written(tmp_path: Path, capsys) -> None:
+    target = tmp_path / "out.jsonl"
+    for bad in (
+        "{not json",
+        "[1]",
+        '{"response": 5, "answer": "5"}',
+        '{"response": "5"}',
+        '{"response": "5", "answer": []}',
+        "",
+    ):
+        source = write(tmp_path / "in.jsonl", [LINES[0], bad, LINES[1]])
+        assert verify.main(["--input", str(source), "--output", str(target)]) == 2
+        assert "line 2" in capsys.readouterr().err
+        assert not target.exists()
+
+
+def test_skip_bad_goes_on_and_counts(tmp_path: Path, capsys) -> None:
+    source, target = write(tmp_path / "in.jsonl", [LINES[0], "{not json", LINES[2]]), tmp_path / "out.jsonl"
+    assert verify.main(["--input", str(source), "--output", str(target), "--skip-bad"]) == 0
+    said = capsys.readouterr()
+    assert "1 bad lines left out: line 2" in said.err
+    assert said.out.startswith("2 items, 1 correct, 1 wrong")
+    assert len(target.read_text().splitlines()) == 2
+
+
+def test_an_empty_file(tmp_path: Path, capsys) -> None:
+    source, target = write(tmp_path / "in.jsonl", []), tmp_path / "out.jsonl"
+    assert verify.main(["--input", str(source), "--output", str(target)]) == 0
+    assert target.read_text() == ""
+    assert capsys.readouterr().out.startswith("0 items")

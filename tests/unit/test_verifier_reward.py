@@ -1,0 +1,50 @@
+"""Rewards, the bound on failures, and the frames between pool and processes."""
+
+import pytest
+
+from expo_ray.config.schema import VerifierConfig
+from expo_ray.messages import Verdict
+from expo_ray.verifier import wire
+from expo_ray.verifier.pool import _checked
+from expo_ray.verifier.reward import VerifierFailureRate, check_failure_rate, reward
+
+
+def test_rewards() -> None:
+    config = VerifierConfig(reward_correct=2.0, reward_wrong=-0.5)
+    expected = {"correct": 2.0, "wrong": -0.5, "no_answer": -0.5, "timeout": None, "error": None}
+    assert {outcome: reward(Verdict(outcome), config) for outcome in expected} == expected
+    config.count_failures_as_wrong = True
+    assert reward(Verdict("timeout"), config) == -0.5
+
+
+def test_failure_rate_is_bounded() -> None:
+    config = VerifierConfig(max_failure_rate=0.2)
+    verdicts = [Verdict("correct")] * 8 + [Verdict("timeout"), Verdict("error")]
+    assert check_failure_rate(verdicts, config) == 0.2
+    assert check_failure_rate([], config) == 0.0
+    with pytest.raises(VerifierFailureRate, match="1 timeouts and 2 errors in 11 verdicts"):
+        check_failure_rate([*verdicts, Verdict("error")], config)
+
+
+def test_frames_keep_hostile_text() -> None:
+    value = ["\ud800 \x00 \u202e", 1, None]
+    buffer = bytearray(wire.pack(value))
+    assert wire.unpack(buffer[:-1], 1000) is None
+    assert wire.unpack(buffer, 1000) == value
+    assert not buffer
+
+
+def test_frames_have_a_limit() -> None:
+    with pytest.raises(wire.BadFrame, match="limit"):
+        wire.unpack(bytearray(wire.pack("x" * 2000)), 1000)
+    with pytest.raises(wire.BadFrame, match="not JSON"):
+        wire.unpack(bytearray(wire.HEADER.pack(3) + b"\x80\x04."), 1000)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [None, 5, [], [1, "correct", "x", "exact", 0.1], [0, "great", "x", "exact", 0.1], [0, "correct", 5, "exact", 0.1]],
+)
+def test_a_lying_process_is_not_believed(reply: object) -> None:
+    with pytest.raises(wire.BadFrame):
+        _checked(reply, 0)
