@@ -28,25 +28,34 @@ class Actors:
         run_folder: actors log under its `logs/`.
         context_tokens: longest prompt plus longest completion, in tokens.
         stop_ids: token ids that end a completion.
+        with_learners: False for an evaluation, which needs engines and verifiers only.
 
     Raises:
         WaitExpired: when the actors are not up within trainer.start_s.
         ActorFailed: when one cannot start.
     """
 
-    def __init__(self, config: Config, run_folder: Path, context_tokens: int, stop_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_folder: Path,
+        context_tokens: int,
+        stop_ids: tuple[int, ...],
+        with_learners: bool = True,
+    ) -> None:
         self.config = config
+        self.ranks = config.learner.ranks if with_learners else 0
         self.log_folder = str(run_folder / "logs")
         self.waiter = Waiter(self.log_folder)
         self.on_gpu = config.profile.device == "cuda"
-        self.owns_ray = _start_ray(config)
+        self.owns_ray = _start_ray(config, self.ranks)
         self._group = self._place() if self.on_gpu else None
         wait_s = config.trainer.wait_s
         try:
             workers = {
                 f"rollout-{i}": self._rollout(i, context_tokens, stop_ids) for i in range(config.rollout.workers)
             }
-            ranks = {f"learner-{i}": self._learner(i) for i in range(config.learner.ranks)}
+            ranks = {f"learner-{i}": self._learner(i) for i in range(self.ranks)}
             self.verifiers = VerifierFleet(
                 {f"verifier-{i}": self._verifier(i) for i in range(config.verifier.workers)}, self._verifier, wait_s
             )
@@ -71,10 +80,11 @@ class Actors:
     def _begin(self, workers: dict[str, Any], ranks: dict[str, Any]) -> None:
         """Waits until engines are built and the learners have joined their group, both at the same time."""
         bound = self.config.trainer.start_s
-        first = next(iter(ranks))
-        address = self.waiter.gather({first: ranks[first].address.remote()}, "starting the learners", bound)[first]
-        starting = {name: handle.start.remote(*address) for name, handle in ranks.items()}
-        starting |= {name: handle.ready.remote() for name, handle in workers.items()}
+        starting = {name: handle.ready.remote() for name, handle in workers.items()}
+        if ranks:
+            first = next(iter(ranks))
+            address = self.waiter.gather({first: ranks[first].address.remote()}, "starting the learners", bound)[first]
+            starting |= {name: handle.start.remote(*address) for name, handle in ranks.items()}
         self.waiter.gather(starting, "starting engines and learners", bound)
 
     def _rollout(self, index: int, context_tokens: int, stop_ids: tuple[int, ...]) -> Any:
@@ -113,7 +123,7 @@ class Actors:
         """One bundle for each engine and each learner rank; never an endless wait for it."""
         config, cpus = self.config, self.config.profile.cpus_per_actor
         bundles = [{"GPU": config.rollout.tensor_parallel, "CPU": cpus}] * config.rollout.workers
-        bundles += [{"GPU": 1, "CPU": cpus}] * config.learner.ranks
+        bundles += [{"GPU": 1, "CPU": cpus}] * self.ranks
         group = placement_group(bundles, strategy="PACK")
         if not group.wait(timeout_seconds=config.trainer.start_s):
             have = ray.cluster_resources()
@@ -126,7 +136,7 @@ class Actors:
         return group
 
 
-def _start_ray(config: Config) -> bool:
+def _start_ray(config: Config, ranks: int) -> bool:
     """Joins the cluster that `cluster.address` (or RAY_ADDRESS) names, or starts Ray on this machine.
 
     On a machine of its own Ray is told of as many cores as the actors ask for: rollout workers and learners
@@ -142,7 +152,7 @@ def _start_ray(config: Config) -> bool:
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return False
-    actors = config.rollout.workers + config.learner.ranks
+    actors = config.rollout.workers + ranks
     asked = int(actors * config.profile.cpus_per_actor) + config.verifier.workers
     if config.profile.device == "cpu":
         quiet |= {"num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}

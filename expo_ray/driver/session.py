@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from expo_ray.algorithms.base import make_algorithm
 from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.config.model_shape import model_shape
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import load_problems
 from expo_ray.data.stream import PromptStream, build_prompts, longest_sequence
@@ -155,8 +156,13 @@ def load_prompts(config: Config, builder: PromptBuilder) -> tuple[list[Prompt], 
     heldout = held_out_problems(config)
     if not training:
         raise DataError(f"data.path={config.data.path}: no problem is left after data.levels={config.data.levels}")
-    limit = config.rollout.max_prompt_tokens
-    return build_prompts(training, builder, limit), build_prompts(heldout, builder, limit) if heldout else []
+    return make_prompts(training, builder, config), make_prompts(heldout, builder, config)
+
+
+def make_prompts(problems: list[Problem], builder: PromptBuilder, config: Config) -> list[Prompt]:
+    """The problems' prompts, within the limits of configuration and model."""
+    shape = model_shape(config.model.path)
+    return build_prompts(problems, builder, config.rollout.max_prompt_tokens, shape.context if shape else None)
 
 
 def held_out_problems(config: Config) -> list[Problem]:

@@ -1,6 +1,7 @@
 """The table by level that a comparison ends with."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -22,4 +23,16 @@ def table_by_level(runs: Sequence[RunFolder], k: int) -> Table:
         if evaluation:
             cells = [f"{100 * evaluation['pass_at_k'][level][str(k)]:.1f}" for level in [*levels, "all"]]
             table.add_row(name, *cells)
+    return table
+
+
+def evaluation_table(title: str, evaluation: dict[str, Any]) -> Table:
+    """pass@k by level and k of one evaluation (expo_ray.evaluation.Evaluation.summary), in percent."""
+    table = Table(title=f"{title}, percent")
+    table.add_column("level")
+    table.add_column("problems", justify="right")
+    for k in range(1, evaluation["samples"] + 1):
+        table.add_column(f"pass@{k}", justify="right")
+    for level, values in evaluation["pass_at_k"].items():
+        table.add_row(level, str(evaluation["problems"][level]), *[f"{100 * value:.1f}" for value in values.values()])
     return table

@@ -144,7 +144,13 @@ def test_gradient_does_not_depend_on_the_cut(start, config, ranks, stages):
     shuffled = TrainingBatch(0, [batch.samples[i] for i in np.random.default_rng(1).permutation(15)], 0.04)
     for stage in stages:
         config.learner.zero_stage = stage
-        for budget, batching in [(1, "padded"), (100, "padded"), (100_000, "padded"), (100, "packed"), (10**6, "packed")]:
+        for budget, batching in [
+            (1, "padded"),
+            (100, "padded"),
+            (100_000, "padded"),
+            (100, "packed"),
+            (10**6, "packed"),
+        ]:
             config.learner.tokens_per_micro_batch, config.learner.batching = budget, batching
             gradient = start(config, ranks)
             where = f"ZeRO-{stage}, {ranks} ranks, budget {budget}, {batching}"

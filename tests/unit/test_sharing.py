@@ -21,7 +21,9 @@ def test_every_sample_is_dealt_once_and_units_stay_together(samples, ranks, budg
     assert sorted(i for share in shares for cut in share for i in cut) == list(range(len(samples)))
     assert len({len(share) for share in shares}) == 1
     for unit in set(units) - {-1}:
-        holders = {(r, c) for r, share in enumerate(shares) for c, cut in enumerate(share) for i in cut if units[i] == unit}
+        holders = {
+            (r, c) for r, share in enumerate(shares) for c, cut in enumerate(share) for i in cut if units[i] == unit
+        }
         assert len(holders) == 1
     for share in shares:
         for cut in share:

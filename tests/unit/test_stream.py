@@ -8,7 +8,8 @@ from expo_ray.messages import Problem, Prompt
 
 def make_prompts(count: int) -> list[Prompt]:
     return [
-        Prompt(Problem(f"p{i}", "q", ("1",)), np.zeros(i + 1, np.int32), np.zeros(i + 3, np.int32)) for i in range(count)
+        Prompt(Problem(f"p{i}", "q", ("1",)), np.zeros(i + 1, np.int32), np.zeros(i + 3, np.int32))
+        for i in range(count)
     ]
 
 
