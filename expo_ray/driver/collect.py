@@ -7,6 +7,7 @@ from expo_ray.algorithms.explanations import in_scope
 from expo_ray.config.schema import Config
 from expo_ray.data.stream import PromptStream
 from expo_ray.driver.actors import Actors
+from expo_ray.driver.measure import Measurer
 from expo_ray.driver.record import StepRecord
 from expo_ray.messages import Group, Prompt
 from expo_ray.rollout.request import RolloutRequest, training_sampling
@@ -20,10 +21,14 @@ class Collector:
         algorithm: says what is needed at each step.
         stream: the prompts in training order.
         actors: who samples and judges.
+        measurer: where the algorithm chooses explanations by their properties.
     """
 
-    def __init__(self, config: Config, algorithm: Algorithm, stream: PromptStream, actors: Actors) -> None:
+    def __init__(
+        self, config: Config, algorithm: Algorithm, stream: PromptStream, actors: Actors, measurer: Measurer
+    ) -> None:
         self.config, self.algorithm, self.stream, self.actors = config, algorithm, stream, actors
+        self.measurer = measurer
         self.sampling = training_sampling(config)
 
     def groups(self, step: int, record: StepRecord) -> list[Group]:
@@ -35,8 +40,9 @@ class Collector:
         algorithm = self.algorithm
         free_ahead, explained_ahead = algorithm.rollout_ahead(step), algorithm.explanations_ahead(step)
         for later in range(step + 1, step + max(free_ahead, explained_ahead)):
-            early = self._sample(self.stream.prompts(later), later < step + free_ahead, True, (step, later), record)
-            record.count(algorithm.collect(early, step))
+            free, explained = later < step + free_ahead, later < step + explained_ahead
+            early = self._sample(self.stream.prompts(later), free, explained, (step, later), record)
+            record.count(algorithm.collect(early, step, self.measurer.for_choice(early, step, record)))
         groups = self._sample(self.stream.prompts(step), free_ahead > 0, explained_ahead > 0, (step, step), record)
         return self._refill(groups, step, record) if self.config.algo.dynamic_sampling == "refill" else groups
 
@@ -57,20 +63,23 @@ class Collector:
         return groups
 
     def _refill(self, groups: list[Group], step: int, record: StepRecord) -> list[Group]:
-        """Puts groups of further prompts in the place of those without signal, for at most refill_rounds rounds."""
-        kept = [group for group in groups if self.algorithm.has_signal(group)]
+        """Samples further prompts in the place of groups without signal, for at most refill_rounds rounds.
+
+        Groups without signal stay in the batch: the algorithm leaves them out of its policy term, but they are
+        the ones whose explanations matter.
+        """
+        missing = sum(not self.algorithm.has_signal(group) for group in groups)
+        explained = self.algorithm.needs_explanations(step)
         for extra in range(self.config.algo.refill_rounds):
-            missing = len(groups) - len(kept)
             if not missing:
                 break
             prompts = self.stream.spare(step, extra, missing)
-            fresh = self._sample(
-                prompts, True, self.algorithm.needs_explanations(step), (step, step, 2 + extra), record
-            )
-            kept += [group for group in fresh if self.algorithm.has_signal(group)]
-            record.count({"groups/refill_sampled": float(missing)})
-        record.count({"groups/refill_missing": float(len(groups) - len(kept))})
-        return kept
+            fresh = self._sample(prompts, True, explained, (step, step, 2 + extra), record)
+            groups = groups + fresh
+            missing -= sum(map(self.algorithm.has_signal, fresh))
+            record.count({"groups/refill_sampled": float(len(fresh))})
+        record.count({"groups/refill_missing": float(missing)})
+        return groups
 
     def _judged(self, requests: list[RolloutRequest], seed: tuple[int, ...], record: StepRecord) -> list[Group]:
         if not requests:

@@ -37,6 +37,13 @@ class Measurer:
         record.count(property_metrics(found))
         return [of_group.explanations for of_group in found]
 
+    def for_choice(self, groups: list[Group], step: int, record: StepRecord) -> Properties | None:
+        """The explanations' properties where the algorithm chooses among explanations sampled now; else None."""
+        if not groups or not self.algorithm.needs_properties(step):
+            return None
+        with record.phase("properties"):
+            return [of_group.explanations for of_group in self._measure(groups)]
+
     def _measure(self, groups: list[Group]) -> list[GroupProperties]:
         plans = [plan_properties(group, self.builder.lead_tokens, self.builder.chain_of) for group in groups]
         scored = iter(self.learners.score([sequence for plan in plans for sequence in plan.sequences]))

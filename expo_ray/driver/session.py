@@ -68,14 +68,14 @@ def _train_and_summarise(
         print(f"resuming after step {first_step} from {checkpoint}", file=sys.stderr)
     settings: Any = OmegaConf.to_container(OmegaConf.structured(config))
     recorder = Recorder(config, folder, make_trackers(config, folder, first_step, settings))
+    measurer = Measurer(config, algorithm, actors.learners, builder)
+    stream = PromptStream(training, config.trainer.prompts_per_step, config.seed)
     run_ = Run(
         config=config,
         algorithm=algorithm,
         actors=actors,
-        collector=Collector(
-            config, algorithm, PromptStream(training, config.trainer.prompts_per_step, config.seed), actors
-        ),
-        measurer=Measurer(config, algorithm, actors.learners, builder),
+        collector=Collector(config, algorithm, stream, actors, measurer),
+        measurer=measurer,
         sync=WeightSync(config, actors.learners, actors.rollouts, training),
         evaluator=Evaluator(config, heldout, actors.rollouts, actors.verifiers),
         recorder=recorder,
