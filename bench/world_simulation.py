@@ -24,7 +24,7 @@ from expo_ray.algorithms.tokens import PolicyTokens
 from expo_ray.config.compose import compose_config
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import load_problems
-from expo_ray.data.stream import PromptStream, build_prompts
+from expo_ray.data.stream import PromptStream
 from expo_ray.learner.schedule import learning_rate
 from expo_ray.messages import Completion, Group, IntArray, Prompt, Rollout, TrainingSample, Verdict
 from expo_ray.prompts.builder import PromptBuilder
@@ -45,12 +45,10 @@ class World:
         self.policy = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
         self.reference = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
         builder = PromptBuilder(self.tokenizer, config.model.prompt_style, config.verifier.name)
-        limit = config.rollout.max_prompt_tokens
-        train, heldout = (
-            build_prompts(load_problems(config.data, held_out, config.seed), builder, limit)
+        train, self.heldout = (
+            [builder(problem) for problem in load_problems(config.data, held_out, config.seed)]
             for held_out in (False, True)
         )
-        self.heldout = heldout
         self.stream = PromptStream(train, config.trainer.prompts_per_step, config.seed)
         self.task = make_task(config.verifier.name, asdict(config.verifier))
 

@@ -4,6 +4,7 @@ Everything is checked before a folder is made. Wrong input: one sentence on stan
 The last line on standard output is the absolute path of the run's folder.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ All keys: expo_ray/config/schema.py. The last line printed is the run's folder.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0; 1 for a run that failed; 2 for wrong input."""
+    """The command. Returns its exit code: 0; 1 for a run that failed; 2 for wrong input; 130 for one that was stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
@@ -56,7 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
             code = 1
     if outcome.folder is not None:
         print(outcome.folder, flush=True)
+        code = code or _stopped(outcome.folder)
     return code
+
+
+def _stopped(folder: Path) -> int:
+    """130, as of a command ended by Ctrl-C, where the run was stopped before its last step; else 0."""
+    summary = folder / "summary.json"
+    return 130 if summary.exists() and not json.loads(summary.read_text())["finished"] else 0
 
 
 def _tell(problem: object) -> None:

@@ -54,7 +54,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "algo.dpo_refresh_steps": (1, None),
     "algo.properties_every": (0, None),
     "model.lora.rank": (0, None),
-    "model.lora.dropout": (0, 1),
+    "model.lora.alpha": (0.01, None),
+    "model.lora.dropout": (0, 0.99),
     "data.held_out_share": (0, 0.9),
     "data.max_problems": (0, None),
     "rollout.workers": (1, None),
@@ -101,6 +102,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
 
 TASKS = ("math", "gsm8k", "choice", "toy", "reasoning_gym")
 LEVELS = (1, 2, 3, 4, 5)
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
 WITH_GROUP = ("grpo", "exp_grpo", "sft_gt_grpo")
 WITH_EXPLANATIONS = ("exp_grpo", "exp_dpo", "explanation_sft")
 
@@ -146,6 +148,7 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _combinations(config)
     yield from _levels(config)
     yield from _model(config)
+    yield from _lora(config)
     yield from _folder(config)
 
 
@@ -221,6 +224,20 @@ def _model(config: Config) -> Iterator[str]:
         yield f"model.path={path} has no tokenizer (tokenizer.json or tokenizer.model): copy it into that folder"
     if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
         yield f"model.path={path} has no weights (*.safetensors): copy them into that folder"
+
+
+def _lora(config: Config) -> Iterator[str]:
+    targets = list(config.model.lora.target_modules)
+    shown = f"model.lora.target_modules=[{','.join(targets)}]"
+    if config.model.lora.rank and not targets:
+        yield f"{shown} leaves nothing to train: use [all-linear], or names such as [q_proj,v_proj]"
+    if "all-linear" in targets and len(targets) > 1:
+        yield f"{shown} names all linear layers and some of them: use [all-linear] alone, or names alone"
+    for target in targets:
+        if target != "all-linear" and not re.fullmatch(r"\w+(\.\w+)*", target):
+            yield f"{shown}: {target!r} is no module's name: use names such as q_proj, or [all-linear]"
+        if target.rpartition(".")[2] in EMBEDDINGS:
+            yield f"{shown}: {target} is an embedding, whose adapter cannot be merged: use [all-linear] or linear layers"
 
 
 def _folder(config: Config) -> Iterator[str]:

@@ -66,20 +66,28 @@ def load_policy(config: Config) -> tuple[Any, Any]:
     lm = _load(config)
     del partitioned
     if config.learner.gradient_checkpointing:
+        # This also makes the embeddings' output require a gradient, which a block of frozen weights needs.
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.model.lora.rank:
-        lm = _with_adapters(lm, config)
+        from expo_ray.learner.lora import add_adapters
+
+        add_adapters(lm, config.model.lora, config.seed)
     scorer = TokenScorer(lm, config.learner.logits_chunk_tokens)
     trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=scorer, model_parameters=trained, config=settings)
     return engine, lm
 
 
-def load_reference(config: Config) -> Any:
+def load_reference(config: Config, engine: Any, lm: Any) -> Any:
     """The frozen reference policy as a callable like the policy's engine.
 
-    Below ZeRO-3 every rank holds a whole copy; at ZeRO-3 it is partitioned like the policy.
+    With LoRA it is the policy, `(engine, lm)` of `load_policy`, without its adapters. Otherwise below ZeRO-3
+    every rank holds a whole copy, and at ZeRO-3 it is partitioned like the policy.
     """
+    if config.model.lora.rank:
+        from expo_ray.learner.lora import AdaptersOffReference
+
+        return AdaptersOffReference(engine, lm)
     settings = deepspeed_config(config.learner, config.profile.device == "cuda")
     partitioned = _partition_while_loading(settings)
     scorer = TokenScorer(_load(config), config.learner.logits_chunk_tokens).eval().requires_grad_(False)
@@ -106,13 +114,3 @@ def _load(config: Config) -> Any:
 def _partition_while_loading(settings: dict[str, Any]) -> HfDeepSpeedConfig | None:
     """At ZeRO-3 transformers partitions each tensor as it loads while this object is alive."""
     return HfDeepSpeedConfig(settings) if settings["zero_optimization"]["stage"] == 3 else None
-
-
-def _with_adapters(lm: Any, config: Config) -> Any:
-    from peft import LoraConfig as PeftLora
-    from peft import inject_adapter_in_model
-
-    lora = config.model.lora
-    targets: Any = lora.target_modules if lora.target_modules != ["all-linear"] else "all-linear"
-    adapters = PeftLora(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    return inject_adapter_in_model(adapters, lm)

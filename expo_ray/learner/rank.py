@@ -74,10 +74,16 @@ class LearnerRank:
         torch.manual_seed(config.seed)
         algorithm = make_algorithm(config)
         self.engine, self.lm = load_policy(config)
-        reference = load_reference(config) if algorithm.needs_reference else None
+        reference = load_reference(config, self.engine, self.lm) if algorithm.needs_reference else None
         self.updater = Updater(config, algorithm, self.engine, reference, self.rank, self.ranks)
         bucket = config.sync.bucket_mib << 20
-        self.source = ZeroWeightSource(self.lm, dtype=DTYPES[config.rollout.dtype], bucket_bytes=bucket, prefix="")
+        entries = None
+        if config.model.lora.rank:
+            from expo_ray.learner.lora import merged_entries
+
+            entries = merged_entries(self.lm)
+        dtype = DTYPES[config.rollout.dtype]
+        self.source = ZeroWeightSource(self.lm, dtype=dtype, bucket_bytes=bucket, entries=entries)
         self.sender = WeightSender(self.source, rank=self.rank, bucket_bytes=bucket, timeout_s=config.sync.timeout_s)
 
     def update(self, batch: TrainingBatch) -> dict[str, tuple[float, float]]:

@@ -89,11 +89,13 @@ class Engine(WeightReceiver):
     def pid(self) -> int:
         return os.getpid()
 
-    def without_mending(self) -> None:
-        """Leave vLLM's reload as it is."""
+    def mend(self, wanted: bool) -> None:
+        """Mend tied heads after a reload, or leave what vLLM leaves."""
         from expo_ray.sync import reload
 
-        reload.mend_tied_heads = lambda model: 0
+        if not hasattr(self, "mending"):
+            self.mending = reload.mend_tied_heads
+        reload.mend_tied_heads = self.mending if wanted else lambda model: 0
 
     def probe_and_sample(self, sequences: list[list[int]], probe_between: bool) -> tuple[list[int], list[int]]:
         """Two samples from one seed, with or without a probe between them."""
@@ -113,12 +115,11 @@ class Engine(WeightReceiver):
 
 @ray.remote(num_cpus=0.4, runtime_env={"env_vars": ACTOR_ENV})
 class Learner:
-    """One DeepSpeed rank with a random update instead of training."""
+    """One DeepSpeed rank. One process serves many tests, because its imports take longer than they do."""
 
-    def __init__(self, rank: int, ranks: int, rendezvous: str, model_path: str, stage: int) -> None:
+    def __init__(self, rank: int, ranks: int, rendezvous: str) -> None:
         import deepspeed
         import torch
-        from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(1)
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
@@ -130,7 +131,13 @@ class Learner:
             auto_mpi_discovery=False,
         )
         self.rank = rank
-        self.stage = stage
+
+    def load(self, model_path: str, stage: int) -> None:
+        """A fresh engine at this ZeRO stage; at stage 3 every parameter is partitioned."""
+        import deepspeed
+        import torch
+        from transformers import AutoModelForCausalLM
+
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "optimizer": {"type": "AdamW", "params": {"lr": 0.02, "torch_adam": True}},
@@ -148,9 +155,6 @@ class Learner:
         self.sender = WeightSender(self.source, rank=self.rank, bucket_bytes=bucket_bytes, timeout_s=timeout_s)
         self.sender.connect(workers, backend="gloo")
 
-    def reconnect(self, workers: dict[str, Any]) -> None:
-        self.sender.connect(workers, backend="gloo")
-
     def train(self, seed: int) -> None:
         """One real update towards random tokens."""
         import torch
@@ -162,6 +166,12 @@ class Learner:
 
     def send(self, version: int) -> Any:
         return self.sender.send(version)
+
+    def rename(self, name: str, to: str) -> None:
+        """From now on the source hands out one tensor under a name that the engine does not have."""
+        from dataclasses import replace
+
+        self.source._entries = [replace(e, name=to) if e.name == name else e for e in self.source._entries]
 
     def corrupt(self, name: str, amount: float) -> None:
         """From now on the source hands out one tensor with one row changed."""
