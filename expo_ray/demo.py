@@ -12,19 +12,19 @@ ALGORITHMS = ("grpo", "exp_grpo")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, 2 for wrong input, 130 when it was stopped."""
+    """The command. Returns its exit code: 0; 1 for a run that failed; 2 for wrong input; 130 when it was stopped."""
     overrides = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(overrides):
         print(__doc__)
         return 0
-    from expo_ray.config.errors import InputError
+    from expo_ray.command import end_in_a_sentence
 
+    return end_in_a_sentence(lambda: _demo(overrides))
+
+
+def _demo(overrides: list[str]) -> int:
     folder = Path("runs/demo", datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).absolute()
-    try:
-        finished = all(_train(algorithm, overrides, folder / algorithm) for algorithm in ALGORITHMS)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    finished = all(_train(algorithm, overrides, folder / algorithm) for algorithm in ALGORITHMS)
     if finished:
         _show(folder)
     print(folder)

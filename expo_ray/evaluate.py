@@ -8,7 +8,6 @@ Writes evaluation.json and samples.jsonl; the last line printed is the folder's 
 
 import json
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,25 +18,25 @@ DEFAULTS = ("run_name=evaluate",)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, or 2 for wrong input."""
+    """The command. Returns its exit code: 0; 1 for a run that failed; 2 for wrong input."""
     overrides = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(overrides):
         print(__doc__)
         return 0
-    from expo_ray.config.compose import compose_config
-    from expo_ray.config.errors import InputError
+    from expo_ray.command import end_in_a_sentence
 
-    folder = Path("runs/evaluate", datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).absolute()
-    try:
-        config = compose_config([*DEFAULTS, *overrides])
-        if not any(override.startswith("run_dir=") for override in overrides):
-            config.run_dir = str(folder)
-        folder = Path(config.run_dir)
-        config.data.eval_path = config.data.eval_path or config.data.path
-        _evaluate(config, folder)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return end_in_a_sentence(lambda: _command(overrides))
+
+
+def _command(overrides: list[str]) -> int:
+    from expo_ray.config.compose import compose_config
+    from expo_ray.config.hub import check_hub
+
+    config = compose_config([*DEFAULTS, *overrides])
+    folder = Path(config.run_dir)
+    config.data.eval_path = config.data.eval_path or config.data.path
+    check_hub(config)
+    _evaluate(config, folder)
     print(folder)
     return 0
 

@@ -33,7 +33,7 @@ All keys: expo_ray/config/schema.py. The last line printed is the run's folder.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0; 1 for a run that failed; 2 for wrong input; 130 for one that was stopped."""
+    """The command. Returns its exit code: 0; 1: the run failed; 2: wrong input; 130: it was stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")

@@ -237,7 +237,7 @@ def _lora(config: Config) -> Iterator[str]:
         if target != "all-linear" and not re.fullmatch(r"\w+(\.\w+)*", target):
             yield f"{shown}: {target!r} is no module's name: use names such as q_proj, or [all-linear]"
         if target.rpartition(".")[2] in EMBEDDINGS:
-            yield f"{shown}: {target} is an embedding, whose adapter cannot be merged: use [all-linear] or linear layers"
+            yield f"{shown}: {target} is an embedding, an adapter there cannot be merged: use linear layers"
 
 
 def _folder(config: Config) -> Iterator[str]:

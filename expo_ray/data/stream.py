@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from expo_ray.config.errors import DataError
-from expo_ray.messages import Prompt, Problem
+from expo_ray.messages import Problem, Prompt
 from expo_ray.prompts.builder import PromptBuilder
 
 _ORDER, _SPARE = 1, 2

@@ -10,6 +10,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from expo_ray.actor_process import environment
+from expo_ray.config.plan import make_plan
 from expo_ray.config.schema import Config
 from expo_ray.driver.waits import Waiter, WaitExpired
 from expo_ray.learner.group import LearnerGroup
@@ -47,8 +48,10 @@ class Actors:
         self.ranks = config.learner.ranks if with_learners else 0
         self.log_folder = str(run_folder / "logs")
         self.waiter = Waiter(self.log_folder)
+        self.plan = make_plan(config)
+        self._started: list[Any] = []
         self.on_gpu = config.profile.device == "cuda"
-        self.owns_ray = _start_ray(config, self.ranks)
+        self.owns_ray = _start_ray(config)
         self._group = self._place() if self.on_gpu else None
         wait_s = config.trainer.wait_s
         try:
@@ -73,9 +76,8 @@ class Actors:
         if self.owns_ray:
             ray.shutdown()
             return
-        for fleet in ("rollouts", "learners", "verifiers"):
-            for handle in getattr(getattr(self, fleet, None), "handles", {}).values():
-                ray.kill(handle)
+        for handle in self._started:
+            ray.kill(handle)
 
     def _begin(self, workers: dict[str, Any], ranks: dict[str, Any]) -> None:
         """Waits until engines are built and the learners have joined their group, both at the same time."""
@@ -90,26 +92,31 @@ class Actors:
     def _rollout(self, index: int, context_tokens: int, stop_ids: tuple[int, ...]) -> Any:
         from expo_ray.rollout.worker import RolloutWorker
 
-        options = self._options(f"rollout-{index}", self.config.rollout.tensor_parallel, bundle=index)
-        actor = ray.remote(RolloutWorker).options(**options)
-        return actor.remote(self.config, index, context_tokens, stop_ids, self.log_folder)
+        options = self._options("rollout", self.config.rollout.tensor_parallel, bundle=index)
+        return self._start(RolloutWorker, options, self.config, index, context_tokens, stop_ids, self.log_folder)
 
     def _learner(self, rank: int) -> Any:
         from expo_ray.learner.rank import LearnerRank
 
-        options = self._options(f"learner-{rank}", 1, bundle=self.config.rollout.workers + rank)
-        return ray.remote(LearnerRank).options(**options).remote(self.config, rank, self.log_folder)
+        options = self._options("learner", 1, bundle=self.config.rollout.workers + rank)
+        return self._start(LearnerRank, options, self.config, rank, self.log_folder)
 
     def _verifier(self, index: int) -> Any:
         from expo_ray.verifier.actor import VerifierActor
 
-        options = {"num_cpus": 0, "runtime_env": {"env_vars": environment("cpu", 1)}}
-        return ray.remote(VerifierActor).options(**options).remote(self.config.verifier)
+        cpus = self.plan.actor("verifier").ray_cpus
+        options = {"num_cpus": cpus, "runtime_env": {"env_vars": environment("cpu", 1)}}
+        return self._start(VerifierActor, options, self.config.verifier)
+
+    def _start(self, actor: type, options: dict[str, Any], *arguments: Any) -> Any:
+        handle = ray.remote(actor).options(**options).remote(*arguments)
+        self._started.append(handle)
+        return handle
 
     def _options(self, name: str, gpus: int, bundle: int) -> dict[str, Any]:
         profile = self.config.profile
         options: dict[str, Any] = {
-            "num_cpus": profile.cpus_per_actor,
+            "num_cpus": self.plan.actor(name).ray_cpus,
             "runtime_env": {"env_vars": environment(profile.device, profile.threads_per_actor)},
         }
         if self._group is not None:
@@ -121,9 +128,9 @@ class Actors:
 
     def _place(self) -> PlacementGroup:
         """One bundle for each engine and each learner rank; never an endless wait for it."""
-        config, cpus = self.config, self.config.profile.cpus_per_actor
-        bundles = [{"GPU": config.rollout.tensor_parallel, "CPU": cpus}] * config.rollout.workers
-        bundles += [{"GPU": 1, "CPU": cpus}] * self.ranks
+        config, cpus = self.config, {name: self.plan.actor(name).ray_cpus for name in ("rollout", "learner")}
+        bundles = [{"GPU": config.rollout.tensor_parallel, "CPU": cpus["rollout"]}] * config.rollout.workers
+        bundles += [{"GPU": 1, "CPU": cpus["learner"]}] * self.ranks
         group = placement_group(bundles, strategy="PACK")
         if not group.wait(timeout_seconds=config.trainer.start_s):
             have = ray.cluster_resources()
@@ -136,25 +143,19 @@ class Actors:
         return group
 
 
-def _start_ray(config: Config, ranks: int) -> bool:
+def _start_ray(config: Config) -> bool:
     """Joins the cluster that `cluster.address` (or RAY_ADDRESS) names, or starts Ray on this machine.
-
-    On a machine of its own Ray is told of as many cores as the actors ask for: rollout workers and learners
-    take turns, so two cores carry one worker and two ranks.
 
     Returns:
         Whether Ray was started here and must be stopped here.
     """
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     if ray.is_initialized():
         return False
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := config.cluster.address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, **quiet)
         return False
-    actors = config.rollout.workers + ranks
-    asked = int(actors * config.profile.cpus_per_actor) + config.verifier.workers
     if config.profile.device == "cpu":
         quiet |= {"num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(address="local", num_cpus=max(asked, len(os.sched_getaffinity(0))), **quiet)
+    ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
     return True

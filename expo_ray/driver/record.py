@@ -1,6 +1,7 @@
 """What a run writes while it goes: metrics.jsonl, samples.jsonl, evaluations, TensorBoard, Weights & Biases."""
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -51,12 +52,9 @@ class StepRecord:
     def finish(self, groups: list[Group], batch: TrainingBatch, update: UpdateReport, proof: SyncProof) -> None:
         """Takes in what the step's phases produced."""
         self.groups = groups
-        self.metrics |= batch.metrics | update.metrics
-        rollouts = [group.rollout for group in groups]
-        completions = [c for r in rollouts for c in (*r.completions, *r.explanations)]
-        self.metrics |= {
+        self.count(batch.metrics)
+        self.metrics |= update.metrics | {
             "algo/beta": batch.beta,
-            "tokens/generated": float(sum(len(c.token_ids) for c in completions)),
             "tokens/trained": float(update.trained_tokens),
             "sync/version": float(proof.weight_version),
             "sync/seconds": proof.seconds,
@@ -111,4 +109,13 @@ class Recorder:
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(_without_nan(line), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """What was not measured is null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

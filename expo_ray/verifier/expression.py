@@ -8,6 +8,7 @@ math-verify's comparison it never rounds: 0.333333 is not 1/3.
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from sympy.core.function import AppliedUndef
 
 from expo_ray.verifier.limits import MAX_ANSWER, MAX_DEPTH, MAX_EXPONENT, NotDecided
+from expo_ray.verifier.number import rational
 
 DIGITS = 50
 POINTS = 16
@@ -46,6 +48,9 @@ def parse(text: str) -> sympy.Basic | None:
 
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> sympy.Basic | None:
+    number = rational(text)
+    if number is not None:
+        return sympy.Rational(number.numerator, number.denominator)
     if len(text) > MAX_ANSWER or not _SAFE_CHARACTERS.fullmatch(text):
         return None
     if not set(_COMMAND.findall(text)) <= set(_SAFE_COMMANDS.split()) or "\\\\" in text:
@@ -158,7 +163,15 @@ def equal(left: sympy.Expr, right: sympy.Expr) -> bool:
         return not left.has(sympy.nan, sympy.zoo)
     if sympy.oo in (left, right) or -sympy.oo in (left, right):
         return False
-    return _agree([(left, right)])
+    needed = ENOUGH if left.free_symbols | right.free_symbols else 1
+    met = 0
+    for pair in _values(left, right):
+        if pair is None:
+            continue
+        if not _close(*pair):
+            return False
+        met += 1
+    return met >= needed
 
 
 def ratio(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr | None:
@@ -173,38 +186,26 @@ def ratio(left: sympy.Expr, right: sympy.Expr) -> sympy.Expr | None:
     return None
 
 
-def _agree(pairs: list[tuple[sympy.Expr, sympy.Expr]]) -> bool:
-    for left, right in pairs:
-        values = [pair for pair in _values(left, right) if pair is not None]
-        if len(values) < (ENOUGH if left.free_symbols | right.free_symbols else 1):
-            return False
-        if not all(_close(first, second) for first, second in values):
-            return False
-    return True
-
-
 def _close(first: Any, second: Any) -> bool:
     scale = max(abs(first), abs(second))
     return bool(scale == 0 or abs(first - second) <= TOLERANCE * scale)
 
 
-def _values(left: sympy.Expr, right: sympy.Expr) -> list[tuple[Any, Any] | None]:
+def _values(left: sympy.Expr, right: sympy.Expr) -> Iterator[tuple[Any, Any] | None]:
     """Values of both at the same points; None where one is undefined, or leaves the reals that the other stays in."""
     unknown = sorted(left.atoms(AppliedUndef) | right.atoms(AppliedUndef), key=str)
     names = {call: sympy.Symbol("call_" + hashlib.sha1(str(call).encode()).hexdigest()[:8]) for call in unknown}
     left, right = left.xreplace(names), right.xreplace(names)
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
     imaginary = left.has(sympy.I) or right.has(sympy.I)
-    values: list[tuple[Any, Any] | None] = []
     for point in range(POINTS if symbols else 1):
         at = {symbol: _coordinate(str(symbol), point) for symbol in symbols}
         first, second = _evaluate(left, at), _evaluate(right, at)
         if first is None or second is None:
-            values.append(None)
+            yield None
             continue
         leaves_reals = symbols and not imaginary and not (first.is_real and second.is_real)
-        values.append(None if leaves_reals else (first, second))
-    return values
+        yield None if leaves_reals else (first, second)
 
 
 def _coordinate(name: str, point: int) -> sympy.Rational:

@@ -138,11 +138,17 @@ class Learner:
         import torch
         from transformers import AutoModelForCausalLM
 
+        # DeepSpeed would else keep a small model whole after a forward, which hides what a sync gathers.
+        whole = {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+        }
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "optimizer": {"type": "AdamW", "params": {"lr": 0.02, "torch_adam": True}},
             "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+            "zero_optimization": {"stage": stage, **whole},
         }
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
         self.engine, *_ = deepspeed.initialize(model=model, config=config)

@@ -1,0 +1,86 @@
+"""Rollout phase against bare vLLM: `python -m bench.rollout [pairs]`.
+
+The same requests, in turns in one run: through the fleet (Ray, one batch of requests, token ids and
+log-probabilities back as messages, texts decoded) and straight to `vllm.LLM.generate` inside the same actor.
+Bar: the fleet costs at most 10 % more.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from expo_ray.config.compose import compose_config
+from expo_ray.config.schema import Config
+from expo_ray.data.stream import PromptStream, longest_sequence
+from expo_ray.driver import actors as driver_actors
+from expo_ray.driver.session import load_prompts, load_tokenizer, make_builder, stop_ids
+from expo_ray.rollout import worker
+from expo_ray.rollout.engine import sampling_params
+from expo_ray.rollout.request import RolloutRequest, Sampling, training_sampling
+
+
+class MeasuredWorker(worker.RolloutWorker):
+    """A rollout worker that can also run the bare engine on the same requests."""
+
+    def bare(self, requests: list[RolloutRequest], sampling: Sampling, seed: int) -> float:
+        """Seconds that `LLM.generate` takes for the requests, with the same sampling parameters."""
+        import torch
+
+        torch.manual_seed(seed)
+        prompts: list[dict[str, Any]] = []
+        params = []
+        for request in requests:
+            for ids, count in (
+                (request.prompt.free_ids, request.samples),
+                (request.prompt.conditioned_ids, request.explanations),
+            ):
+                if count:
+                    prompts.append({"prompt_token_ids": ids.tolist()})
+                    params.append(sampling_params(sampling, count, self.stop_ids))
+        began = time.monotonic()
+        self.llm.generate(prompts, params, use_tqdm=False)
+        return time.monotonic() - began
+
+
+def measure(config: Config, pairs: int) -> list[tuple[float, float]]:
+    """`(fleet seconds, bare seconds)` of each pair, after one unmeasured pair."""
+    import ray
+
+    tokenizer = load_tokenizer(config)
+    training, _ = load_prompts(config, make_builder(tokenizer, config))
+    context = longest_sequence(training, config.rollout.max_completion_tokens)
+    worker.RolloutWorker = MeasuredWorker  # type: ignore[misc]
+    folder = Path(mkdtemp(prefix="bench_rollout_"))
+    actors = driver_actors.Actors(config, folder, context, stop_ids(tokenizer, config), with_learners=False)
+    try:
+        stream = PromptStream(training, config.trainer.prompts_per_step, config.seed)
+        handle = next(iter(actors.rollouts.workers.values()))
+        sampling, found = training_sampling(config), []
+        for step in range(pairs + 1):
+            rollout = config.rollout
+            requests = [
+                RolloutRequest(prompt, rollout.samples_per_prompt, rollout.explanations_per_prompt)
+                for prompt in stream.prompts(step)
+            ]
+            began = time.monotonic()
+            actors.rollouts.generate(requests, sampling, (0, step))
+            fleet = time.monotonic() - began
+            found.append((fleet, ray.get(handle.bare.remote(requests, sampling, step), timeout=600)))
+        return found[1:]
+    finally:
+        actors.close()
+
+
+def main() -> None:
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 6
+    found = measure(compose_config(["experiment=demo"]), pairs)
+    ratios = sorted(fleet / bare for fleet, bare in found)
+    print(f"fleet {statistics.median(f for f, _ in found):.3f} s, bare {statistics.median(b for _, b in found):.3f} s")
+    print(f"ratio of pairs: min {ratios[0]:.3f}, median {statistics.median(ratios):.3f}, max {ratios[-1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The documentation against the code: every recorded name, the sentences it quotes, the files it links to."""
+
+import itertools
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from algorithm_cases import config_with, group, random_arrays
+
+from expo_ray.algorithms import make_algorithm
+from expo_ray.algorithms.properties import GroupProperties, SampleProperties, property_metrics
+from expo_ray.config.errors import DataError
+from expo_ray.config.schema import DataConfig
+from expo_ray.data.sources import load_problems
+from expo_ray.driver.record import StepRecord
+from expo_ray.driver.samples import sample_lines
+from expo_ray.driver.session import _summarise
+from expo_ray.evaluation.evaluator import summarise
+from expo_ray.messages import SyncProof, TrainingBatch, UpdateReport
+from expo_ray.train import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
+MEASURED = ("algorithms", "driver", "learner")
+GRPO_FAMILY = ("grpo", "exp_grpo", "sft_gt_grpo", "explanation_sft")
+PROPERTIES = SampleProperties(-1.0, -2.0, 0.5, 0.1)
+
+
+def expanded(name: str) -> list[str]:
+    """`a/{b,c}` as a/b and a/c."""
+    parts = [part.split(",") if i % 2 else [part] for i, part in enumerate(re.split(r"\{([^}]*)\}", name))]
+    return ["".join(choice) for choice in itertools.product(*parts)]
+
+
+def documented(section: str) -> set[str]:
+    """The names in the first column of a section's table of docs/metrics.md."""
+    text = (REPOSITORY / "docs/metrics.md").read_text()
+    body = re.search(rf"^## {re.escape(section)}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert body, section
+    cells = re.findall(r"^\| (`.*?) \|", body.group(1), re.MULTILINE)
+    return {name for cell in cells for quoted in re.findall(r"`([^`]+)`", cell) for name in expanded(quoted)}
+
+
+def sources() -> str:
+    files = (file for part in MEASURED for file in sorted((REPOSITORY / "expo_ray" / part).glob("*.py")))
+    return "\n".join(file.read_text() for file in files)
+
+
+def emitted() -> set[str]:
+    """Names of metrics: those spelt out in the code, and those made while algorithms, properties and records run."""
+    code = sources()
+    names = set(re.findall(r'"([a-z_]+/[a-z_]+)"', code)) - {"pass_rate/level_"}
+    names |= {f"time/{phase}" for phase in ["step", *re.findall(r'\.phase\("(\w+)"\)', code)]}
+    groups = [group(["correct", "wrong"], uid=f"p{level}", level=level) for level in (1, 2, 3, 4, 5)]
+    for name in (*GRPO_FAMILY, "exp_dpo", "dpo_gt"):
+        config = config_with(name=name, kl_coef=0.1, kl_conditioned_coef=0.1)
+        algorithm = make_algorithm(config)
+        names |= set(algorithm.training_batch(groups, step=0).metrics)
+        terms = ["policy", "sft", "conditioned"] if name in GRPO_FAMILY else ["chosen", "rejected"]
+        losses = set(algorithm.loss(random_arrays(terms).tokens()).metrics)
+        names |= losses
+        if name in GRPO_FAMILY:
+            names |= {f"last_{loss}" for loss in losses if loss.startswith("policy/")}
+    names |= set(property_metrics([GroupProperties([PROPERTIES], PROPERTIES, [PROPERTIES])]))
+    record = StepRecord(0)
+    proof = SyncProof(1, [1], 0.0, 1e-3, 1, 0.1)
+    record.finish(groups, TrainingBatch(0, []), UpdateReport({}, 0, 0.0), proof)
+    return names | set(record.metrics) | {"step"}
+
+
+def test_every_metric_that_the_code_emits_is_documented():
+    assert emitted() - documented("metrics.jsonl") == set()
+
+
+def test_every_documented_metric_is_emitted():
+    assert documented("metrics.jsonl") - emitted() == set()
+
+
+def test_every_name_of_a_real_run_is_documented():
+    lines = (REPOSITORY / "tests/data/metrics_example.jsonl").read_text().splitlines()
+    assert lines
+    for line in lines:
+        assert set(json.loads(line)) - documented("metrics.jsonl") == set()
+
+
+def test_other_records_are_documented_key_for_key(tmp_path):
+    config = config_with()
+    groups = [group(["correct", "wrong"], level=1)]
+    measured = [GroupProperties([PROPERTIES], PROPERTIES, [PROPERTIES, PROPERTIES])]
+    samples = set().union(*sample_lines(groups, measured, config)) | {"step"}
+    inner = {field.name for field in fields(SampleProperties)}
+    told = (REPOSITORY / "docs/metrics.md").read_text()
+    assert documented("samples.jsonl") == samples
+    assert all(f"`{name}`" in told for name in inner)
+    assert documented("proofs.jsonl") == {field.name for field in fields(SyncProof)}
+    assert documented("evaluations.jsonl") == {"steps_done", *summarise(groups, 2).summary()}
+    _summarise(config, tmp_path, 1, None, None, 1.0)
+    assert documented("summary.json") == set(json.loads((tmp_path / "summary.json").read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_to_files(page):
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert missing == []
+
+
+def quoted_sentences() -> list[str]:
+    text = (REPOSITORY / "docs/troubleshooting.md").read_text()
+    return re.findall(r"^    error: (.*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("argument", ["algo.betta=1", "algo=exp_gropo", "trainer.steps=many", "algo=grpo,exp_grpo"])
+def test_quoted_sentences_are_what_the_command_says(argument, capsys):
+    assert main([argument]) == 2
+    said = capsys.readouterr().err.removeprefix("error: ").strip()
+    assert any(said.startswith(quoted.removesuffix("...)")) for quoted in quoted_sentences()), said
+
+
+def test_quoted_sentences_about_data_are_what_is_raised(tmp_path):
+    file = tmp_path / "problems.jsonl"
+    data = DataConfig(name="jsonl", path=str(file), question_key="question", held_out_share=0.0)
+    for content in (None, '{"question": "1+1?"}\n'):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(DataError) as caught:
+            load_problems(data, held_out=False, seed=0)
+        assert str(caught.value).replace(str(file), "/data/problems.jsonl") in quoted_sentences()
+
+
+def test_documented_choices_are_the_folders_of_conf():
+    text = (REPOSITORY / "docs/configuration.md").read_text()
+    for name in ("experiment", "algo", "data", "verifier", "model"):
+        row = re.search(rf"^\| `{name}` \|(.*)$", text, re.MULTILINE)
+        assert row, name
+        told = {choice for quoted in re.findall(r"`([^`]+)`", row.group(1)) for choice in expanded(quoted)}
+        assert told == {file.stem for file in (REPOSITORY / "conf" / name).glob("*.yaml")}
+
+
+def test_the_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
+
+
+def test_expansion():
+    assert expanded("a/{b,c}/{d,e}") == ["a/b/d", "a/b/e", "a/c/d", "a/c/e"]
+    assert expanded("plain") == ["plain"]
