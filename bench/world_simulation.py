@@ -4,8 +4,8 @@
 
 Prompts, their order, verdicts, samples, weights, losses, learning rate and gradient clipping are the pipeline's;
 sampling (a batch decoded with a KV cache) and the update (torch.optim.AdamW) are written out here. Prints one JSON
-line an evaluation: pass@4 on held-out problems by level, and what the step's explanations were. It shows what
-settings do to learning, in a fraction of the pipeline's time (docs/world.md holds what was found).
+line an evaluation, the first one of the base model. It shows what settings do to learning, in a fraction of the
+pipeline's time (docs/world.md holds what was found).
 """
 
 import argparse
@@ -93,20 +93,22 @@ class World:
             )
         return made
 
-    def evaluate(self) -> dict[str, float]:
-        """Level -> share of held-out problems with a right one among `eval.samples`; the same draws each time."""
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """By level, on held-out problems: `pass`, the share with a right one among `eval.samples` completions, and
+        `explained`, the share of right explanations, one a problem. The same random draws each time."""
         state = torch.get_rng_state()
         torch.manual_seed(self.config.seed)
         limit = self.config.eval.max_problems or len(self.heldout)
         chosen: list[Prompt] = []
-        for level in sorted({p.problem.level for p in self.heldout}):
+        for level in sorted({p.problem.level or 0 for p in self.heldout}):
             chosen += [p for p in self.heldout if p.problem.level == level][:limit]
-        solved = defaultdict(list)
-        for group in self.groups(chosen, self.config.eval.samples, 0, self.config.eval.temperature):
-            right = any(v.outcome == "correct" for v in group.verdicts)
-            solved[str(group.rollout.prompt.problem.level)].append(right)
+        found: dict[str, dict[str, list[bool]]] = {"pass": defaultdict(list), "explained": defaultdict(list)}
+        for group in self.groups(chosen, self.config.eval.samples, 1, self.config.eval.temperature):
+            level = str(group.rollout.prompt.problem.level)
+            found["pass"][level].append(any(v.outcome == "correct" for v in group.verdicts))
+            found["explained"][level].append(group.explanation_verdicts[0].outcome == "correct")
         torch.set_rng_state(state)
-        return {level: round(float(np.mean(found)), 3) for level, found in solved.items()}
+        return {name: {k: round(float(np.mean(v)), 3) for k, v in of.items()} for name, of in found.items()}
 
 
 @torch.no_grad()
@@ -196,6 +198,7 @@ def simulate(config: Config, every: int) -> None:
     betas = (settings.adam_beta1, settings.adam_beta2)
     optimizer = torch.optim.AdamW(world.policy.parameters(), betas=betas, weight_decay=settings.weight_decay)
     started = time.process_time()
+    print(json.dumps({"step": 0, **world.evaluate()}), flush=True)
     for step in range(config.trainer.steps):
         explanations = config.rollout.explanations_per_prompt if algorithm.needs_explanations(step) else 0
         prompts = world.stream.prompts(step)
@@ -211,20 +214,9 @@ def simulate(config: Config, every: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % every == 0 or step + 1 == config.trainer.steps:
-            explained = defaultdict(list)
-            for one in groups:
-                explained[str(one.rollout.prompt.problem.level)] += [
-                    v.outcome == "correct" for v in one.explanation_verdicts
-                ]
-            line = {
-                "step": step + 1,
-                "pass": world.evaluate(),
-                "explained": {k: round(float(np.mean(v)), 2) for k, v in sorted(explained.items()) if v},
-                "grad_norm": round(float(norm), 3),
-                "reward": round(batch.metrics.get("reward/mean", 0.0), 3),
-                "cpu_s": round(time.process_time() - started),
-            }
-            print(json.dumps(line), flush=True)
+            kept = batch.metrics.get("explanations/kept", 0.0)
+            line = {"step": step + 1, **world.evaluate(), "kept": kept, "grad_norm": round(float(norm), 3)}
+            print(json.dumps(line | {"cpu_s": round(time.process_time() - started)}), flush=True)
 
 
 def main() -> None:

@@ -1,14 +1,19 @@
 """What an algorithm is: it says what to sample, turns groups into a training batch, and scores tokens."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.schema import Config
-from expo_ray.messages import Group, TrainingBatch
+from expo_ray.messages import FloatArray, Group, IntArray, TrainingBatch
 
 Properties = list[list[SampleProperties]]
 """For each group, one entry for each of its explanations, in their order."""
+
+Score = Callable[[list[tuple[IntArray, IntArray]]], list[FloatArray]]
+"""`(context ids, scored ids)` pairs -> their tokens' log-probabilities under the policy, temperature 1."""
 
 
 class Algorithm(Protocol):
@@ -45,6 +50,10 @@ class Algorithm(Protocol):
 
         Raises ValueError where `needs_properties` and a choice must be made without `properties`.
         """
+
+    def before_first_update(self, folder: Path, score: Score) -> None:
+        """Called once in a run, after the first `training_batch` and while policy and reference are the same: what
+        must be known of the reference for later, or kept in the run folder, is dealt with here."""
 
     def loss(self, tokens: PolicyTokens) -> LossOutput:
         """Loss of a micro-batch of the samples that `training_batch` made."""

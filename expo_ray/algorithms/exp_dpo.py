@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from expo_ray.algorithms.base import Properties
+import numpy as np
+
+from expo_ray.algorithms.base import Properties, Score
 from expo_ray.algorithms.dpo_loss import dpo_loss
 from expo_ray.algorithms.explanations import in_scope, kept_explanations, review_explanations, review_metrics
 from expo_ray.algorithms.pairs import Pair, PairStore, make_pairs, pair_samples
@@ -65,6 +67,19 @@ class ExpDpo:
         metrics = group_metrics([group for group in groups if group.rollout.completions], self.config) | counts
         metrics |= {"pairs/trained": float(len(pairs)), "pairs/prompts_without": float(without)}
         return TrainingBatch(step=step, samples=pair_samples(pairs), metrics=metrics)
+
+    def before_first_update(self, folder: Path, score: Score) -> None:
+        """Offline: stores the pairs in `pairs.jsonl`, to be looked at and used again (`algo.dpo_pairs_path`).
+
+        The policy still is the reference, so its sums serve as the stored ones, where they are at the temperature
+        of the loss.
+        """
+        if self.period != 0 or self.reuses_pairs or not len(self.pairs):
+            return
+        if self.config.rollout.temperature == 1.0:
+            sequences = [(np.array(q, np.int32), np.array(c, np.int32)) for q, c in self.pairs.sequences()]
+            self.pairs.set_reference([float(values.sum(dtype=np.float64)) for values in score(sequences)])
+        self.pairs.write(folder / "pairs.jsonl")
 
     def loss(self, tokens: PolicyTokens) -> LossOutput:
         return dpo_loss(tokens, self.config.algo.dpo_beta)

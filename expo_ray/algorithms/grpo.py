@@ -1,8 +1,9 @@
 """GRPO: J = E[ mean_i w_i sum_t min(r A, clip(r) A) ] - kl_coef KL, with the variants that practitioners use."""
 
+from pathlib import Path
 from typing import Any
 
-from expo_ray.algorithms.base import Properties
+from expo_ray.algorithms.base import Properties, Score
 from expo_ray.algorithms.losses import grpo_loss
 from expo_ray.algorithms.policy_batch import group_metrics, has_signal, policy_samples
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
@@ -41,6 +42,9 @@ class Grpo:
         return TrainingBatch(
             step=step, samples=policy_samples(groups, self.config), metrics=group_metrics(groups, self.config)
         )
+
+    def before_first_update(self, folder: Path, score: Score) -> None:
+        """Nothing is needed."""
 
     def loss(self, tokens: PolicyTokens) -> LossOutput:
         return grpo_loss(tokens, self.config.algo)

@@ -9,7 +9,7 @@ import ctypes
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
 from expo_ray.sync.buckets import Bucket, plan_buckets, unpack
+from expo_ray.sync.direct import DirectLoader, direct_loader
 from expo_ray.sync.gloo_group import RECEIVER, GlooLink, join_store
 from expo_ray.sync.reload import finish_reload, start_reload
 
@@ -82,7 +83,8 @@ class ReceivePhases:
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, GlooWeightTransferUpdateInfo]):
-    """Receives checkpoint-format weights and loads them through vLLM's layerwise reload."""
+    """Receives checkpoint-format weights and loads them directly where the model allows it (sync.direct),
+    else through vLLM's layerwise reload."""
 
     init_info_cls = GlooWeightTransferInitInfo
     update_info_cls = GlooWeightTransferUpdateInfo
@@ -90,6 +92,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
     link: GlooLink | None = None
     phases = ReceivePhases()
     _bucket_bytes = 0
+    _direct: DirectLoader | None = None
 
     def init_transfer_engine(self, init_info: GlooWeightTransferInitInfo) -> None:
         """Connect to the sender, in place of an earlier connection if there is one."""
@@ -103,9 +106,9 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
         self._bucket_bytes = init_info.bucket_bytes
 
     def start_weight_update(self) -> None:
-        """Open a round; what an earlier, broken round left half loaded is forgotten."""
+        """Open a round. How it is loaded is decided when the names of its tensors are known."""
         self.phases = ReceivePhases()
-        start_reload(self.model)
+        self._direct = None
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receive and load all weights of the round.
@@ -124,20 +127,34 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
 
         if self.link is None:
             raise RuntimeError("the Gloo link is closed: init_weight_transfer_engine must come first")
-        model: Any = self.model
+        metadata = update_info.metadata()
+        load = self._open_loader([meta.name for meta in metadata])
         with disable_mtp_completeness_check():
-            received = self._receive(self.link, plan_buckets(update_info.metadata(), self._bucket_bytes))
+            received = self._receive(self.link, plan_buckets(metadata, self._bucket_bytes))
             while (weights := self._next_weights(received)) is not None:
                 began = time.perf_counter()
-                model.load_weights(weights)
+                load(weights)
                 self.phases.load += time.perf_counter() - began
                 del weights
 
     def finish_weight_update(self) -> None:
-        """Close the round: place what vLLM deferred, and mend the tied head."""
+        """Close the round: pack what is left to pack, tied heads among it."""
         began = time.perf_counter()
-        finish_reload(self.model, self.model_config)
+        if self._direct is not None:
+            self._direct.finish()
+        else:
+            finish_reload(self.model, self.model_config)
         self.phases.finish = time.perf_counter() - began
+
+    def _open_loader(self, names: list[str]) -> Callable[[NamedTensors], object]:
+        """What loads this round's tensors; what an earlier, broken round left half loaded is forgotten."""
+        model: Any = self.model
+        self._direct = direct_loader(model)
+        if self._direct is not None and self._direct.covers(names):
+            return self._direct.load
+        self._direct = None
+        start_reload(model)
+        return model.load_weights
 
     def shutdown(self) -> None:
         """Drop the connection; the engine goes on serving."""

@@ -89,13 +89,19 @@ class Engine(WeightReceiver):
     def pid(self) -> int:
         return os.getpid()
 
-    def mend(self, wanted: bool) -> None:
-        """Mend tied heads after a reload, or leave what vLLM leaves."""
-        from expo_ray.sync import reload
+    def load_through(self, reload: bool, mended: bool = True) -> None:
+        """Load as models that are not plain are loaded: by vLLM's reload, with or without mending tied heads."""
+        from expo_ray.sync import direct
+        from expo_ray.sync import reload as module
 
-        if not hasattr(self, "mending"):
-            self.mending = reload.mend_tied_heads
-        reload.mend_tied_heads = self.mending if wanted else lambda model: 0
+        if not hasattr(self, "usual"):
+            self.usual = (direct.ARCHITECTURES, module.mend_tied_heads)
+        direct.ARCHITECTURES = frozenset() if reload else self.usual[0]
+        module.mend_tied_heads = self.usual[1] if mended else lambda model: 0
+
+    def loaded_directly(self) -> bool:
+        """How the last round was loaded."""
+        return self.llm.collective_rpc(lambda worker: worker.weight_transfer_engine._direct is not None)[0]
 
     def probe_and_sample(self, sequences: list[list[int]], probe_between: bool) -> tuple[list[int], list[int]]:
         """Two samples from one seed, with or without a probe between them."""

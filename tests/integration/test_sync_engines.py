@@ -113,6 +113,11 @@ def test_untied_engine_and_a_version_that_differs(one: list[Any], paths: dict[st
     call(one, "connect", {"untied": engine})
     call(one, "train", 1)
     assert sync_and_prove(one, {"untied": engine}, 7).worker_versions == [7]
+    assert ray.get(engine.loaded_directly.remote(), timeout=WAIT_S)
+    ray.get(engine.load_through.remote(reload=True), timeout=WAIT_S)
+    call(one, "train", 2)
+    assert sync_and_prove(one, {"untied": engine}, 7).worker_versions == [7]
+    assert not ray.get(engine.loaded_directly.remote(), timeout=WAIT_S)
     ray.get(engine.update_weight_version.remote(6), timeout=WAIT_S)
     sequences = probes()
     learner = call(one, "probe", sequences, 7)[0]
@@ -127,16 +132,23 @@ def test_untied_engine_and_a_version_that_differs(one: list[Any], paths: dict[st
 def test_without_mending_the_tied_head_stays_old(
     one: list[Any], engines: dict[str, Any], paths: dict[str, str]
 ) -> None:
-    """vLLM's reload alone leaves the old head on CPU; the proof must see it."""
-    mended = {"rollout-0": engines["rollout-0"]}
+    """vLLM's reload alone leaves the old head on CPU; the proof must see it, and mending must end it."""
+    engine = engines["rollout-0"]
     call(one, "load", paths["tied"], 1)
-    call(one, "connect", mended)
+    call(one, "connect", {"rollout-0": engine})
     call(one, "train", 1)
-    ray.get(engines["rollout-0"].mend.remote(False), timeout=WAIT_S)
+    ray.get(engine.load_through.remote(reload=True, mended=False), timeout=WAIT_S)
     with pytest.raises(SyncProofFailed, match="rollout-0 does not hold the learner's weights"):
-        sync_and_prove(one, mended, 1)
-    ray.get(engines["rollout-0"].mend.remote(True), timeout=WAIT_S)
-    assert sync_and_prove(one, mended, 2).max_difference <= TOLERANCE
+        sync_and_prove(one, {"rollout-0": engine}, 1)
+    ray.get(engine.load_through.remote(reload=True), timeout=WAIT_S)
+    for version in (2, 3):
+        call(one, "train", version)
+        assert sync_and_prove(one, {"rollout-0": engine}, version).max_difference <= TOLERANCE
+        assert not ray.get(engine.loaded_directly.remote(), timeout=WAIT_S)
+    ray.get(engine.load_through.remote(reload=False), timeout=WAIT_S)
+    call(one, "train", 4)
+    assert sync_and_prove(one, {"rollout-0": engine}, 4).max_difference <= TOLERANCE
+    assert ray.get(engine.loaded_directly.remote(), timeout=WAIT_S)
 
 
 def test_a_refused_tensor_names_the_worker_and_the_next_sync_heals(

@@ -51,7 +51,8 @@ def test_math_gold_in_another_spelling() -> None:
 def test_gsm8k_gold_against_gold() -> None:
     answers = [row["answer"] for row in rows("gsm8k_train.jsonl", "gsm8k_test.jsonl")]
     golds = [answer.rpartition("####")[2].strip() for answer in answers]
-    for template in ("{answer}", "#### {gold}", "The answer is {gold}.", "\\boxed{{{gold}}}"):
-        said = [template.format(answer=a, gold=g) for a, g in zip(answers, golds, strict=True)]
-        verdicts = judge("gsm8k", [(text, (gold,), {}) for text, gold in zip(said, golds, strict=True)])
-        assert {verdict.outcome for verdict in verdicts} == {"correct"}, template
+    templates = ("{answer}", "#### {gold}", "The answer is {gold}.", "\\boxed{{{gold}}}")
+    said = [(t.format(answer=a, gold=g), (g,), {}) for t in templates for a, g in zip(answers, golds, strict=True)]
+    verdicts = judge("gsm8k", said)
+    wrong = [item for item, verdict in zip(said, verdicts, strict=True) if verdict.outcome != "correct"]
+    assert wrong == []
