@@ -18,6 +18,7 @@ from expo_ray.config.check import check_config
 from expo_ray.config.compose import CONF, compose_config, derive, parse_overrides, register, sweep_jobs
 from expo_ray.config.errors import ConfigError, InputError
 from expo_ray.config.hub import check_hub
+from expo_ray.config.lengths import check_longest
 from expo_ray.config.plan import Plan, plan_text
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import load_problems
@@ -103,7 +104,7 @@ def _check(config: Config) -> None:
     check_config(config)
     for held_out, path in ((False, config.data.path), (True, config.data.eval_path)):
         if path is not None:
-            load_problems(config.data, held_out=held_out, seed=config.seed)
+            check_longest(load_problems(config.data, held_out=held_out, seed=config.seed), config)
     if config.data.path is None and config.data.hub is None and config.data.name != "toy":
         raise ConfigError(f"data={config.data.name} needs data.path=FILE, a file of JSON Lines")
     if not config.dry_run:

@@ -158,3 +158,14 @@ def test_the_real_data_sets(shared):
     assert len(train) == 7498  # of 7,500: two have an empty box
     counted = Counter(p.level for p in load(shared / "data/math_train.jsonl", held_out=True, **keys))
     assert counted == {1: 437, 2: 894, 3: 1131, 4: 1214, 5: 1324}
+
+
+def test_a_question_longer_than_the_context_is_refused_before_anything_starts(tmp_path):
+    from expo_ray.config.compose import compose_config
+    from expo_ray.config.lengths import check_longest
+    from expo_ray.messages import Problem
+
+    config = compose_config(["experiment=demo"])
+    check_longest([Problem("short", "3+4", ("7",))], config)
+    with pytest.raises(DataError, match=r"problem long .* at least 400 tokens .* context .* is 128"):
+        check_longest([Problem("short", "3+4", ("7",)), Problem("long", "3+4+" * 100, ("7",))], config)
