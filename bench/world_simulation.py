@@ -201,6 +201,9 @@ def simulate(config: Config, every: int) -> None:
     print(json.dumps({"step": 0, **world.evaluate()}), flush=True)
     for step in range(config.trainer.steps):
         explanations = config.rollout.explanations_per_prompt if algorithm.needs_explanations(step) else 0
+        for later in range(step + 1, step + algorithm.explanations_ahead(step)):
+            ahead = world.groups(world.stream.prompts(later), 0, explanations, config.rollout.temperature)
+            algorithm.collect(ahead, step)
         prompts = world.stream.prompts(step)
         groups = world.groups(prompts, config.rollout.samples_per_prompt, explanations, config.rollout.temperature)
         batch = algorithm.training_batch(groups, step)

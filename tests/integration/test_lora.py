@@ -318,7 +318,12 @@ def test_what_is_sent_is_the_merge_of_peft(record):
 def test_the_export_is_the_policy_for_transformers(record):
     lm = load(record.exported)
     assert not any("lora" in name or "base_layer" in name for name, _ in lm.named_parameters())
-    assert distance(scores_of(lm, record.batch), record.fixed_after[1]) < 1e-5
+    # In float32 this model rounds W x + B A x and (W + B A) x apart by up to 4e-5 nats, with peft alone as well;
+    # in float64 only the exported weights are rounded. The ranks' policy is plain_policy to 1e-5, tested above.
+    policy = plain_policy(record, record.after[0][1])
+    exact = scores_of(policy.double(), record.batch)
+    assert distance(scores_of(lm.double(), record.batch), exact) < 1e-5
+    assert distance(scores_of(load(record.exported), record.batch), record.fixed_after[1]) < 1e-4
 
 
 @pytest.mark.slow
