@@ -38,7 +38,7 @@ class AlgoConfig:
     dpo_refresh: str = "online"  # offline | online | iterative
     dpo_refresh_steps: int = 8  # iterative: pairs made again every k steps
     dpo_pairs_path: str | None = None  # offline: stored pairs to use again
-    properties_every: int = 1  # measure the two ExPO properties every k steps; 0: never
+    properties_every: int = 2  # measure the two ExPO properties every k steps; 0: never
 
 
 @dataclass

@@ -14,22 +14,6 @@ from expo_ray.verifier.client import judge_all
 ray = pytest.importorskip("ray")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    # "local": never the cluster of somebody else on this machine.
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-    )
-    yield
-    ray.shutdown()
-
-
 def spawn(_index: int = 0):
     config = VerifierConfig(name="toy", processes=1)
     return ray.remote(VerifierActor).options(num_cpus=0.5).remote(config)
@@ -43,7 +27,7 @@ def expected(count: int) -> list[str]:
     return ["correct" if index % 3 == 0 else "wrong" for index in range(count)]
 
 
-def test_several_actors_keep_the_order(cluster) -> None:
+def test_several_actors_keep_the_order(local_ray) -> None:
     handles = [spawn(), spawn()]
     verdicts = judge_all(handles, items(500), spawn, wait_s=120)
     assert [verdict.outcome for verdict in verdicts] == expected(500)
@@ -53,7 +37,7 @@ def test_several_actors_keep_the_order(cluster) -> None:
         ray.kill(handle)
 
 
-def test_killing_an_actor_in_mid_batch_loses_nothing(cluster) -> None:
+def test_killing_an_actor_in_mid_batch_loses_nothing(local_ray) -> None:
     handles = [spawn(), spawn()]
     ray.get([handle.ping.remote() for handle in handles], timeout=120)
     first = list(handles)
@@ -82,7 +66,7 @@ def _pid_of(handle):
     return handle.__ray_call__.remote(lambda _self: os.getpid())
 
 
-def test_a_silent_actor_is_a_bounded_wait(cluster) -> None:
+def test_a_silent_actor_is_a_bounded_wait(local_ray) -> None:
     handle = spawn()
     ray.get(handle.ping.remote(), timeout=120)
     pid = ray.get(_pid_of(handle), timeout=60)

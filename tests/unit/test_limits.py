@@ -1,0 +1,34 @@
+"""Bounds beyond which a run stops."""
+
+import pytest
+
+from expo_ray.config.schema import Config
+from expo_ray.driver.limits import LimitExceeded, check_failures, check_mismatch
+from expo_ray.messages import Group, Problem, Prompt, Rollout, UpdateReport, Verdict
+from expo_ray.verifier.reward import VerifierFailureRate
+
+
+def report(mismatch: float) -> UpdateReport:
+    return UpdateReport({"mismatch/mean_abs": mismatch}, trained_tokens=1, seconds=1.0)
+
+
+def test_mismatch_beyond_its_bound_stops_with_both_numbers_and_the_key():
+    config = Config()
+    config.trainer.max_mismatch = 0.01
+    check_mismatch(report(0.0099), config)
+    with pytest.raises(LimitExceeded, match=r"0\.02 nats .*trainer\.max_mismatch=0\.01"):
+        check_mismatch(report(0.02), config)
+
+
+def test_a_mismatch_that_is_not_a_number_stops_too():
+    with pytest.raises(LimitExceeded):
+        check_mismatch(report(float("nan")), Config())
+
+
+def test_too_many_verifier_failures_stop():
+    config = Config()
+    prompt = Prompt(Problem("p", "q", ("1",)), None, None)
+    verdicts = [Verdict("correct")] * 8 + [Verdict("timeout"), Verdict("error")]
+    check_failures([Group(Rollout(prompt, [], []), verdicts[:9] + [Verdict("wrong")], [])], config)
+    with pytest.raises(VerifierFailureRate, match="max_failure_rate"):
+        check_failures([Group(Rollout(prompt, [], []), verdicts, [])], config)
