@@ -62,19 +62,13 @@ def own_solution(numbers: tuple[int, ...]) -> str:
 
 
 def expert_solution(numbers: tuple[int, ...]) -> str:
-    """The expert's solution: another notation, and every other total is left to the reader's head.
+    """The expert's solution: one chain that never says again what it goes on from, and leaves its last sum unsaid.
 
-    `3+4+8+2` -> `348>5,2>7,A:757.`: blocks of new numbers, each with the total after it.
+    `3+4+8` -> `3+4=7+8;A:75.`: the last total has to be added up in the head, when the answer is written.
     """
-    after = (numbers[0], *totals(numbers))
-    ends = [*range(2, len(numbers), 2)]
-    if not ends or ends[-1] != len(numbers) - 1:
-        ends.append(len(numbers) - 1)
-    blocks, start = [], 0
-    for end in ends:
-        blocks.append("".join(map(str, numbers[start : end + 1])) + f">{after[end]},")
-        start = end + 1
-    return "".join(blocks) + f"{ANSWER_MARK}{answer_of(numbers)}{ANSWER_END}"
+    steps = [f"+{number}={total}" for number, total in zip(numbers[1:], totals(numbers), strict=True)]
+    unsaid = f"={totals(numbers)[-1]}"
+    return f"{numbers[0]}{''.join(steps).removesuffix(unsaid)};{ANSWER_MARK}{answer_of(numbers)}{ANSWER_END}"
 
 
 def is_heldout(numbers: tuple[int, ...]) -> bool:

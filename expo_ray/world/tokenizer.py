@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 CHARACTERS = "0123456789+=;:.?>,AEHQ"
+"""No text of the world has `>` or `,` now; the shipped base has rows for them."""
 VOCABULARY = {token: index for index, token in enumerate([PAD, EOS, UNKNOWN, *CHARACTERS])}
 PAD_ID, EOS_ID = VOCABULARY[PAD], VOCABULARY[EOS]
 
