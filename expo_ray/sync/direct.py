@@ -88,7 +88,7 @@ def direct_loader(model: torch.nn.Module) -> DirectLoader | None:
 
     if type(model).__name__ not in ARCHITECTURES:
         return None
-    mapping: dict[str, list[str]] = model.packed_modules_mapping  # type: ignore[assignment]
+    mapping: dict[str, list[str]] = model.packed_modules_mapping
     targets: dict[str, tuple[_Target, int]] = {}
     embeddings: dict[int, Any] = {}
     heads: list[tuple[Any, Any]] = []

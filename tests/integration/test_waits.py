@@ -55,7 +55,7 @@ def test_a_late_actor_is_named_with_its_last_log_line(workers, waiter):
 
 def test_an_error_inside_an_actor_ends_the_wait_at_once(workers, waiter):
     refs = {"rollout-0": workers["rollout-0"].fail.remote(), "rollout-1": workers["rollout-1"].sleep.remote(20)}
-    with pytest.raises(ActorFailed, match="rollout-0 failed: ValueError.*out of blocks") as found:
+    with pytest.raises(ActorFailed, match=r"rollout-0 failed: ValueError.*out of blocks") as found:
         waiter.gather(refs, "generate", 60)
     assert found.value.actor == "rollout-0"
 
@@ -65,5 +65,5 @@ def test_a_killed_actor_ends_the_wait(workers, waiter, local_ray):
     pid = local_ray.get(doomed.pid.remote(), timeout=60)
     ref = doomed.sleep.remote(60)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(ActorFailed, match="generate: rollout-1 died.*waiting for the sky to fall"):
+    with pytest.raises(ActorFailed, match=r"generate: rollout-1 died.*waiting for the sky to fall"):
         waiter.gather({"rollout-1": ref}, "generate", 40)

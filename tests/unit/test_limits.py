@@ -29,6 +29,6 @@ def test_too_many_verifier_failures_stop():
     config = Config()
     prompt = Prompt(Problem("p", "q", ("1",)), None, None)
     verdicts = [Verdict("correct")] * 8 + [Verdict("timeout"), Verdict("error")]
-    check_failures([Group(Rollout(prompt, [], []), verdicts[:9] + [Verdict("wrong")], [])], config)
+    check_failures([Group(Rollout(prompt, [], []), [*verdicts[:9], Verdict("wrong")], [])], config)
     with pytest.raises(VerifierFailureRate, match="max_failure_rate"):
         check_failures([Group(Rollout(prompt, [], []), verdicts, [])], config)
