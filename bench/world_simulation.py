@@ -104,9 +104,9 @@ class World:
             chosen += [p for p in self.heldout if p.problem.level == level][:limit]
         found: dict[str, dict[str, list[bool]]] = {"pass": defaultdict(list), "explained": defaultdict(list)}
         for group in self.groups(chosen, self.config.eval.samples, 1, self.config.eval.temperature):
-            level = str(group.rollout.prompt.problem.level)
-            found["pass"][level].append(any(v.outcome == "correct" for v in group.verdicts))
-            found["explained"][level].append(group.explanation_verdicts[0].outcome == "correct")
+            key = str(group.rollout.prompt.problem.level)
+            found["pass"][key].append(any(v.outcome == "correct" for v in group.verdicts))
+            found["explained"][key].append(group.explanation_verdicts[0].outcome == "correct")
         torch.set_rng_state(state)
         return {name: {k: round(float(np.mean(v)), 3) for k, v in of.items()} for name, of in found.items()}
 

@@ -97,7 +97,8 @@ def load_reference(config: Config, engine: Any, lm: Any) -> Any:
     frozen = copy.deepcopy(settings)
     del frozen["optimizer"]
     engine, *_ = deepspeed.initialize(model=scorer, config=frozen)
-    return engine.eval()
+    engine.eval()  # DeepSpeed returns nothing here, unlike torch.
+    return engine
 
 
 def _load(config: Config) -> Any:

@@ -335,6 +335,20 @@ def test_a_checkpoint_holds_adapters_and_their_optimizer(record):
         np.testing.assert_allclose(array, record.went_on[name], atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_without_lora_the_reference_is_a_second_model(ranks, tiny_models, stage):
+    config = lora_config(tiny_models["tied"])
+    config.model.lora.rank, config.learner.zero_stage = 0, stage
+    batch = make_batch()
+    ranks("rebuild", config)
+    ranks("update", batch)
+    reference, policy = merged(ranks("fixed", batch))
+    base = scores_of(load(tiny_models["tied"]), batch)
+    assert distance(reference, base) < 1e-5
+    assert distance(policy, base) > 0.1
+
+
 def adapted(folder: Path, targets: list[str]) -> Any:
     from expo_ray.learner.lora import add_adapters
 
