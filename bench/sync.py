@@ -105,6 +105,9 @@ def actors() -> tuple[Any, Any]:
         def broadcast(self) -> float:
             return self.plain.run()
 
+        def cpu(self) -> float:
+            return time.process_time()
+
         def phases(self) -> Any:
             found = self.llm.collective_rpc(lambda worker: worker.weight_transfer_engine.phases)
             return found[0]
@@ -134,6 +137,9 @@ def actors() -> tuple[Any, Any]:
 
         def broadcast(self) -> float:
             return self.plain.run()
+
+        def cpu(self) -> float:
+            return time.process_time()
 
         def send(self, version: int) -> Any:
             return self.sender.send(version)
@@ -184,16 +190,20 @@ def measure(path: str, rounds: int, bucket_bytes: int) -> None:
     ray.get(learner.send.remote(0), timeout=WAIT_S)  # the first sync also grows the engine's heap
     ratios = []
     for version in range(1, rounds + 1):
+        cpu = [_cpu(engine, learner)]
         plain = max(ray.get([learner.broadcast.remote(), engine.broadcast.remote()], timeout=WAIT_S))
+        cpu.append(_cpu(engine, learner))
         report = ray.get(learner.send.remote(version), timeout=WAIT_S)
+        cpu.append(_cpu(engine, learner))
         phases = ray.get(engine.phases.remote(), timeout=WAIT_S)
         ratios.append(plain / report.seconds)
         print(
-            f"round {version}: broadcast {plain:.3f} s {report.bytes_sent / plain / 1e9:.2f} GB/s | "
-            f"sync {report.seconds:.3f} s {report.bytes_sent / report.seconds / 1e9:.2f} GB/s "
-            f"(start {report.phases['start']:.3f}, update {report.phases['update']:.3f} of which waiting "
+            f"round {version}: broadcast {plain:.3f} s {report.bytes_sent / plain / 1e9:.2f} GB/s "
+            f"(CPU {cpu[1] - cpu[0]:.2f} s) | sync {report.seconds:.3f} s "
+            f"{report.bytes_sent / report.seconds / 1e9:.2f} GB/s (CPU {cpu[2] - cpu[1]:.2f} s; "
+            f"start {report.phases['start']:.3f}, update {report.phases['update']:.3f} of which waiting "
             f"{phases.wait:.3f} and loading {phases.load:.3f}, finish {report.phases['finish']:.3f}) | "
-            f"ratio {ratios[-1]:.2f}",
+            f"ratio {ratios[-1]:.2f} | load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
     sequences = [list(range(3, 40)), list(range(900, 880, -1))]
@@ -209,7 +219,15 @@ def measure(path: str, rounds: int, bucket_bytes: int) -> None:
         seconds=report.seconds,
     )
     print(f"proved: largest difference {proof.max_difference:.2g} nats")
-    print(f"median ratio {statistics.median(ratios):.2f}, best {max(ratios):.2f}, bar 0.50")
+    quarter, half, three = statistics.quantiles(ratios, n=4)
+    print(f"median ratio {half:.2f} (quartiles {quarter:.2f} to {three:.2f}, {len(ratios)} rounds), bar 0.50")
+
+
+def _cpu(*actors: Any) -> float:
+    """CPU seconds that the actors' processes have used so far: what a busy machine does not blur."""
+    import ray
+
+    return sum(ray.get([actor.cpu.remote() for actor in actors], timeout=WAIT_S))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The policy and the reference policy as DeepSpeed engines."""
 
 import copy
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -55,7 +56,8 @@ def join_group(on_gpu: bool, timeout: timedelta) -> None:
     `inference_all_reduce` uses it, and training never calls that.
     """
     if not on_gpu:
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        # Not `deepspeed.comm.torch`: that attribute is torch itself.
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timeout)
 
 
