@@ -49,15 +49,17 @@ def deepspeed_config(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
     }
 
 
-def join_group(on_gpu: bool, timeout: timedelta) -> None:
-    """Joins the learners' process group (rendezvous from MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE).
+def skip_inference_op() -> None:
+    """Keeps DeepSpeed from compiling its shared-memory kernel for CPU (half a minute, and a compiler): only its
+    `inference_all_reduce` uses it, and training never calls that."""
+    # Not `deepspeed.comm.torch`: that attribute is torch itself.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
 
-    On CPU DeepSpeed would compile a shared-memory kernel first (half a minute, and a compiler); only its
-    `inference_all_reduce` uses it, and training never calls that.
-    """
+
+def join_group(on_gpu: bool, timeout: timedelta) -> None:
+    """Joins the learners' process group (rendezvous from MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE)."""
     if not on_gpu:
-        # Not `deepspeed.comm.torch`: that attribute is torch itself.
-        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+        skip_inference_op()
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timeout)
 
 

@@ -127,6 +127,9 @@ class Learner:
         import deepspeed
         import torch
 
+        from expo_ray.learner.loading import skip_inference_op
+
+        skip_inference_op()
         torch.set_num_threads(1)
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
         deepspeed.init_distributed(
