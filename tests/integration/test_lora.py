@@ -199,7 +199,7 @@ def plain_policy(record: Record, adapters: Arrays) -> Any:
     own = dict(model.get_base_model().named_parameters())
     with torch.no_grad():
         for name, array in adapters.items():
-            own[name].copy_(torch.from_numpy(array))
+            own[name].copy_(torch.tensor(array))
     return model
 
 
