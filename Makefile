@@ -6,11 +6,13 @@ PY := .venv/bin/python
 UV := .venv/bin/uv
 PROFILE ?= auto
 ARGS ?=
+N ?= 12
+SEED ?= 0
 # Two OpenMP threads in each of several processes make everything ten times slower.
 export OMP_NUM_THREADS ?= 1
 export PROFILE
 
-.PHONY: help setup demo train-math-l5 base-model test test-unit lint format lock clean
+.PHONY: help setup demo train-math-l5 base-model test test-unit chaos lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -33,6 +35,9 @@ test: setup ## all tests, unit tests first
 test-unit: setup ## the tests that start no engine
 	@$(PY) -m pytest -q tests/unit $(ARGS)
 
+chaos: setup ## kill N processes of a run (SEED=0), which must end as an undisturbed one
+	@$(PY) -m tests.chaos --kills $(N) --seed $(SEED)
+
 lint: setup ## ruff, mypy and the shell scripts
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -49,8 +54,8 @@ WHEELS ?=
 TORCH_SOURCE = $(if $(WHEELS),--find-links $(WHEELS),--index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile setup.cfg --quiet --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28
 lock: setup ## compile requirements/*.lock again from setup.cfg (UPGRADE=1: newest versions)
-	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra cpu --extra dev $(TORCH_SOURCE) --override requirements/overrides-cpu.txt -o requirements/cpu.lock
-	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra gpu --extra dev -o requirements/gpu.lock
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra cpu --extra sweep --extra dev $(TORCH_SOURCE) --override requirements/overrides-cpu.txt -o requirements/cpu.lock
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra gpu --extra sweep --extra dev -o requirements/gpu.lock
 
 clean: ## remove .venv and what the checkers keep; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

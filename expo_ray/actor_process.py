@@ -1,9 +1,52 @@
-"""What every actor does first in its process: its own log file, its own threads."""
+"""What every actor's process has: its own log file, its own threads, and answers about itself."""
 
 import faulthandler
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an actor's process runs."""
+
+    pid: int
+    node_ip: str
+    node_id: str
+
+
+class ActorProcess:
+    """What the driver may ask of every actor."""
+
+    def ready(self) -> Place:
+        """Where this process runs; answers once the constructor is done."""
+        return here()
+
+    def usage(self) -> dict[str, float]:
+        """Resources of this process and those it started."""
+        return process_usage()
+
+
+def here() -> Place:
+    """This process's place in the Ray cluster."""
+    import ray
+
+    return Place(os.getpid(), ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+
+
+def process_usage(of_children: bool = True) -> dict[str, float]:
+    """Resident memory (MiB), open files and threads of this process; memory and files also of its children."""
+    import psutil
+
+    own = psutil.Process()
+    rss, files = own.memory_info().rss, own.num_fds()
+    for child in own.children(recursive=True) if of_children else []:
+        try:
+            rss, files = rss + child.memory_info().rss, files + child.num_fds()
+        except psutil.Error:
+            continue  # it ended, or belongs to another user by now
+    return {"rss_mib": rss / 2**20, "open_files": float(files), "threads": float(own.num_threads())}
 
 
 def log_path(log_folder: str, name: str) -> Path:

@@ -161,7 +161,11 @@ class TrainerConfig:
     prompts_per_step: int = 32
     resume: str = "auto"  # auto | never | PATH
     checkpoint_every: int = 50  # steps; 0: only at the end
-    keep_checkpoints: int = 2
+    checkpoint_minutes: float = 0.0  # also when this much time has passed; 0: by steps alone
+    checkpoint_async: bool = False  # write beside the training, from a copy in host memory
+    keep_checkpoints: int = 2  # the newest
+    keep_best: int = 1  # and of the evaluated ones, those with the best pass@k
+    max_restarts: int = 3  # of the learners in a run; and of any other actor without a completed step between
     eval_every: int = 0  # steps; 0: only before and after
     max_mismatch: float = 0.05  # nats: mean train-against-rollout difference beyond which the run stops
     wait_s: float = 600.0  # bound on one phase of a step
@@ -175,6 +179,8 @@ class EvalConfig:
     temperature: float = 0.7
     top_p: float = 1.0
     before: bool = True  # evaluate the base model before the first step
+    objective: str = "pass@1/all"  # pass@K/LEVEL of the final evaluation: what a sweeper looks at (docs/sweeps.md)
+    chunk: int = 0  # expo_ray.evaluate: problems sampled and written down at once; 0: as many as fill the engines
 
 
 @dataclass
@@ -183,6 +189,7 @@ class LoggingConfig:
     tensorboard: bool = True
     wandb_project: str | None = None  # set it to log to Weights & Biases
     progress: bool = True
+    usage_every: int = 10  # measure memory, files and threads of all actors every k steps; 0: never
 
 
 @dataclass
@@ -196,6 +203,10 @@ class ClusterConfig:
     gpus_per_node: int = 0
     memory_gib_per_node: float = 0
     gpu_memory_gib: float = 0
+    gpu_tflops: float = 0  # dense bfloat16 peak of one card, from its data sheet; 0: no time is estimated
+    gpu_terabytes_per_s: float = 0  # its memory bandwidth
+    rollout_resource: str | None = None  # a custom Ray resource: engines run only on nodes that have it
+    learner_resource: str | None = None  # the same for learner ranks
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from expo_ray.actor_process import environment
+from expo_ray.actor_process import environment, process_usage
 from expo_ray.config.plan import make_plan
 from expo_ray.config.schema import Config
-from expo_ray.driver.waits import Waiter, WaitExpired
+from expo_ray.driver.events import Events
+from expo_ray.driver.waits import ActorFailed, Waiter, WaitExpired
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.verifier.fleet import VerifierFleet
@@ -20,15 +23,22 @@ from expo_ray.verifier.fleet import VerifierFleet
 OBJECT_STORE_BYTES = 256 << 20
 """Enough for the batches of a small machine; Ray's default takes 30 % of memory."""
 
+USAGE_S = 20.0
+SYNC_GRACE_S = 30.0
+"""Beyond sync.timeout_s: what the learners get to name the late worker themselves."""
+PIN = 0.001
+"""How much of a custom resource an actor asks for: it only says on which nodes it may run."""
+
 
 class Actors:
-    """Everything a run starts, and the only thing that stops it.
+    """Everything a run starts, and the only thing that stops or replaces it.
 
     Args:
         config: the run's configuration.
         run_folder: actors log under its `logs/`.
         context_tokens: longest prompt plus longest completion, in tokens.
         stop_ids: token ids that end a completion.
+        events: where losses are told.
         with_learners: False for an evaluation, which needs engines and verifiers only.
 
     Raises:
@@ -42,32 +52,92 @@ class Actors:
         run_folder: Path,
         context_tokens: int,
         stop_ids: tuple[int, ...],
+        events: Events | None = None,
         with_learners: bool = True,
     ) -> None:
-        self.config = config
+        self.config, self.context_tokens, self.stop_ids = config, context_tokens, stop_ids
         self.ranks = config.learner.ranks if with_learners else 0
         self.log_folder = str(run_folder / "logs")
+        self.events = events or Events(run_folder)
         self.waiter = Waiter(self.log_folder)
         self.plan = make_plan(config)
-        self._started: list[Any] = []
+        self._started: dict[str, Any] = {}
+        self._losses: dict[str, int] = {}
         self.on_gpu = config.profile.device == "cuda"
         self.owns_ray = _start_ray(config)
-        self._group = self._place() if self.on_gpu else None
-        wait_s = config.trainer.wait_s
+        self._group: PlacementGroup | None = None
+        wait_s, start_s, sync_s = config.trainer.wait_s, config.trainer.start_s, config.sync.timeout_s
         try:
-            workers = {
-                f"rollout-{i}": self._rollout(i, context_tokens, stop_ids) for i in range(config.rollout.workers)
-            }
-            ranks = {f"learner-{i}": self._learner(i) for i in range(self.ranks)}
-            self.verifiers = VerifierFleet(
-                {f"verifier-{i}": self._verifier(i) for i in range(config.verifier.workers)}, self._verifier, wait_s
-            )
-            self._begin(workers, ranks)
+            self._group = self._place() if self.on_gpu else None
+            workers = {name: self._start(name) for name in self.names("rollout", config.rollout.workers)}
+            ranks = {name: self._start(name) for name in self.names("learner", self.ranks)}
+            verifiers = {name: self._start(name) for name in self.names("verifier", config.verifier.workers)}
+            self._begin(workers | verifiers, ranks)
         except BaseException:
             self.close()
             raise
-        self.rollouts = RolloutFleet(workers, self.waiter, wait_s)
-        self.learners = LearnerGroup(ranks, self.waiter, wait_s)
+        self.verifiers = VerifierFleet(verifiers, self.replace, self.waiter, wait_s)
+        self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s)
+        self.learners = LearnerGroup(ranks, self.waiter, wait_s, sync_s + SYNC_GRACE_S)
+
+    @staticmethod
+    def names(kind: str, count: int) -> list[str]:
+        """The names of a kind's actors: rollout-0, rollout-1, ..."""
+        return [f"{kind}-{index}" for index in range(count)]
+
+    def replace(self, name: str, reason: str) -> Any:
+        """Ends an actor, dead or stuck, and starts another under its name.
+
+        Raises:
+            ActorFailed: it was lost more than trainer.max_restarts times without a completed step between.
+        """
+        self._losses[name] = self._losses.get(name, 0) + 1
+        self.events.note("lost", f"{name}: {reason}", actor=name, times=self._losses[name])
+        limit = self.config.trainer.max_restarts
+        if self._losses[name] > limit:
+            often = f"{name} was lost {self._losses[name]} times without a completed step between them"
+            raise ActorFailed(f"{often} (trainer.max_restarts={limit}); the last time: {reason}", name)
+        self._end(name)
+        return self._start(name)
+
+    def restart_learners(self) -> None:
+        """Ends every learner rank and starts the group again, with the base model's weights.
+
+        Raises:
+            WaitExpired: no node has room for it, or it is not up within trainer.start_s.
+        """
+        for name in self.learners.ranks:
+            self._end(name)
+        self.learners.ranks = {name: self._start(name) for name in self.learners.ranks}
+        self._begin({}, self.learners.ranks)
+
+    def step_done(self) -> None:
+        """A step was completed: whatever was lost before it does not count any more."""
+        self._losses.clear()
+
+    def usage(self) -> dict[str, float]:
+        """`memory/<actor>_{rss_mib,open_files,threads}` of every actor and the driver, and bytes in the object store.
+
+        An actor that does not answer is left out: its loss shows where its work is waited for.
+        """
+        handles = {**self.rollouts.workers, **self.verifiers.handles, **self.learners.ranks}
+        refs = {name: handle.usage.remote() for name, handle in handles.items()}
+        found = self.waiter.settle(refs, "measuring memory", USAGE_S) | {"driver": process_usage(of_children=False)}
+        values = {
+            f"memory/{name}_{what}": value
+            for name, of in found.items()
+            if isinstance(of, dict)
+            for what, value in of.items()
+        }
+        total, free = ray.cluster_resources(), ray.available_resources()
+        used = total.get("object_store_memory", 0.0) - free.get("object_store_memory", 0.0)
+        return values | {"memory/object_store_mib": used / 2**20}
+
+    def draining(self) -> list[str]:
+        """Actors on nodes that Ray was told to give up (a preemption notice)."""
+        # The call that Ray Train's own preemption watcher makes (ray.train.v2._internal.execution.preemption).
+        nodes = ray._private.state.state.get_draining_nodes()
+        return sorted(name for name, place in self.waiter.places.items() if place.node_id in nodes)
 
     def close(self) -> None:
         """Stops what was started: the actors with Ray when this run started Ray, else the actors alone."""
@@ -76,8 +146,8 @@ class Actors:
         if self.owns_ray:
             ray.shutdown()
             return
-        for handle in self._started:
-            ray.kill(handle)
+        for name in list(self._started):
+            self._end(name)
 
     def _begin(self, workers: dict[str, Any], ranks: dict[str, Any]) -> None:
         """Waits until engines are built and the learners have joined their group, both at the same time."""
@@ -87,37 +157,50 @@ class Actors:
             first = next(iter(ranks))
             address = self.waiter.gather({first: ranks[first].address.remote()}, "starting the learners", bound)[first]
             starting |= {name: handle.start.remote(*address) for name, handle in ranks.items()}
-        self.waiter.gather(starting, "starting engines and learners", bound)
+        self.waiter.places.update(self.waiter.gather(starting, f"starting {', '.join(starting)}", bound))
 
-    def _rollout(self, index: int, context_tokens: int, stop_ids: tuple[int, ...]) -> Any:
+    def _start(self, name: str) -> Any:
+        kind, _, number = name.partition("-")
+        handle = getattr(self, f"_{kind}")(int(number), name)
+        self._started[name] = handle
+        return handle
+
+    def _end(self, name: str) -> None:
+        """Ends an actor's process, even one that does not answer."""
+        ray.kill(self._started.pop(name))
+        place = self.waiter.places.pop(name, None)
+        if place is not None and place.node_id == ray.get_runtime_context().get_node_id():
+            # A stopped process does not hear Ray.
+            with suppress(ProcessLookupError):
+                os.kill(place.pid, signal.SIGKILL)
+
+    def _rollout(self, index: int, name: str) -> Any:
         from expo_ray.rollout.worker import RolloutWorker
 
         options = self._options("rollout", self.config.rollout.tensor_parallel, bundle=index)
-        return self._start(RolloutWorker, options, self.config, index, context_tokens, stop_ids, self.log_folder)
+        arguments = (self.config, index, self.context_tokens, self.stop_ids, self.log_folder)
+        return ray.remote(RolloutWorker).options(**options).remote(*arguments)
 
-    def _learner(self, rank: int) -> Any:
+    def _learner(self, rank: int, name: str) -> Any:
         from expo_ray.learner.rank import LearnerRank
 
         options = self._options("learner", 1, bundle=self.config.rollout.workers + rank)
-        return self._start(LearnerRank, options, self.config, rank, self.log_folder)
+        return ray.remote(LearnerRank).options(**options).remote(self.config, rank, self.log_folder)
 
-    def _verifier(self, index: int) -> Any:
+    def _verifier(self, index: int, name: str) -> Any:
         from expo_ray.verifier.actor import VerifierActor
 
         cpus = self.plan.actor("verifier").ray_cpus
         options = {"num_cpus": cpus, "runtime_env": {"env_vars": environment("cpu", 1)}}
-        return self._start(VerifierActor, options, self.config.verifier)
-
-    def _start(self, actor: type, options: dict[str, Any], *arguments: Any) -> Any:
-        handle = ray.remote(actor).options(**options).remote(*arguments)
-        self._started.append(handle)
-        return handle
+        return ray.remote(VerifierActor).options(**options).remote(self.config.verifier, name, self.log_folder)
 
     def _options(self, name: str, gpus: int, bundle: int) -> dict[str, Any]:
-        profile = self.config.profile
+        profile, cluster = self.config.profile, self.config.cluster
+        wanted = {"rollout": cluster.rollout_resource, "learner": cluster.learner_resource}[name]
         options: dict[str, Any] = {
             "num_cpus": self.plan.actor(name).ray_cpus,
             "runtime_env": {"env_vars": environment(profile.device, profile.threads_per_actor)},
+            "resources": {wanted: PIN} if wanted else {},
         }
         if self._group is not None:
             options["num_gpus"] = gpus
@@ -129,8 +212,13 @@ class Actors:
     def _place(self) -> PlacementGroup:
         """One bundle for each engine and each learner rank; never an endless wait for it."""
         config, cpus = self.config, {name: self.plan.actor(name).ray_cpus for name in ("rollout", "learner")}
-        bundles = [{"GPU": config.rollout.tensor_parallel, "CPU": cpus["rollout"]}] * config.rollout.workers
-        bundles += [{"GPU": 1, "CPU": cpus["learner"]}] * self.ranks
+        engine = {"GPU": config.rollout.tensor_parallel, "CPU": cpus["rollout"]}
+        rank = {"GPU": 1, "CPU": cpus["learner"]}
+        if pin := config.cluster.rollout_resource:
+            engine[pin] = PIN
+        if pin := config.cluster.learner_resource:
+            rank[pin] = PIN
+        bundles = [engine] * config.rollout.workers + [rank] * self.ranks
         group = placement_group(bundles, strategy="PACK")
         if not group.wait(timeout_seconds=config.trainer.start_s):
             have = ray.cluster_resources()

@@ -6,9 +6,9 @@ prompts -> rollouts -> verdicts -> training batch -> update -> sync
 from dataclasses import dataclass
 
 from expo_ray.algorithms.base import Algorithm
+from expo_ray.checkpoint.store import Checkpoints
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
-from expo_ray.driver.checkpoints import Checkpoints
 from expo_ray.driver.collect import Collector
 from expo_ray.driver.limits import check_failures, check_mismatch
 from expo_ray.driver.measure import Measurer
@@ -20,7 +20,7 @@ from expo_ray.evaluation.evaluator import Evaluator
 
 @dataclass
 class Run:
-    """What the loop works with; expo_ray.driver.session puts it together."""
+    """What the loop works with; expo_ray.driver.supervise puts it together."""
 
     config: Config
     algorithm: Algorithm
@@ -44,6 +44,7 @@ def train(run: Run) -> int:
     Raises:
         SyncProofFailed: engines and learners hold different weights.
         LimitExceeded: the verifier failed too often, or engine and trainer disagree.
+        LearnersLost: a learner rank is gone; the run goes on from its newest checkpoint (driver.supervise).
     """
     config, learners = run.config, run.actors.learners
     for step in range(run.first_step, config.trainer.steps):
@@ -62,13 +63,21 @@ def train(run: Run) -> int:
             with record.phase("sync"):
                 proof = run.sync.push(step + 1)
             record.finish(groups, batch, update, proof)
+            record.usage(run.actors)
 
-        done = step + 1
-        last = done == config.trainer.steps or run.stop.requested
-        if config.trainer.eval_every and done % config.trainer.eval_every == 0 and not last:
-            run.recorder.evaluation(done, run.evaluator.evaluate())
-        if last or (config.trainer.checkpoint_every and done % config.trainer.checkpoint_every == 0):
-            run.checkpoints.save(done, learners, run.algorithm)
-        if run.stop.requested:
-            return done
+        run.actors.step_done()
+        if _between_steps(run, step + 1):
+            return step + 1
     return config.trainer.steps
+
+
+def _between_steps(run: Run, done: int) -> bool:
+    """Evaluation and checkpoint, where they are due after `done` steps; whether the run is asked to stop."""
+    trainer, score = run.config.trainer, None
+    last = done == trainer.steps or run.stop.requested
+    if trainer.eval_every and done % trainer.eval_every == 0 and not last:
+        score = run.recorder.evaluation(done, run.evaluator)
+    if last or run.checkpoints.due(done) or run.stop.preempted(run.actors):
+        with run.recorder.status.phase("checkpoint"):
+            run.checkpoints.save(done, score, last)
+    return run.stop.requested

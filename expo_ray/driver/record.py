@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 from expo_ray.algorithms.properties import GroupProperties
 from expo_ray.config.schema import Config
-from expo_ray.driver.samples import sample_lines
-from expo_ray.evaluation.evaluator import Evaluation
+from expo_ray.driver.actors import Actors
+from expo_ray.driver.samples import batch_line, sample_lines
+from expo_ray.driver.status import Status
+from expo_ray.evaluation.evaluator import Evaluator
 from expo_ray.messages import Group, SyncProof, TrainingBatch, UpdateReport
 
 
@@ -28,8 +30,8 @@ class Tracker(Protocol):
 class StepRecord:
     """One step's measurements, gathered while the step runs."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, status: Status) -> None:
+        self.step, self.status = step, status
         self.seconds: dict[str, float] = defaultdict(float)
         self.metrics: dict[str, float] = defaultdict(float)
         self.properties: list[GroupProperties] | None = None
@@ -37,10 +39,11 @@ class StepRecord:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside to `time/<name>`."""
+        """Adds the time inside to `time/<name>`, and shows the phase in status.json."""
         began = time.monotonic()
         try:
-            yield
+            with self.status.phase(name):
+                yield
         finally:
             self.seconds[name] += time.monotonic() - began
 
@@ -63,6 +66,12 @@ class StepRecord:
             "sync/tolerance": proof.tolerance,
         }
 
+    def usage(self, actors: Actors) -> None:
+        """Measures the actors' memory, files and threads, every `logging.usage_every` steps."""
+        every = actors.config.logging.usage_every
+        if every and self.step % every == 0:
+            self.metrics |= actors.usage()
+
 
 class Recorder:
     """Writes a run's records, a line at a time, and tells the progress display.
@@ -71,32 +80,42 @@ class Recorder:
         config: the run's configuration.
         folder: the run folder.
         trackers: where scalars are shown as well.
+        status: shows the step and phase.
     """
 
-    def __init__(self, config: Config, folder: Path, trackers: list[Tracker]) -> None:
-        self.config, self.folder, self.trackers = config, folder, trackers
+    def __init__(self, config: Config, folder: Path, trackers: list[Tracker], status: Status) -> None:
+        self.config, self.folder, self.trackers, self.status = config, folder, trackers, status
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepRecord]:
         """One step: times it, and writes it if it ended well."""
-        record = StepRecord(step)
+        self.status.step = step
+        record = StepRecord(step, self.status)
         began = time.monotonic()
         yield record
         record.seconds["step"] = time.monotonic() - began
         record.metrics["tokens/per_second"] = record.metrics["tokens/generated"] / record.seconds["step"]
         values = dict(sorted(record.metrics.items())) | {f"time/{k}": v for k, v in sorted(record.seconds.items())}
         self._append("metrics.jsonl", {"step": step} | {name: round(value, 8) for name, value in values.items()})
+        self._append("batches.jsonl", {"step": step} | batch_line(record.groups))
         for line in sample_lines(record.groups, record.properties, self.config):
             self._append("samples.jsonl", {"step": step} | line)
         for tracker in self.trackers:
             tracker.scalars(step, values)
 
-    def evaluation(self, done: int, found: Evaluation) -> None:
-        """Writes one evaluation, made after `done` steps, to evaluations.jsonl."""
+    def evaluation(self, done: int, evaluator: Evaluator) -> float | None:
+        """Evaluates the policy after `done` steps, and writes it to evaluations.jsonl.
+
+        Returns:
+            pass@k over all held-out problems, k = eval.samples; None where there are none.
+        """
+        with self.status.phase("evaluate"):
+            found = evaluator.evaluate()
         self._append("evaluations.jsonl", {"steps_done": done} | found.summary())
         scalars = {f"eval/pass@{k}/{level}": v for level, of in found.pass_at_k.items() for k, v in of.items()}
         for tracker in self.trackers:
             tracker.scalars(done, scalars)
+        return found.pass_at_k["all"][found.samples] if "all" in found.pass_at_k else None
 
     def proof(self, proof: SyncProof) -> None:
         """Writes the proof of the sync before the first step to proofs.jsonl."""

@@ -11,6 +11,15 @@ from expo_ray.messages import Completion, Group, Verdict
 from expo_ray.verifier.reward import reward
 
 
+def batch_line(groups: list[Group]) -> dict[str, Any]:
+    """What one step consumed: its problems in order, and how much of each was sampled and judged."""
+    return {
+        "uids": [group.rollout.prompt.problem.uid for group in groups],
+        "completions": [len(group.verdicts) for group in groups],
+        "explanations": [len(group.explanation_verdicts) for group in groups],
+    }
+
+
 def sample_lines(
     groups: list[Group], properties: list[GroupProperties] | None, config: Config
 ) -> Iterator[dict[str, Any]]:

@@ -4,28 +4,21 @@ import json
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from expo_ray.algorithms.base import make_algorithm
+from expo_ray.checkpoint.find import find_checkpoint
+from expo_ray.checkpoint.identity import identify
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.model_shape import model_shape
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import load_problems
-from expo_ray.data.stream import PromptStream, build_prompts, longest_sequence
+from expo_ray.data.stream import build_prompts, longest_sequence
 from expo_ray.driver.actors import Actors
-from expo_ray.driver.checkpoints import Checkpoints, restore
-from expo_ray.driver.collect import Collector
-from expo_ray.driver.loop import Run, train
-from expo_ray.driver.measure import Measurer
-from expo_ray.driver.record import Recorder
-from expo_ray.driver.resume import find_checkpoint, take_over_records
+from expo_ray.driver.events import Events
 from expo_ray.driver.stopping import StopSignal
-from expo_ray.driver.trackers import make_trackers
-from expo_ray.driver.weights import WeightSync
-from expo_ray.evaluation.evaluator import Evaluation, Evaluator
+from expo_ray.driver.supervise import Job, supervise
 from expo_ray.messages import Problem, Prompt
 from expo_ray.prompts.builder import PromptBuilder
 
@@ -36,81 +29,37 @@ def run(config: Config, run_folder: Path) -> None:
     Raises:
         InputError: data, tokenizer or resume path that cannot be used, before any actor starts.
     """
+    began = time.monotonic()
+    events = Events(run_folder)
     tokenizer = load_tokenizer(config)
     builder = make_builder(tokenizer, config)
     training, heldout = load_prompts(config, builder)
-    checkpoint = find_checkpoint(config, run_folder)
+    identity = identify(config.model.path, training)
+    origin = find_checkpoint(config, run_folder, identity, partial(events.note, "skipped"))
     context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
-    actors = Actors(config, run_folder, context, stop_ids(tokenizer, config))
+    actors = Actors(config, run_folder, context, stop_ids(tokenizer, config), events)
     try:
         with StopSignal() as stop:  # only now: starting Ray takes over the signals
-            _train_and_summarise(config, run_folder, actors, builder, training, heldout, checkpoint, stop)
+            done = supervise(Job(config, run_folder, actors, builder, training, heldout, identity, stop, origin))
+            stopped = stop.requested
     finally:
         actors.close()
+    _summarise(config, run_folder, done, stopped, time.monotonic() - began)
 
 
-def _train_and_summarise(
-    config: Config,
-    folder: Path,
-    actors: Actors,
-    builder: PromptBuilder,
-    training: list[Prompt],
-    heldout: list[Prompt],
-    checkpoint: Path | None,
-    stop: StopSignal,
-) -> None:
-    began = time.monotonic()
-    algorithm = make_algorithm(config)
-    first_step = 0
-    if checkpoint is not None:
-        first_step = restore(checkpoint, actors.learners, algorithm)
-        take_over_records(checkpoint, folder, first_step)
-        print(f"resuming after step {first_step} from {checkpoint}", file=sys.stderr)
-    settings: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    recorder = Recorder(config, folder, make_trackers(config, folder, first_step, settings))
-    measurer = Measurer(config, algorithm, actors.learners, builder)
-    stream = PromptStream(training, config.trainer.prompts_per_step, config.seed)
-    run_ = Run(
-        config=config,
-        algorithm=algorithm,
-        actors=actors,
-        collector=Collector(config, algorithm, stream, actors, measurer),
-        measurer=measurer,
-        sync=WeightSync(config, actors.learners, actors.rollouts, training),
-        evaluator=Evaluator(config, heldout, actors.rollouts, actors.verifiers),
-        recorder=recorder,
-        checkpoints=Checkpoints(folder / "checkpoints", config.trainer.keep_checkpoints),
-        stop=stop,
-        first_step=first_step,
-    )
-    try:
-        recorder.proof(run_.sync.push(first_step))
-        before = _evaluate(run_, 0) if config.eval.before and heldout and first_step == 0 else None
-        done = train(run_)
-        after = _evaluate(run_, done) if heldout and not stop.requested else None
-    finally:
-        recorder.close()
-    _summarise(config, folder, done, before, after, time.monotonic() - began)
-
-
-def _evaluate(run_: Run, done: int) -> Evaluation:
-    found = run_.evaluator.evaluate()
-    run_.recorder.evaluation(done, found)
-    return found
-
-
-def _summarise(
-    config: Config, folder: Path, done: int, before: Evaluation | None, after: Evaluation | None, seconds: float
-) -> None:
+def _summarise(config: Config, folder: Path, done: int, stopped: bool, seconds: float) -> None:
     """Writes summary.json; a run that was stopped early says so and has no final evaluation."""
+    records = folder / "evaluations.jsonl"
+    found = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+    by_step = {line.pop("steps_done"): line for line in found}
     summary = {
         "algorithm": config.algo.name,
         "steps_done": done,
         "steps_planned": config.trainer.steps,
         "finished": done == config.trainer.steps,
         "seconds": round(seconds, 1),
-        "evaluation_before": before.summary() if before else None,
-        "evaluation": after.summary() if after else None,
+        "evaluation_before": by_step.get(0),
+        "evaluation": None if stopped else by_step.get(done),
         "policy": str(folder / "checkpoints" / f"step_{done:06d}" / "policy"),
         "command": shlex.join(["python", "-m", *_command()]),
     }

@@ -15,10 +15,10 @@ from expo_ray.driver.record import Tracker
 class TensorBoardTracker:
     """Event files under `<run folder>/tensorboard`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -92,7 +92,7 @@ def make_trackers(config: Config, folder: Path, first_step: int, settings: dict[
     """The trackers that `logging` asks for."""
     trackers: list[Tracker] = []
     if config.logging.tensorboard:
-        trackers.append(TensorBoardTracker(folder))
+        trackers.append(TensorBoardTracker(folder, first_step))
     if config.logging.wandb_project:
         trackers.append(WandbTracker(config.logging.wandb_project, folder, settings))
     if config.logging.progress:

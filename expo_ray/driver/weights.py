@@ -1,12 +1,19 @@
 """Weight sync as the driver sees it: send, then prove."""
 
+from typing import Any
+
 import numpy as np
 
 from expo_ray.config.schema import Config
+from expo_ray.driver.waits import ActorFailed, WaitExpired
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.messages import Prompt, SyncProof
 from expo_ray.rollout.fleet import RolloutFleet
+from expo_ray.sync.errors import SyncError
 from expo_ray.sync.proof import Probe, choose_probes, prove_sync
+
+ANSWER_S = 15.0
+"""After a failed sync: how long an engine may take to answer that it is there."""
 
 
 class WeightSync:
@@ -29,25 +36,62 @@ class WeightSync:
             tokens=sync.probe_tokens,
             seed=config.seed,
         )
-        learners.connect(rollouts.workers)
+        self.weight_version = 0
+        self._connected: dict[str, Any] = {}
+        rollouts.refresh = lambda: self.push(self.weight_version)
 
     def push(self, weight_version: int) -> SyncProof:
         """Sends the learners' weights to every engine and proves that they arrived.
+
+        A worker that fails or is late is replaced, and the sync is made again with the others; replacements that
+        are up by then take part.
 
         Args:
             weight_version: how many updates these weights have had.
 
         Raises:
             SyncProofFailed: an engine holds another version, or gives a probe token another log-probability.
+            LearnersLost: a learner rank is gone, or hangs.
+            ActorFailed: a worker was lost more often than trainer.max_restarts.
         """
+        self.weight_version = weight_version
+        while True:
+            members = self.rollouts.members()
+            try:
+                proof = self._attempt(members, weight_version)
+            except (ActorFailed, WaitExpired) as error:
+                self._connected = {}
+                lost = self._at_fault(members, error)
+                if not lost:
+                    raise
+                for name in lost:
+                    self.rollouts.lose(name, str(error))
+                continue
+            self.rollouts.serve(members)
+            return proof
+
+    def _attempt(self, members: dict[str, Any], weight_version: int) -> SyncProof:
+        if members != self._connected:
+            self.learners.connect(members)
+            self._connected = members
         bytes_sent, seconds = self.learners.send(weight_version)
         pairs = [(np.array(ids[:1], np.int32), np.array(ids[1:], np.int32)) for ids in self.probes]
         return prove_sync(
             sequences=self.probes,
             learner=Probe(weight_version, self.learners.score(pairs)),
-            workers=self.rollouts.probe(self.probes),
+            workers=self.rollouts.probe(members, self.probes),
             weight_version=weight_version,
             tolerance=self.config.sync.tolerance,
             bytes_sent=bytes_sent,
             seconds=seconds,
         )
+
+    def _at_fault(self, members: dict[str, Any], error: ActorFailed | WaitExpired) -> list[str]:
+        """The workers that a failed sync is to be blamed on: named by it, or without an answer now."""
+        named = set(error.actors) if isinstance(error, WaitExpired) else {error.actor}
+        if isinstance(error, ActorFailed) and isinstance(error.cause, SyncError):
+            named |= set(error.cause.workers)
+        refs = {name: handle.ready.remote() for name, handle in members.items()}
+        answers = self.rollouts.waiter.settle(refs, "asking the engines after a failed sync", ANSWER_S)
+        silent = {name for name, answer in answers.items() if isinstance(answer, Exception)}
+        return sorted((named & members.keys()) | silent)

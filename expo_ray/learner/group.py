@@ -7,8 +7,20 @@ import numpy as np
 import ray
 
 from expo_ray.algorithms.tokens import merge_metrics, metric_means
-from expo_ray.driver.waits import Waiter
+from expo_ray.driver.waits import ActorFailed, Waiter, WaitExpired
 from expo_ray.messages import TrainingBatch, UpdateReport
+from expo_ray.sync.errors import SyncTimeout
+
+NEWS_S = 40.0
+"""After a rank failed: how long the others are waited for, to learn who died first. Ray needs that for a lost node."""
+
+
+class LearnersLost(RuntimeError):
+    """The group cannot go on: ranks died or hang. A new group must start from a checkpoint."""
+
+    def __init__(self, sentence: str, ranks: list[str]) -> None:
+        super().__init__(sentence)
+        self.ranks = ranks
 
 
 class LearnerGroup:
@@ -16,10 +28,11 @@ class LearnerGroup:
     ranks: actor name -> Ray handle, in the order of ranks.
     waiter: bounds every wait.
     wait_s: the bound.
+    sync_s: bound on connecting to the rollout workers, and on one sync.
     """
 
-    def __init__(self, ranks: dict[str, Any], waiter: Waiter, wait_s: float) -> None:
-        self.ranks, self.waiter, self.wait_s = ranks, waiter, wait_s
+    def __init__(self, ranks: dict[str, Any], waiter: Waiter, wait_s: float, sync_s: float) -> None:
+        self.ranks, self.waiter, self.wait_s, self.sync_s = ranks, waiter, wait_s, sync_s
 
     def update(self, batch: TrainingBatch) -> UpdateReport:
         """One update on the batch; the batch is put into the object store once for all ranks."""
@@ -43,14 +56,53 @@ class LearnerGroup:
         return [found[i] for i in range(len(sequences))]
 
     def connect(self, workers: dict[str, Any]) -> None:
-        """Opens the weight transfer to the rollout actors."""
-        self.all("connect", "connecting learners and rollout workers", workers)
+        """Opens the weight transfer to the rollout actors.
+
+        Raises:
+            ActorFailed: with a SyncError that names the worker as its cause.
+        """
+        self.all("connect", "connecting learners and rollout workers", workers, seconds=self.sync_s)
 
     def send(self, weight_version: int) -> tuple[int, float]:
-        """Sends the weights; returns bytes and seconds of rank 0, which drives the transfer."""
-        return self.all("send", f"the weight sync to version {weight_version}", weight_version)[0]
+        """Sends the weights; returns bytes and seconds of rank 0, which drives the transfer.
 
-    def all(self, method: str, what: str, *arguments: Any) -> list[Any]:
-        """Calls a method on every rank and waits for all answers, in the order of ranks."""
+        Raises:
+            ActorFailed: with a SyncError that names the worker as its cause.
+        """
+        what = f"the weight sync to version {weight_version}"
+        return self.all("send", what, weight_version, seconds=self.sync_s)[0]
+
+    def all(self, method: str, what: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
+        """Calls a method on every rank and waits for all answers, in the order of ranks.
+
+        Args:
+            method: name of the method.
+            what: what is waited for, for errors.
+            arguments: of the method, the same for every rank.
+            seconds: bound on the wait; trainer.wait_s where none is given.
+
+        Raises:
+            LearnersLost: a rank's process is gone, or some ranks do not answer.
+            ActorFailed: a rank raised, and all are still there.
+        """
+        bound = self.wait_s if seconds is None else seconds
         refs = {name: getattr(handle, method).remote(*arguments) for name, handle in self.ranks.items()}
-        return list(self.waiter.gather(refs, what, self.wait_s).values())
+        try:
+            return list(self.waiter.gather(refs, what, bound).values())
+        except WaitExpired as error:
+            raise LearnersLost(str(error), error.actors) from error
+        except ActorFailed as error:
+            raise self._diagnosis(error, self.waiter.settle(refs, what, NEWS_S)) from error
+
+    def _diagnosis(self, first: ActorFailed, outcomes: dict[str, Any]) -> Exception:
+        """What a failed collective call comes to, once every rank has had its time to answer.
+
+        A rank whose peer died raises as well, often first, so the dead one is looked for.
+        """
+        gone = {n: o for n, o in outcomes.items() if isinstance(o, ActorFailed) and o.cause is None}
+        if gone:
+            return LearnersLost("; ".join(str(error) for error in gone.values()), list(gone))
+        late = {n: o for n, o in outcomes.items() if isinstance(o, WaitExpired)}
+        if late and isinstance(first.cause, SyncTimeout) and not first.cause.workers:
+            return LearnersLost(f"{first}; {'; '.join(map(str, late.values()))}", list(late))
+        return first

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from expo_ray.actor_process import begin
+from expo_ray.actor_process import ActorProcess, Place, begin
 from expo_ray.config.schema import Config
 from expo_ray.messages import TrainingBatch
 
+TAG = "learner"
+"""DeepSpeed's name for the folder with its files inside a checkpoint."""
 
-class LearnerRank:
+
+class LearnerRank(ActorProcess):
     """One rank. Every method that names no rank must be called on all ranks at the same time: they are collective.
 
     Args:
@@ -34,11 +37,11 @@ class LearnerRank:
             probe.bind(("", 0))
             return _host_address(), probe.getsockname()[1]
 
-    def start(self, host: str, port: int) -> int:
+    def start(self, host: str, port: int) -> Place:
         """Joins the process group and loads the policy (and the reference, where a term needs it).
 
         Returns:
-            This process's id.
+            Where this process runs.
         """
         on_gpu = self.config.profile.device == "cuda"
         os.environ.update(
@@ -56,13 +59,14 @@ class LearnerRank:
             torch.set_num_threads(self.config.profile.threads_per_actor)
         join_group(on_gpu, timedelta(seconds=self.config.trainer.wait_s))
         self.build()
-        return os.getpid()
+        return self.ready()
 
     def build(self) -> None:
         """Loads policy and reference and makes the updater and the weight sender, as `config` says."""
         import torch
 
         from expo_ray.algorithms.base import make_algorithm
+        from expo_ray.learner.background_writer import BackgroundWriter
         from expo_ray.learner.loading import DTYPES, load_policy, load_reference
         from expo_ray.learner.update import Updater
         from expo_ray.sync.sender import WeightSender
@@ -74,6 +78,7 @@ class LearnerRank:
         torch.manual_seed(config.seed)
         algorithm = make_algorithm(config)
         self.engine, self.lm = load_policy(config)
+        self.writer = BackgroundWriter.install(self.engine)
         reference = load_reference(config, self.engine, self.lm) if algorithm.needs_reference else None
         self.updater = Updater(config, algorithm, self.engine, reference, self.rank, self.ranks)
         bucket = config.sync.bucket_mib << 20
@@ -119,9 +124,31 @@ class LearnerRank:
         report = self.sender.send(weight_version)
         return report.bytes_sent, report.seconds
 
-    def save(self, folder: str) -> None:
-        """Writes this rank's shards of weights and optimizer under `folder`."""
-        self.engine.save_checkpoint(folder, tag="learner", client_state={"updates": self.updates})
+    def save(self, folder: str, background: bool) -> list[str]:
+        """Writes this rank's shards of weights and optimizer, its random state and, on rank 0, the policy.
+
+        Args:
+            folder: the checkpoint's folder; on several nodes it must be shared.
+            background: return once everything is copied to host memory, and write beside the training;
+                `written` tells the end.
+
+        Returns:
+            What could not be written; empty when all is well, or not known yet.
+        """
+        from expo_ray.learner.export import export
+        from expo_ray.learner.random_state import random_state
+
+        self.writer.background = background
+        self.engine.save_checkpoint(folder, tag=TAG, client_state={"updates": self.updates}, save_latest=False)
+        self.writer.save(random_state(), str(Path(folder) / TAG / f"random_state_{self.rank}.pt"))
+        write = export(self.lm, self.source, self.config, Path(folder) / "policy", writes=self.rank == 0)
+        if write is not None:
+            self.writer.submit(write)
+        return [] if background else self.written(wait=True) or []
+
+    def written(self, wait: bool = False) -> list[str] | None:
+        """What `save` could not write; None while it is still writing (never with `wait`)."""
+        return self.writer.problems(wait)
 
     def load(self, folder: str) -> int:
         """Reads what `save` wrote.
@@ -129,17 +156,16 @@ class LearnerRank:
         Returns:
             How many updates the policy has had.
         """
-        path, state = self.engine.load_checkpoint(folder, tag="learner")
+        import torch
+
+        from expo_ray.learner.random_state import set_random_state
+
+        path, state = self.engine.load_checkpoint(folder, tag=TAG)
         if path is None:
             raise FileNotFoundError(f"{folder}: no learner state there that DeepSpeed can load")
         self.updates = int(state["updates"])
+        set_random_state(torch.load(Path(folder) / TAG / f"random_state_{self.rank}.pt", weights_only=False))
         return self.updates
-
-    def export(self, folder: str) -> None:
-        """Writes the policy as a Hugging Face folder that transformers and vLLM load."""
-        from expo_ray.learner.export import export
-
-        export(self.lm, self.source, self.config, Path(folder), writes=self.rank == 0)
 
     def close(self) -> None:
         """Closes the weight transfer and leaves the process group."""
@@ -148,13 +174,6 @@ class LearnerRank:
         self.sender.close()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-    def memory(self) -> dict[str, float]:
-        """Resident memory of this process in MiB, and open files."""
-        import psutil
-
-        process = psutil.Process()
-        return {"rss_mib": process.memory_info().rss / 2**20, "open_files": float(process.num_fds())}
 
 
 def _host_address() -> str:

@@ -1,5 +1,6 @@
 """Builds a vLLM engine that lives inside the calling process, and turns its outputs into completions."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,8 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     from expo_ray.sync.sender import resolve_backend
 
     register()
+    # One line a batch that would be the last one in every log.
+    logging.getLogger("vllm.v1.core.block_pool").setLevel(logging.WARNING)
     rollout = config.rollout
     where: dict[str, Any] = (
         {"distributed_executor_backend": "uni"}

@@ -1,9 +1,8 @@
 """The rollout actor: prompts in, rollouts out, weights received between them."""
 
-import os
 from typing import Any
 
-from expo_ray.actor_process import begin
+from expo_ray.actor_process import ActorProcess, begin
 from expo_ray.config.schema import Config
 from expo_ray.messages import Completion, IntArray, Rollout
 from expo_ray.rollout.engine import build_engine, completions, sampling_params
@@ -11,7 +10,7 @@ from expo_ray.rollout.request import RolloutRequest, Sampling
 from expo_ray.sync.receiver import WeightReceiver
 
 
-class RolloutWorker(WeightReceiver):
+class RolloutWorker(ActorProcess, WeightReceiver):
     """One vLLM engine in this process.
 
     Args:
@@ -35,18 +34,15 @@ class RolloutWorker(WeightReceiver):
         self.llm = build_engine(config, context_tokens, seed=config.seed)
         self.update_weight_version(0)
 
-    def ready(self) -> int:
-        """Process id, once the engine is up."""
-        return os.getpid()
-
     def generate(self, requests: list[RolloutRequest], sampling: Sampling, seed: int) -> list[Rollout]:
         """Samples every request's free completions and self-explanations in one batch of engine requests.
 
         Args:
             requests: what to sample for each prompt.
             sampling: how.
-            seed: reseeds the generator before the batch, so that the same call gives the same rollouts.
-                (vLLM's per-request seeds end the engine on some batches of its CPU build.)
+            seed: reseeds the generator before the batch. With the same weights, the same call gives the same
+                rollouts in any engine, whatever it did before. (vLLM's per-request seeds end the engine on some
+                batches of its CPU build.)
 
         Returns:
             Rollouts in the order of the requests.
@@ -54,6 +50,8 @@ class RolloutWorker(WeightReceiver):
         import torch
 
         torch.manual_seed(seed)
+        # A cached prefix is computed in other shapes than a fresh one, which moves the last bits.
+        self.llm.reset_prefix_cache()
         jobs: list[tuple[IntArray, int]] = []
         for request in requests:
             jobs += [(request.prompt.free_ids, request.samples), (request.prompt.conditioned_ids, request.explanations)]
@@ -68,13 +66,6 @@ class RolloutWorker(WeightReceiver):
             Rollout(request.prompt, _next(sampled, request.samples), _next(sampled, request.explanations))
             for request in requests
         ]
-
-    def memory(self) -> dict[str, float]:
-        """Resident memory of this process in MiB, and open files."""
-        import psutil
-
-        process = psutil.Process()
-        return {"rss_mib": process.memory_info().rss / 2**20, "open_files": float(process.num_fds())}
 
 
 def _next(sampled: Any, count: int) -> list[Completion]:

@@ -83,15 +83,16 @@ class BoundedWeightSyncClient:
             left = max(0.0, self._deadline - time.monotonic())
             ready, pending = ray.wait(pending, num_returns=1, timeout=left)
             if not ready:
-                raise SyncTimeout(self.late(self._timeout_s))
+                raise SyncTimeout(self.late(self._timeout_s), tuple(self.waiting_for))
             try:
                 ray.get(ready[0], timeout=max(1.0, left))
             except GetTimeoutError as error:
-                raise SyncTimeout(self.late(self._timeout_s)) from error
+                raise SyncTimeout(self.late(self._timeout_s), tuple(self.waiting_for)) from error
             except RayError as error:
                 cause = getattr(error, "cause", None) or error
                 reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
-                raise SyncError(f"rollout worker {names[ready[0]]} failed in phase {phase}: {reason}") from error
+                name = names[ready[0]]
+                raise SyncError(f"rollout worker {name} failed in phase {phase}: {reason}", (name,)) from error
         self.phase, self.waiting_for = "", []
         self.seconds[phase] = time.monotonic() - began
 

@@ -1,8 +1,22 @@
 """What can go wrong in a sync. Every message is one sentence that names the worker and the phase."""
 
+from typing import Any
+
 
 class SyncError(RuntimeError):
-    """A rollout worker, or the transfer to it, failed."""
+    """A rollout worker, or the transfer to it, failed.
+
+    Args:
+        sentence: what happened.
+        workers: names of the rollout workers at fault; empty where it was none of them.
+    """
+
+    def __init__(self, sentence: str, workers: tuple[str, ...] = ()) -> None:
+        super().__init__(sentence)
+        self.workers = workers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.workers)
 
 
 class SyncTimeout(SyncError):

@@ -93,7 +93,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
                     self.shutdown()
                     _raise_worker_error(answer)
                     raise SyncTimeout(
-                        f"rollout worker {name} did not connect in {info.timeout_s:g} s: {error}"
+                        f"rollout worker {name} did not connect in {info.timeout_s:g} s: {error}", (name,)
                     ) from error
             answer.result()
 
@@ -158,7 +158,8 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             try:
                 sending.works.append((peer, link.send(payload, tag)))
             except RuntimeError as error:
-                raise SyncError(f"rollout worker {self._info.peer_names[peer]} is gone: {error}") from error
+                name = self._info.peer_names[peer]
+                raise SyncError(f"rollout worker {name} is gone: {error}", (name,)) from error
 
     def _wait(self, sent: _UnderWay, buckets: int, deadline: float) -> None:
         for peer, work in sent.works:
@@ -170,8 +171,8 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
                 where = f"bucket {sent.index + 1} of {buckets} (phase transfer)"
                 if time.monotonic() >= deadline:
                     late = f"rollout worker {name} did not take {where} within {self._info.timeout_s:g} s"
-                    raise SyncTimeout(late) from error
-                raise SyncError(f"rollout worker {name} broke off at {where}: {error}") from error
+                    raise SyncTimeout(late, (name,)) from error
+                raise SyncError(f"rollout worker {name} broke off at {where}: {error}", (name,)) from error
 
 
 def checked(source: WeightSource, metadata: list[ParamMeta]) -> Iterator[torch.Tensor]:

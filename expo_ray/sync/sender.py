@@ -147,7 +147,7 @@ class WeightSender:
         if failure:
             raise failure[0]
         if not outcome:
-            raise SyncTimeout(client.late(self._timeout_s + GRACE_S))
+            raise SyncTimeout(client.late(self._timeout_s + GRACE_S), tuple(client.waiting_for))
         return outcome[0]
 
 

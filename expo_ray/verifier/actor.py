@@ -2,15 +2,24 @@
 
 from typing import Any
 
+from expo_ray.actor_process import ActorProcess, begin
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.messages import Verdict
 from expo_ray.verifier.pool import Item, VerifierPool
 
 
-class VerifierActor:
-    """Grades responses in killable processes (expo_ray.verifier.pool)."""
+class VerifierActor(ActorProcess):
+    """Grades responses in killable processes (expo_ray.verifier.pool).
 
-    def __init__(self, config: VerifierConfig) -> None:
+    Args:
+        config: the task and its limits.
+        name: of this actor.
+        log_folder: where its log goes; None leaves the process's output alone.
+    """
+
+    def __init__(self, config: VerifierConfig, name: str = "verifier", log_folder: str | None = None) -> None:
+        if log_folder is not None:
+            begin(name, log_folder)
         self._pool = VerifierPool(config)
 
     def judge(self, items: list[Item]) -> list[Verdict]:

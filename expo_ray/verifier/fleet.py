@@ -3,34 +3,32 @@
 from collections.abc import Callable
 from typing import Any
 
+from expo_ray.driver.waits import Waiter
 from expo_ray.messages import Completion, Group, Rollout, Verdict
-from expo_ray.verifier.client import judge_all
+from expo_ray.verifier.client import Judging
 
 
 class VerifierFleet:
     """Args:
     handles: actor name -> Ray handle.
-    respawn: makes a new actor for an index; used when one died in the middle of a batch.
-    wait_s: bound on one batch.
+    replace: ends an actor (name, reason), starts another in its place and returns its handle.
+    waiter: names the actors in errors.
+    wait_s: bound on one block of responses.
     """
 
-    def __init__(self, handles: dict[str, Any], respawn: Callable[[int], Any], wait_s: float) -> None:
-        self.handles, self.wait_s = handles, wait_s
-        self._respawn = respawn
+    def __init__(
+        self, handles: dict[str, Any], replace: Callable[[str, str], Any], waiter: Waiter, wait_s: float
+    ) -> None:
+        self.handles, self.replace, self.waiter, self.wait_s = handles, replace, waiter, wait_s
 
     def judge(self, rollouts: list[Rollout]) -> list[Group]:
         """Verdicts for every completion and explanation of the rollouts, one batch for all."""
         items = [_item(rollout, done) for rollout in rollouts for done in (*rollout.completions, *rollout.explanations)]
-        verdicts = iter(judge_all(list(self.handles.values()), items, self._replace, self.wait_s))
+        verdicts = iter(Judging(self.handles, items, self.replace, self.waiter, self.wait_s).run())
         return [
             Group(rollout, _take(verdicts, rollout.completions), _take(verdicts, rollout.explanations))
             for rollout in rollouts
         ]
-
-    def _replace(self, index: int) -> Any:
-        name = list(self.handles)[index]
-        self.handles[name] = self._respawn(index)
-        return self.handles[name]
 
 
 def _item(rollout: Rollout, completion: Completion) -> tuple[str, tuple[str, ...], dict[str, Any]]:

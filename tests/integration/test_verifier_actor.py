@@ -8,8 +8,9 @@ import time
 import pytest
 
 from expo_ray.config.schema import VerifierConfig
+from expo_ray.driver.waits import ActorFailed, Waiter
 from expo_ray.verifier.actor import VerifierActor
-from expo_ray.verifier.client import judge_all
+from expo_ray.verifier.client import Judging
 
 ray = pytest.importorskip("ray")
 
@@ -27,54 +28,80 @@ def expected(count: int) -> list[str]:
     return ["correct" if index % 3 == 0 else "wrong" for index in range(count)]
 
 
-def test_several_actors_keep_the_order(local_ray) -> None:
-    handles = [spawn(), spawn()]
-    verdicts = judge_all(handles, items(500), spawn, wait_s=120)
-    assert [verdict.outcome for verdict in verdicts] == expected(500)
-    assert [verdict.extracted for verdict in verdicts] == [str(index) for index in range(500)]
-    assert judge_all(handles, [], spawn, wait_s=120) == []
-    for handle in handles:
+def judge_all(handles, batch, replace, wait_s=120.0, log_folder="/nowhere"):
+    return Judging(handles, batch, replace, Waiter(str(log_folder)), wait_s).run()
+
+
+def never(name: str, reason: str):
+    pytest.fail(f"{name} was replaced: {reason}")
+
+
+@pytest.fixture
+def two(local_ray):
+    handles = {"verifier-0": spawn(), "verifier-1": spawn()}
+    ray.get([handle.ping.remote() for handle in handles.values()], timeout=120)
+    yield handles
+    for handle in handles.values():
         ray.kill(handle)
 
 
-def test_killing_an_actor_in_mid_batch_loses_nothing(local_ray) -> None:
-    handles = [spawn(), spawn()]
-    ray.get([handle.ping.remote() for handle in handles], timeout=120)
-    first = list(handles)
-    respawned: list[int] = []
+def test_several_actors_keep_the_order(two) -> None:
+    verdicts = judge_all(two, items(500), never)
+    assert [verdict.outcome for verdict in verdicts] == expected(500)
+    assert [verdict.extracted for verdict in verdicts] == [str(index) for index in range(500)]
+    assert judge_all(two, [], never) == []
 
-    def respawn(index: int):
-        respawned.append(index)
+
+def test_killing_an_actor_in_mid_batch_loses_nothing(two) -> None:
+    first = dict(two)
+    replaced: list[str] = []
+
+    def replace(name: str, reason: str):
+        replaced.append(name)
+        assert "died" in reason
         return spawn()
 
     # The actor's process stops, so that its block is surely in flight when it is killed.
-    pids = ray.get([_pid_of(handle) for handle in handles], timeout=60)
-    os.kill(pids[0], signal.SIGSTOP)
-    killer = threading.Timer(1.0, lambda: os.kill(pids[0], signal.SIGKILL))
+    pid = ray.get(_pid_of(two["verifier-0"]), timeout=60)
+    os.kill(pid, signal.SIGSTOP)
+    killer = threading.Timer(1.0, lambda: os.kill(pid, signal.SIGKILL))
     killer.start()
-    verdicts = judge_all(handles, items(3000), respawn, wait_s=120)
+    verdicts = judge_all(two, items(3000), replace)
     killer.join()
     assert [verdict.outcome for verdict in verdicts] == expected(3000)
-    assert respawned == [0]
-    assert handles[0] is not first[0]
-    assert handles[1] is first[1]
-    for handle in handles:
-        ray.kill(handle)
+    assert replaced == ["verifier-0"]
+    assert two["verifier-0"] is not first["verifier-0"]
+    assert two["verifier-1"] is first["verifier-1"]
+
+
+def test_a_silent_actor_is_a_bounded_wait_and_is_replaced(two, tmp_path) -> None:
+    (tmp_path / "verifier-1.log").write_text("the last words\n")
+    pid = ray.get(_pid_of(two["verifier-1"]), timeout=60)
+    os.kill(pid, signal.SIGSTOP)
+    reasons: list[str] = []
+
+    def replace(name: str, reason: str):
+        reasons.append(reason)
+        os.kill(pid, signal.SIGKILL)
+        return spawn()
+
+    verdicts = judge_all(two, items(100), replace, wait_s=20.0, log_folder=tmp_path)
+    assert [verdict.outcome for verdict in verdicts] == expected(100)
+    assert len(reasons) == 1
+    for part in ("no answer from verifier-1 within 20 s", "the last words"):
+        assert part in reasons[0]
+
+
+def test_an_actor_that_is_lost_too_often_ends_the_batch(two) -> None:
+    def replace(name: str, reason: str):
+        raise ActorFailed("lost too often", name)
+
+    os.kill(ray.get(_pid_of(two["verifier-0"]), timeout=60), signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(ActorFailed, match="lost too often"):
+        judge_all(two, items(100), replace)
+    assert time.monotonic() - began < 60
 
 
 def _pid_of(handle):
     return handle.__ray_call__.remote(lambda _self: os.getpid())
-
-
-def test_a_silent_actor_is_a_bounded_wait(local_ray) -> None:
-    handle = spawn()
-    ray.get(handle.ping.remote(), timeout=120)
-    pid = ray.get(_pid_of(handle), timeout=60)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        start = time.monotonic()
-        with pytest.raises(TimeoutError, match=r"actors \[0\] finished nothing within 2 s"):
-            judge_all([handle], items(10), spawn, wait_s=2.0)
-        assert time.monotonic() - start < 10
-    finally:
-        os.kill(pid, signal.SIGKILL)

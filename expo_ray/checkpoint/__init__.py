@@ -1,0 +1,1 @@
+"""Checkpoints: complete or not there, checked by content when read, and found again."""

@@ -1,0 +1,134 @@
+"""Trains; where the learners are lost, starts them again and goes on from the newest checkpoint, in the same job."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from expo_ray.algorithms.base import Algorithm, make_algorithm
+from expo_ray.checkpoint.find import changed_settings, newest_valid
+from expo_ray.checkpoint.identity import Identity
+from expo_ray.checkpoint.settings import as_settings
+from expo_ray.checkpoint.state import DriverState, rewind, set_aside
+from expo_ray.checkpoint.store import Checkpoints
+from expo_ray.config.schema import Config
+from expo_ray.data.stream import PromptStream
+from expo_ray.driver.actors import Actors
+from expo_ray.driver.collect import Collector
+from expo_ray.driver.loop import Run, train
+from expo_ray.driver.measure import Measurer
+from expo_ray.driver.record import Recorder
+from expo_ray.driver.status import Status
+from expo_ray.driver.stopping import StopSignal
+from expo_ray.driver.trackers import make_trackers
+from expo_ray.driver.weights import WeightSync
+from expo_ray.evaluation.evaluator import Evaluator
+from expo_ray.learner.group import LearnersLost
+from expo_ray.messages import Prompt
+from expo_ray.prompts.builder import PromptBuilder
+
+
+@dataclass
+class Job:
+    """What stays the same through every restart of a run."""
+
+    config: Config
+    folder: Path
+    actors: Actors
+    builder: PromptBuilder
+    training: list[Prompt]
+    heldout: list[Prompt]
+    identity: Identity
+    stop: StopSignal
+    origin: Path | None
+    """The checkpoint that the run was started from; None: from the base model."""
+
+
+def supervise(job: Job) -> int:
+    """Runs a job to its end.
+
+    Returns:
+        How many steps the policy has had.
+
+    Raises:
+        LearnersLost: more often than trainer.max_restarts.
+    """
+    actors, limit = job.actors, job.config.trainer.max_restarts
+    checkpoint = job.origin
+    for restart in range(limit + 1):
+        try:
+            return _attempt(job, checkpoint, restart)
+        except LearnersLost as error:
+            if restart == limit:
+                raise
+            actors.events.note("lost", f"{', '.join(error.ranks)}: {error}", actor=error.ranks[0], ranks=error.ranks)
+            began = time.monotonic()
+            actors.restart_learners()
+            checkpoint = newest_valid(job.folder / "checkpoints", partial(actors.events.note, "skipped")) or job.origin
+            actors.events.note(
+                "restarted",
+                f"the learners, in {time.monotonic() - began:.0f} s ({restart + 1} of trainer.max_restarts={limit})",
+                seconds=round(time.monotonic() - began, 1),
+            )
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _attempt(job: Job, checkpoint: Path | None, restart: int) -> int:
+    """Trains from a checkpoint, or from the base model, to the end."""
+    run = _assemble(job, checkpoint, restart)
+    try:
+        with run.recorder.status.phase("sync"):
+            run.recorder.proof(run.sync.push(run.first_step))
+        if job.config.eval.before and job.heldout and run.first_step == 0:
+            run.recorder.evaluation(0, run.evaluator)
+        done = train(run)
+        if job.heldout and not job.stop.requested:
+            run.recorder.evaluation(done, run.evaluator)
+        return done
+    finally:
+        run.recorder.close()
+        run.checkpoints.settle()
+
+
+def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
+    """Everything that an attempt works with, in the state of the checkpoint."""
+    config, folder, actors = job.config, job.folder, job.actors
+    algorithm = make_algorithm(config)
+    first_step = _restore(job, checkpoint, algorithm, restart)
+    status = Status(folder, lambda: actors.waiter.places)
+    status.enter("starting")
+    recorder = Recorder(config, folder, make_trackers(config, folder, first_step, as_settings(config)), status)
+    measurer = Measurer(config, algorithm, actors.learners, job.builder)
+    stream = PromptStream(job.training, config.trainer.prompts_per_step, config.seed)
+    return Run(
+        config=config,
+        algorithm=algorithm,
+        actors=actors,
+        collector=Collector(config, algorithm, stream, actors, measurer),
+        measurer=measurer,
+        sync=WeightSync(config, actors.learners, actors.rollouts, job.training),
+        evaluator=Evaluator(config, job.heldout, actors.rollouts, actors.verifiers),
+        recorder=recorder,
+        checkpoints=Checkpoints(config, folder, actors.learners, algorithm, job.identity, actors.events),
+        stop=job.stop,
+        first_step=first_step,
+    )
+
+
+def _restore(job: Job, checkpoint: Path | None, algorithm: Algorithm, restart: int) -> int:
+    """Brings learners, algorithm and record files to the checkpoint's state; returns its steps."""
+    events = job.actors.events
+    if checkpoint is None:
+        if restart:
+            rewind(job.folder, {})
+        else:
+            set_aside(job.folder)
+        return 0
+    state = DriverState.read(checkpoint)
+    job.actors.learners.all("load", f"loading {checkpoint}", str(checkpoint))
+    algorithm.load_state_dict(state.algorithm)
+    rewind(job.folder, state.records, source=checkpoint.parents[1])
+    for change in changed_settings(checkpoint, job.config) if not restart else []:
+        events.note("changed", change)
+    events.note("resumed", f"resuming after step {state.steps_done} from {checkpoint}", steps_done=state.steps_done)
+    return state.steps_done

@@ -1,0 +1,128 @@
+"""The evaluation command with real engines on the embedded world: stopped and killed, it goes on to the same files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROBLEMS, SAMPLES, CHUNK = 100, 4, 5
+# Hot enough that the samples of one problem differ: at 0.7 the base model nearly always says the same.
+COMMAND = [
+    *("model=toy", "data=toy", "profile=cpu", f"eval.samples={SAMPLES}", f"eval.max_problems={PROBLEMS // 5}"),
+    *(f"eval.chunk={CHUNK}", "eval.temperature=1.3"),
+]
+
+pytestmark = pytest.mark.slow
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "expo_ray.evaluate", *COMMAND, f"run_dir={folder}", *more],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, out, err
+
+
+def lines_in(folder: Path) -> int:
+    file = folder / "samples.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def wait_for_lines(process: subprocess.Popen, folder: Path, wanted: int, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while lines_in(folder) < wanted and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[1][-3000:]
+    assert lines_in(folder) >= wanted
+
+
+def results(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "samples.jsonl").read_bytes(), (folder / "evaluation.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "undisturbed"
+    code, out, err = finish(start(folder))
+    assert code == 0, err[-3000:]
+    assert out.splitlines()[-1] == str(folder)
+    return folder
+
+
+def test_the_folder_is_complete_and_the_samples_vary(undisturbed):
+    lines = [json.loads(line) for line in (undisturbed / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == PROBLEMS * SAMPLES
+    texts = [{line["text"] for line in lines if line["uid"] == uid} for uid in {line["uid"] for line in lines}]
+    assert sum(len(of) > 1 for of in texts) > PROBLEMS / 2
+    summary = json.loads((undisturbed / "evaluation.json").read_text())
+    assert summary["problems"] == {"1": 20, "2": 20, "3": 20, "4": 20, "5": 20, "all": PROBLEMS}
+    right = sum(line["outcome"] == "correct" for line in lines) / len(lines)
+    assert summary["by_level"]["all"]["accuracy"]["mean"] == pytest.approx(right, abs=1e-6)
+    for line in lines:
+        assert (line["outcome"] == "correct") == (line["extracted"] in line["answers"])
+
+
+def test_stopped_then_killed_it_goes_on_to_the_same_files(undisturbed, tmp_path):
+    folder = tmp_path / "disturbed"
+    process = start(folder)
+    wait_for_lines(process, folder, CHUNK * SAMPLES)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130, err[-3000:]
+    assert "goes on" in err
+    assert out.splitlines()[-1] == str(folder)
+    stopped_at = lines_in(folder)
+    assert 0 < stopped_at < PROBLEMS * SAMPLES
+
+    process = start(folder)
+    wait_for_lines(process, folder, stopped_at + CHUNK * SAMPLES)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    killed_at = lines_in(folder)
+    assert killed_at < PROBLEMS * SAMPLES
+    assert not (folder / "evaluation.json").exists()
+    psutil.wait_procs(family, timeout=60)
+    with (folder / "samples.jsonl").open("ab") as file:
+        file.write((undisturbed / "samples.jsonl").read_bytes().splitlines()[killed_at][:40])
+
+    code, out, err = finish(start(folder))
+    assert code == 0, err[-3000:]
+    assert f"going on after chunk {killed_at // (CHUNK * SAMPLES)} of {PROBLEMS // CHUNK}" in err
+    assert results(folder) == results(undisturbed)
+
+
+def test_a_finished_evaluation_is_only_told_again(undisturbed):
+    before = results(undisturbed)
+    code, out, err = finish(start(undisturbed))
+    assert code == 0, err[-3000:]
+    assert "pass@4" in out
+    assert "this chunk" not in err
+    assert results(undisturbed) == before
+
+
+def test_other_sampling_in_the_same_folder_is_refused(undisturbed):
+    before = results(undisturbed)
+    code, _out, err = finish(start(undisturbed, "eval.temperature=0.5"))
+    assert code == 2
+    assert "error: eval.temperature=0.5 is not the 1.3" in err
+    assert results(undisturbed) == before

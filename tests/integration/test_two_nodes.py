@@ -1,0 +1,84 @@
+"""Two raylets: learners on one, the rollout worker on the other. That node is announced as preempted, and then lost."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.compare import policy_digest
+from tests.integration.test_failures import REPOSITORY, SMALL, STEPS, events, status, until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 3, "resources": {"learning": 1}, "object_store_memory": 100 << 20},
+    )
+    yield found
+    found.shutdown()
+
+
+def add_node(cluster):
+    return cluster.add_node(num_cpus=2, resources={"rolling": 1}, object_store_memory=100 << 20)
+
+
+def start(cluster, folder: Path, *more: str) -> subprocess.Popen:
+    pins = ["cluster.rollout_resource=rolling", "cluster.learner_resource=learning"]
+    command = [sys.executable, "-m", "expo_ray.train", *SMALL, *pins, f"cluster.address={cluster.address}", *more]
+    with folder.with_suffix(".stderr").open("wb") as log:
+        return subprocess.Popen([*command, f"run_dir={folder}"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=log)
+
+
+def drain(cluster, node_id: str) -> None:
+    """What a cloud's preemption notice comes to in Ray."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = GcsClient(address=cluster.address).drain_node(
+        node_id, reason, "the machine is taken away", int((time.time() + 600) * 1000)
+    )
+    assert accepted, why
+
+
+def test_the_run_goes_on_when_a_node_comes_back(cluster, tmp_path):
+    whole = tmp_path / "whole"
+    second = add_node(cluster)
+    assert start(cluster, whole).wait(timeout=500) == 0
+
+    folder = tmp_path / "run"
+    process = start(cluster, folder, "trainer.checkpoint_every=0")
+    until(lambda: status(folder)["step"] >= 1, process)
+    actors = status(folder)["actors"]
+    assert actors["rollout-0"]["node_id"] != actors["learner-0"]["node_id"] == actors["learner-1"]["node_id"]
+    drain(cluster, actors["rollout-0"]["node_id"])
+    until(lambda: bool(events(folder, "checkpoint")), process)
+    assert "rollout-0" in events(folder, "preempted")[0]["what"]
+    cluster.remove_node(second, allow_graceful=False)
+    until(lambda: bool(events(folder, "lost")), process)
+    time.sleep(5)
+    add_node(cluster)
+    assert process.wait(timeout=500) == 0, folder.with_suffix(".stderr").read_text()[-3000:]
+    assert status(folder)["actors"]["rollout-0"]["node_id"] != actors["rollout-0"]["node_id"]
+    assert policy_digest(folder, STEPS) == policy_digest(whole, STEPS)
+
+
+def test_it_ends_with_a_clear_message_when_none_comes_back(cluster, tmp_path):
+    second = add_node(cluster)
+    folder = tmp_path / "run"
+    process = start(cluster, folder, "trainer.start_s=90")
+    until(lambda: status(folder)["step"] >= 1, process)
+    cluster.remove_node(second, allow_graceful=False)
+    began = time.monotonic()
+    assert process.wait(timeout=400) == 1
+    assert time.monotonic() - began < 90 + 120
+    said = folder.with_suffix(".stderr").read_text().splitlines()[-1]
+    for part in ("error: WaitExpired: no rollout worker is left", "add a node", "rollout-0", "within 90 s"):
+        assert part in said, said

@@ -1,0 +1,241 @@
+"""Checkpoints: only complete ones are found, damage is named, the one before is used, settings are compared."""
+
+import functools
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expo_ray.checkpoint.find import changed_settings, checkpoints_in, find_checkpoint, newest_valid
+from expo_ray.checkpoint.identity import Identity, identify
+from expo_ray.checkpoint.manifest import damage, read_manifest, seal
+from expo_ray.checkpoint.settings import as_settings, differences
+from expo_ray.checkpoint.state import RECORDS, DriverState, record_lengths, rewind, set_aside
+from expo_ray.config.errors import ConfigError
+from expo_ray.config.schema import Config
+from expo_ray.messages import Problem, Prompt
+
+SAME = Identity("model", "prompts")
+
+
+def write(run: Path, steps: int, config: Config | None = None, score: float | None = None) -> Path:
+    """A checkpoint as a run writes it, with random bytes for the learners' part."""
+    folder = run / "checkpoints" / f"step_{steps:06d}"
+    (folder / "learner").mkdir(parents=True)
+    for rank in range(2):
+        (folder / "learner" / f"shard_{rank}.pt").write_bytes(random.Random(steps + rank).randbytes(5000))
+    DriverState(steps, {}, record_lengths(run), as_settings(config or Config()), SAME).write(folder)
+    seal(folder, steps, score)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    folder = tmp_path / "run"
+    write(folder, 2)
+    write(folder, 4)
+    return folder
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "learner" / "shard_1.pt"
+    path.write_bytes(path.read_bytes()[:1234])
+
+
+def flip(folder: Path) -> None:
+    path = folder / "learner" / "shard_0.pt"
+    content = bytearray(path.read_bytes())
+    content[2500] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def lose_shard(folder: Path) -> None:
+    (folder / "learner" / "shard_1.pt").unlink()
+
+
+def other_version(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+
+
+def no_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def torn_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text()[:80])
+
+
+def change_state(folder: Path) -> None:
+    path = folder / "driver.json"
+    path.write_text(path.read_text().replace('"steps_done": 4', '"steps_done": 3'))
+
+
+DAMAGES = [
+    (truncate, r"shard_1\.pt has 1234 bytes instead of 5000"),
+    (flip, r"shard_0\.pt was changed: its SHA-256"),
+    (lose_shard, r"shard_1\.pt is missing"),
+    (other_version, r"it has format 99, this version reads 2"),
+    (no_manifest, r"no manifest\.json, so it was not written to its end"),
+    (torn_manifest, r"its manifest\.json cannot be read"),
+    (change_state, r"driver\.json was changed"),
+]
+
+
+def test_an_undamaged_checkpoint_is_taken(run):
+    assert damage(run / "checkpoints" / "step_000004") is None
+    assert newest_valid(run / "checkpoints", pytest.fail) == run / "checkpoints" / "step_000004"
+
+
+@pytest.mark.parametrize(("harm", "reason"), DAMAGES, ids=[harm.__name__ for harm, _ in DAMAGES])
+def test_a_damaged_checkpoint_is_refused_with_a_reason_and_the_one_before_is_used(run, harm, reason):
+    harm(run / "checkpoints" / "step_000004")
+    told: list[str] = []
+    found = find_checkpoint(Config(), run, SAME, told.append)
+    assert found == run / "checkpoints" / "step_000002"
+    assert len(told) == 1
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(told[0])
+    assert "step_000004 is passed over" in told[0]
+
+    config = Config()
+    config.trainer.resume = str(run / "checkpoints" / "step_000004")
+    with pytest.raises(ConfigError, match=reason):
+        find_checkpoint(config, run, SAME, told.append)
+
+
+def test_with_all_damaged_auto_starts_anew_and_a_path_is_refused(run):
+    for folder in checkpoints_in(run / "checkpoints"):
+        flip(folder)
+    told: list[str] = []
+    assert find_checkpoint(Config(), run, SAME, told.append) is None
+    assert len(told) == 2
+    config = Config()
+    config.trainer.resume = str(run)
+    with pytest.raises(ConfigError, match="no valid checkpoint there"):
+        find_checkpoint(config, run, SAME, told.append)
+
+
+def test_the_manifest_lists_every_file_and_knows_the_size(run):
+    folder = run / "checkpoints" / "step_000004"
+    found = read_manifest(folder)
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert set(found.files) == names - {"manifest.json"}
+    assert found.bytes == sum((folder / name).stat().st_size for name in found.files)
+
+
+def changed(key: str, value: object) -> Config:
+    config = Config()
+    *groups, name = key.split(".")
+    target = functools.reduce(getattr, groups, config)
+    assert hasattr(target, name)
+    setattr(target, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("learner.ranks", 3), ("learner.zero_stage", 3), ("seed", 7), ("algo.beta", 0.5), ("model.lora.rank", 4)],
+)
+def test_what_cannot_change_is_refused_with_key_and_both_values(run, key, value):
+    before = as_settings(Config())[key]
+    with pytest.raises(ConfigError, match=rf"{key}: {before} -> {value}: put it back, or start anew"):
+        find_checkpoint(changed(key, value), run, SAME, pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("trainer.steps", 500, True),
+        ("learner.learning_rate", 1e-4, True),
+        ("eval.samples", 8, True),
+        ("logging.progress", False, False),
+        ("trainer.checkpoint_every", 7, False),
+    ],
+)
+def test_what_can_change_is_allowed_and_told_where_it_matters(run, key, value, told):
+    config = changed(key, value)
+    found = find_checkpoint(config, run, SAME, pytest.fail)
+    assert found is not None
+    assert changed_settings(found, config) == ([f"{key}: {as_settings(Config())[key]} -> {value}"] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("identity", "reason"),
+    [(Identity("other", "prompts"), "is not the model that"), (Identity("model", "other"), "the training problems")],
+)
+def test_another_model_or_other_problems_are_refused_by_content(run, identity, reason):
+    with pytest.raises(ConfigError, match=reason):
+        find_checkpoint(Config(), run, identity, pytest.fail)
+
+
+def test_identity_follows_content_and_not_the_path(tmp_path):
+    prompt = Prompt(Problem("p", "q", ("1",)), np.array([1, 2], np.int32), np.array([1, 2, 3], np.int32))
+    other = Prompt(Problem("p", "q", ("1",)), np.array([1, 9], np.int32), np.array([1, 2, 3], np.int32))
+    model = tmp_path / "a"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(bytes(3 << 20))
+    moved = tmp_path / "b"
+    shutil.copytree(model, moved)
+    first = identify(str(model), [prompt])
+    assert identify(str(moved), [prompt]) == first
+    assert identify(str(model), [other]).prompts != first.prompts
+    (moved / "model.safetensors").write_bytes(bytes((3 << 20) - 1) + b"1")
+    assert identify(str(moved), [prompt]).model != first.model
+
+
+def test_a_neighbour_is_taken_only_unfinished_and_with_the_same_settings(tmp_path):
+    from omegaconf import OmegaConf
+
+    def neighbour(name: str, config: Config) -> Path:
+        folder = tmp_path / name
+        write(folder, 2, config)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        return folder
+
+    neighbour("other_seed", changed("seed", 1))
+    told: list[str] = []
+    mine = tmp_path / "mine"
+    assert find_checkpoint(Config(), mine, SAME, told.append) is None
+    assert len(told) == 1
+    assert "seed: 1 there, 0 here" in told[0]
+    same = neighbour("same", Config())
+    assert find_checkpoint(Config(), mine, SAME, told.append) == same / "checkpoints" / "step_000002"
+    (same / "summary.json").write_text('{"finished": true}')
+    assert find_checkpoint(Config(), mine, SAME, told.append) is None
+
+
+def test_differences_compare_model_and_data_by_content_alone():
+    before = as_settings(Config())
+    now = before | {"model.path": "moved", "data.path": "moved.jsonl", "run_dir": "x"}
+    assert differences(before, now) == ([], [])
+
+
+def test_records_are_cut_to_the_byte_and_torn_lines_go(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+    lengths = record_lengths(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2}\n{"st')
+    (tmp_path / "evaluations.jsonl").write_text("after the checkpoint\n")
+    rewind(tmp_path, lengths)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
+    assert not (tmp_path / "evaluations.jsonl").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    rewind(other, lengths, source=tmp_path)
+    assert (other / "metrics.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+def test_records_of_an_abandoned_run_are_kept_under_another_name(tmp_path):
+    for turn in ("first", "second"):
+        for name in RECORDS:
+            (tmp_path / name).write_text(turn)
+        set_aside(tmp_path)
+    assert (tmp_path / "metrics.jsonl.1").read_text() == "first"
+    assert (tmp_path / "metrics.jsonl.2").read_text() == "second"
+    assert not (tmp_path / "metrics.jsonl").exists()
