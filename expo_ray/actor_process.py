@@ -23,6 +23,10 @@ class ActorProcess:
         """Where this process runs; answers once the constructor is done."""
         return here()
 
+    def log_to(self, name: str, log_folder: str) -> None:
+        """From now on this process logs there."""
+        begin(name, log_folder)
+
     def usage(self) -> dict[str, float]:
         """Resources of this process and those it started."""
         return process_usage()

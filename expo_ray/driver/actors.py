@@ -111,6 +111,21 @@ class Actors:
         self.learners.ranks = {name: self._start(name) for name in self.learners.ranks}
         self._begin({}, self.learners.ranks)
 
+    def adopt(self, config: Config, run_folder: Path, events: Events) -> None:
+        """Goes on with another run's configuration and folder (expo_ray.driver.warm): logs move, learners are rebuilt.
+
+        Raises:
+            LearnersLost, ActorFailed, WaitExpired: an actor did not live to see it.
+        """
+        self.config, self.events, self.log_folder = config, events, str(run_folder / "logs")
+        self.waiter = Waiter(self.log_folder, self.waiter.places)
+        self.verifiers.waiter = self.rollouts.waiter = self.learners.waiter = self.waiter
+        handles = self.rollouts.workers | self.verifiers.handles | self.learners.ranks
+        moves = {name: handle.log_to.remote(name, self.log_folder) for name, handle in handles.items()}
+        self.waiter.gather(moves, "moving the actors' logs", config.trainer.wait_s)
+        self.learners.sync_s = config.sync.timeout_s + SYNC_GRACE_S
+        self.learners.all("rebuild", "building the learners again", config)
+
     def step_done(self) -> None:
         """A step was completed: whatever was lost before it does not count any more."""
         self._losses.clear()

@@ -15,16 +15,21 @@ from expo_ray.config.model_shape import model_shape
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import load_problems
 from expo_ray.data.stream import build_prompts, longest_sequence
-from expo_ray.driver.actors import Actors
 from expo_ray.driver.events import Events
 from expo_ray.driver.stopping import StopSignal
 from expo_ray.driver.supervise import Job, supervise
+from expo_ray.driver.warm import WarmActors
 from expo_ray.messages import Problem, Prompt
 from expo_ray.prompts.builder import PromptBuilder
 
 
-def run(config: Config, run_folder: Path) -> None:
+def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> None:
     """Trains as configured and leaves everything in the run folder (docs/run_folder.md).
+
+    Args:
+        config: the run's configuration.
+        run_folder: its folder.
+        warm: keeps the actors for the next run of a sweep; without it they end with the run.
 
     Raises:
         InputError: data, tokenizer or resume path that cannot be used, before any actor starts.
@@ -37,13 +42,18 @@ def run(config: Config, run_folder: Path) -> None:
     identity = identify(config.model.path, training)
     origin = find_checkpoint(config, run_folder, identity, partial(events.note, "skipped"))
     context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
-    actors = Actors(config, run_folder, context, stop_ids(tokenizer, config), events)
+    keeper = warm or WarmActors()
+    actors = keeper.take(config, run_folder, context, stop_ids(tokenizer, config), events)
     try:
         with StopSignal() as stop:  # only now: starting Ray takes over the signals
             done = supervise(Job(config, run_folder, actors, builder, training, heldout, identity, stop, origin))
             stopped = stop.requested
-    finally:
+    except BaseException:
         actors.close()
+        raise
+    keeper.give_back(actors)
+    if warm is None:
+        keeper.close()
     _summarise(config, run_folder, done, stopped, time.monotonic() - began)
 
 

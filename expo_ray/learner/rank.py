@@ -1,5 +1,6 @@
 """The learner actor: one DeepSpeed rank of the group that holds the policy."""
 
+import gc
 import os
 import random
 import socket
@@ -90,6 +91,15 @@ class LearnerRank(ActorProcess):
         dtype = DTYPES[config.rollout.dtype]
         self.source = ZeroWeightSource(self.lm, dtype=dtype, bucket_bytes=bucket, entries=entries)
         self.sender = WeightSender(self.source, rank=self.rank, bucket_bytes=bucket, timeout_s=config.sync.timeout_s)
+
+    def rebuild(self, config: Config) -> None:
+        """Forgets the policy and starts from the base model again, for another run in the same group."""
+        self.sender.close()
+        self.engine.destroy()
+        self.config, self.updates = config, 0
+        del self.engine, self.lm, self.updater, self.source, self.sender, self.writer
+        gc.collect()
+        self.build()
 
     def update(self, batch: TrainingBatch) -> dict[str, tuple[float, float]]:
         """One update of the policy on the batch.

@@ -85,6 +85,24 @@ def test_an_engine_that_stops_in_mid_sync_is_cut_off_named_and_replaced(whole, t
     assert policy_digest(folder, STEPS) == policy_digest(whole, STEPS)
 
 
+def test_a_learner_that_stops_answering_is_a_bounded_wait_and_the_group_starts_again(whole, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, "trainer.wait_s=45")
+    until(lambda: status(folder)["step"] >= 3 and status(folder)["phase"] == "update", process, idle=0.001)
+    pid = status(folder)["actors"]["learner-1"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: bool(events(folder, "lost")), process)
+    assert time.monotonic() - stopped < 45 + 40 + 20, "trainer.wait_s, the wait for news of the others, slack"
+    (lost,) = events(folder, "lost")
+    assert "learner-1" in lost["ranks"]
+    assert "learner-1 (pid" in lost["what"], "process and node are named"
+    assert process.wait(timeout=400) == 0
+    assert "1 of trainer.max_restarts=3" in events(folder, "restarted")[0]["what"]
+    assert not Path(f"/proc/{pid}").exists(), "the stopped process is gone"
+    assert policy_digest(folder, STEPS) == policy_digest(whole, STEPS)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     folder = tmp_path / "disk"

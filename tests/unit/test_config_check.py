@@ -1,10 +1,10 @@
 """Values, combinations, model folders and resources that are refused, each with its remedy."""
 
 import inspect
-import json
 import re
 
 import pytest
+from model_folder import write_model
 
 from expo_ray.config.check import CHOICES, RANGES, check_config, value_of
 from expo_ray.config.compose import compose_config, groups, known_keys
@@ -17,24 +17,7 @@ CARDS = Resources("this machine", 1, 64, 500, 2, 79)
 
 @pytest.fixture
 def model(tmp_path):
-    """A folder that looks like a small model, without weights in its files."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    shape = {
-        "model_type": "qwen2",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "intermediate_size": 128,
-        "vocab_size": 100,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 1024,
-    }
-    (folder / "config.json").write_text(json.dumps(shape))
-    for name in ("tokenizer.json", "model.safetensors"):
-        (folder / name).touch()
-    return folder
+    return write_model(tmp_path / "model")
 
 
 def refused(overrides, resources=TWO_CORES):
@@ -82,7 +65,14 @@ def test_every_default_is_within_its_range():
         (["rollout.samples_per_prompt=1"], ["rollout.samples_per_prompt=1", "2 or more"]),
         (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "rollout.top_p=1.0"]),
         (["rollout.top_k=50"], ["rollout.top_k=50", "rollout.top_k=0"]),
-        (["rollout.explanations_per_prompt=0"], ["exp_grpo", "rollout.explanations_per_prompt=1"]),
+        (["algo=exp_dpo", "rollout.explanations_per_prompt=0"], ["exp_dpo", "rollout.explanations_per_prompt=1"]),
+        (
+            ["rollout.explanations_per_prompt=0", "algo.kl_conditioned_coef=0.5"],
+            ["algo.kl_conditioned_coef=0.5", "rollout.explanations_per_prompt=1"],
+        ),
+        (["algo.dual_clip=0.5"], ["algo.dual_clip=0.5", "algo.dual_clip=0 (off)", "algo.dual_clip=3"]),
+        (["algo.dual_clip=1"], ["algo.dual_clip=1 "]),
+        (["rollout.tensor_parallel=2"], ["rollout.tensor_parallel=2", "needs GPUs", "rollout.tensor_parallel=1"]),
         (["data.levels=[6]"], ["level 6", "1 to 5"]),
         (["data=gsm8k", "data.levels=[5]"], ["data.levels=[5]", "data.level_key"]),
         (["verifier.name=maths"], ["verifier.name=maths", "'math'"]),
@@ -147,18 +137,29 @@ def test_every_experiment_can_be_planned(experiment):
     assert plan.batch.tokens > 0
 
 
-def test_a_model_that_cannot_fit_is_refused():
-    assert "GiB of host memory" in refused(["profile=cpu"])
+@pytest.mark.parametrize("overrides", [[], ["algo.dual_clip=0"], ["algo.dual_clip=1.5"]])
+def test_the_honest_limits_pass(model, overrides):
+    wanted = ["profile=cpu", f"model.path={model}", "rollout.explanations_per_prompt=0", *overrides]
+    plan = check_config(compose_config(wanted), TWO_CORES)
+    assert (plan.batch.explanations, plan.batch.samples) == (0, plan.batch.completions)
+
+
+def test_shards_must_divide_the_heads():
+    common = ["profile=gpu", "cluster=8xh100", "dry_run=true", "model=qwen2.5_0.5b_instruct", "rollout.workers=1"]
+    sentence = refused([*common, "rollout.tensor_parallel=4"], None)
+    assert "14 attention heads (2 for keys and values)" in sentence and "use rollout.tensor_parallel=2" in sentence
+    check_config(compose_config([*common, "rollout.tensor_parallel=2"]))
 
 
 def test_a_model_folder_must_be_whole(model):
     overrides = ["profile=cpu", f"model.path={model}"]
-    (model / "tokenizer.json").unlink()
+    for file in ("tokenizer_config.json", "tokenizer.json"):
+        (model / file).unlink()
     assert "no tokenizer" in refused(overrides)
-    (model / "tokenizer.json").touch()
+    write_model(model)
     (model / "model.safetensors").unlink()
     assert "no weights" in refused(overrides)
-    (model / "model.safetensors").touch()
+    write_model(model)
     (model / "config.json").write_text("{")
     assert "cannot be read as JSON" in refused(overrides)
     (model / "config.json").unlink()

@@ -90,9 +90,10 @@ def test_a_failed_job_does_not_end_the_sweep(overrides, tmp_path, monkeypatch, a
     monkeypatch.setattr(entry, "check_hub", lambda config: None)
     outcome = entry.launch(["-m", *overrides, "seed=0,1,2", f"run_dir={tmp_path}/sweep"], job)
     assert seen == [0, 1, 2]
-    assert [(folder.name, str(error)) for folder, error in outcome.errors] == [
-        ("0", "an actor died"),
-        ("1", "a prompt is too long"),
+    assert [(end.ended, end.error) for end in outcome.sweep] == [
+        ("failed", "RuntimeError: an actor died"),
+        ("failed", "a prompt is too long"),
+        ("finished", None),
     ]
     assert "RuntimeError: an actor died" in (tmp_path / "sweep/0/logs/driver.log").read_text()
 

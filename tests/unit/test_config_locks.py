@@ -19,7 +19,7 @@ def test_a_lock_holds_every_direct_dependency(world):
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
     direct = pins(setup["options"]["install_requires"])
-    for extra in (world, "dev"):
+    for extra in (world, "sweep", "dev"):
         direct |= pins(setup["options.extras_require"][extra])
     lock = pins((REPOSITORY / "requirements" / f"{world}.lock").read_text())
     assert len(direct) > 15

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 import pytest
 from algorithm_cases import config_with, group, random_arrays
 
+from expo_ray.actor_process import process_usage
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties, property_metrics
 from expo_ray.config.errors import DataError
 from expo_ray.config.schema import DataConfig
 from expo_ray.data.sources import load_problems
 from expo_ray.driver.record import StepRecord
-from expo_ray.driver.samples import sample_lines
+from expo_ray.driver.samples import batch_line, sample_lines
 from expo_ray.driver.session import _summarise
+from expo_ray.driver.status import Status
 from expo_ray.evaluation.evaluator import summarise
 from expo_ray.messages import SyncProof, TrainingBatch, UpdateReport
 from expo_ray.train import main
@@ -52,7 +55,7 @@ def emitted() -> set[str]:
     """Names of metrics: those spelt out in the code, and those made while algorithms, properties and records run."""
     code = sources()
     names = set(re.findall(r'"([a-z_]+/[a-z_]+)"', code)) - {"pass_rate/level_"}
-    names |= {f"time/{phase}" for phase in ["step", *re.findall(r'\.phase\("(\w+)"\)', code)]}
+    names |= {f"time/{phase}" for phase in ["step", *re.findall(r'record\.phase\("(\w+)"\)', code)]}
     groups = [group(["correct", "wrong"], uid=f"p{level}", level=level) for level in (1, 2, 3, 4, 5)]
     for name in (*GRPO_FAMILY, "exp_dpo", "dpo_gt"):
         config = config_with(name=name, kl_coef=0.1, kl_conditioned_coef=0.1)
@@ -64,7 +67,8 @@ def emitted() -> set[str]:
         if name in GRPO_FAMILY:
             names |= {f"last_{loss}" for loss in losses if loss.startswith("policy/")}
     names |= set(property_metrics([GroupProperties([PROPERTIES], PROPERTIES, [PROPERTIES])]))
-    record = StepRecord(0)
+    names |= {f"memory/<actor>_{what}" for what in process_usage()}
+    record = StepRecord(0, Status(Path(os.devnull), dict))
     proof = SyncProof(1, [1], 0.0, 1e-3, 1, 0.1)
     record.finish(groups, TrainingBatch(0, []), UpdateReport({}, 0, 0.0), proof)
     return names | set(record.metrics) | {"step"}
@@ -96,7 +100,8 @@ def test_other_records_are_documented_key_for_key(tmp_path):
     assert all(f"`{name}`" in told for name in inner)
     assert documented("proofs.jsonl") == {field.name for field in fields(SyncProof)}
     assert documented("evaluations.jsonl") == {"steps_done", *summarise(groups, 2).summary()}
-    _summarise(config, tmp_path, 1, None, None, 1.0)
+    _summarise(config, tmp_path, 1, False, 1.0)
+    assert documented("batches.jsonl") == {"step", *batch_line(groups)}
     assert documented("summary.json") == set(json.loads((tmp_path / "summary.json").read_text()))
 
 

@@ -1,0 +1,68 @@
+"""Actors that stay up from one run of a sweep to the next: starting engines takes longer than a small run."""
+
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoint.settings import as_settings
+from expo_ray.config.schema import Config
+from expo_ray.driver.actors import Actors
+from expo_ray.driver.events import Events
+
+FIXED = (
+    "model.",
+    "verifier.",
+    "profile.",
+    "cluster.",
+    "rollout.workers",
+    "rollout.dtype",
+    "rollout.tensor_parallel",
+    "rollout.enforce_eager",
+    "rollout.max_sequences",
+    "rollout.kv_cache_gib",
+    "rollout.gpu_memory_utilization",
+    "learner.ranks",
+    "sync.backend",
+    "trainer.wait_s",
+)
+"""What engines, verifiers and the learners' group are started with; runs that differ in it cannot share them."""
+
+
+class WarmActors:
+    """Hands the actors of a finished run to the next one, where that one would start the same.
+
+    The learners are built again for each run and the first weight sync gives the engines its base model, so a run
+    with warm actors is the same, bit for bit, as one with actors of its own.
+    """
+
+    def __init__(self) -> None:
+        self._idle: Actors | None = None
+
+    def take(
+        self, config: Config, folder: Path, context_tokens: int, stop_ids: tuple[int, ...], events: Events
+    ) -> Actors:
+        """Actors for a run; arguments and errors are those of `Actors`."""
+        idle, self._idle = self._idle, None
+        fits = idle is not None and context_tokens <= idle.context_tokens and stop_ids == idle.stop_ids
+        if idle is not None and fits and _same(idle.config, config):
+            idle.adopt(config, folder, events)
+            return idle
+        if idle is not None:
+            idle.close()
+        return Actors(config, folder, context_tokens, stop_ids, events)
+
+    def give_back(self, actors: Actors) -> None:
+        """Keeps the actors of a run that ended well."""
+        self._idle = actors
+
+    def close(self) -> None:
+        """Stops what is kept."""
+        if self._idle is not None:
+            self._idle.close()
+            self._idle = None
+
+
+def _same(before: Config, now: Config) -> bool:
+    def fixed(config: Config) -> dict[str, Any]:
+        return {key: value for key, value in as_settings(config).items() if key.startswith(FIXED)}
+
+    return fixed(before) == fixed(now)

@@ -1,0 +1,216 @@
+"""An evaluation's folder: what a stop leaves, what goes on there, and what is refused; the command's short forms."""
+
+import json
+import random
+
+import pytest
+from evaluation_cases import graded, prompt, right, wrong
+
+from expo_ray.config.compose import compose_config
+from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.config.schema import Config
+from expo_ray.evaluation.arguments import expand
+from expo_ray.evaluation.evaluator import summarise
+from expo_ray.evaluation.sample_file import SampleFile
+from expo_ray.evaluation.settings import settle, store
+
+PROMPTS = [prompt(f"p{i}", i % 5 + 1, "Algebra" if i % 2 else "Geometry") for i in range(7)]
+SAMPLES, CHUNK = 3, 2
+
+
+def groups(chunk):
+    return [graded(p, [right(), wrong(p.problem.uid), wrong("7")]) for p in chunk]
+
+
+def fill(file: SampleFile, first: int = 0) -> None:
+    for chunk in file.chunks[first:]:
+        file.append(groups(chunk))
+
+
+@pytest.fixture
+def whole(tmp_path):
+    file = SampleFile(tmp_path / "whole.jsonl", PROMPTS, SAMPLES, CHUNK)
+    fill(file)
+    return file
+
+
+def test_chunks_hold_all_prompts_once(whole):
+    assert [len(chunk) for chunk in whole.chunks] == [2, 2, 2, 1]
+    assert whole.finished() == 4
+    lines = [json.loads(line) for line in whole.path.read_text().splitlines()]
+    assert [(line["uid"], line["sample"]) for line in lines] == [(p.problem.uid, i) for p in PROMPTS for i in range(3)]
+    wanted = {"uid", "level", "kind", "sample", "answers", "text", "outcome", "extracted", "tokens", "finish_reason"}
+    assert set(lines[0]) == wanted
+
+
+def test_stopped_anywhere_it_ends_the_same(whole, tmp_path):
+    content = whole.path.read_bytes()
+    ends = [0, *(i + 1 for i, byte in enumerate(content) if byte == ord("\n"))]
+    cuts = {*ends, *(e - 1 for e in ends[1:]), *random.Random(0).sample(range(len(content)), 60)}
+    for cut in sorted(cuts):
+        torn = SampleFile(tmp_path / "torn.jsonl", PROMPTS, SAMPLES, CHUNK)
+        torn.path.write_bytes(content[:cut])
+        complete = content[:cut].count(b"\n")
+        done = torn.finished()
+        assert done == (4 if complete == 21 else complete // (CHUNK * SAMPLES)), cut
+        fill(torn, done)
+        assert torn.path.read_bytes() == content
+
+
+def test_nothing_there_is_nothing_finished(tmp_path):
+    assert SampleFile(tmp_path / "none.jsonl", PROMPTS, SAMPLES, CHUNK).finished() == 0
+
+
+def test_the_file_gives_the_evaluation_of_its_groups(whole):
+    from_file = whole.evaluation("math")
+    assert from_file.summary() == summarise(groups(PROMPTS), SAMPLES).summary()
+    assert from_file.groups == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda lines: [*lines[:4], lines[5], *lines[4:]], 5),
+        (lambda lines: ["{broken", *lines[1:]], 1),
+        (lambda lines: [*lines, lines[-1]], 22),
+        (lambda lines: [lines[0].replace('"tokens"', '"lengths"'), *lines[1:]], 1),
+        (lambda lines: ["[1]", *lines[1:]], 1),
+    ],
+)
+def test_lines_that_do_not_belong_are_refused(whole, change, line):
+    whole.path.write_text("".join(text + "\n" for text in change(whole.path.read_text().splitlines())))
+    with pytest.raises(DataError, match=f"line {line} is not what belongs there"):
+        whole.finished()
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+    return folder
+
+
+def config(model, **of_eval) -> Config:
+    found = Config()
+    found.model.path = str(model)
+    found.data.name = "toy"
+    for key, value in of_eval.items():
+        setattr(found.eval, key, value)
+    return found
+
+
+@pytest.fixture
+def begun(tmp_path, model):
+    """A folder in which an evaluation was begun."""
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    store(settle(config(model), folder, PROMPTS), folder)
+    (folder / "config.yaml").touch()
+    return folder
+
+
+def refusal(configured, folder, prompts=PROMPTS) -> str:
+    with pytest.raises(ConfigError) as caught:
+        settle(configured, folder, prompts)
+    return str(caught.value)
+
+
+def test_the_same_settings_go_on(begun, model):
+    settings = settle(config(model), begun, PROMPTS)
+    assert settings == json.loads((begun / "settings.json").read_text())
+    layout = config(model)
+    layout.rollout.workers, layout.run_name, layout.verifier.processes = 4, "other", 3
+    assert settle(layout, begun, PROMPTS) == settings
+
+
+def test_chunk_fills_the_engines_unless_it_is_given(tmp_path, model):
+    folder = tmp_path / "new"
+    configured = config(model, samples=8)
+    configured.rollout.workers, configured.rollout.max_sequences = 2, 64
+    assert settle(configured, folder, PROMPTS)["eval.chunk"] == 4 * 2 * 64 // 8
+    configured.eval.chunk = 5
+    assert settle(configured, folder, PROMPTS)["eval.chunk"] == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("samples", 8), ("temperature", 1.0), ("top_p", 0.9), ("max_problems", 3), ("chunk", 3)]
+)
+def test_other_sampling_is_refused_by_name(begun, model, key, value):
+    assert f"eval.{key}={value} is not the" in refusal(config(model, **{key: value}), begun)
+
+
+def test_other_problems_are_refused(begun, model):
+    changed = [*PROMPTS[:-1], prompt("p6", 2, "Geometry", answers=("6",))]
+    assert "the problems or their prompts are not those" in refusal(config(model), begun, changed)
+
+
+def test_another_model_in_the_same_folder_is_refused(begun, model):
+    (model / "model.safetensors").write_bytes(bytes(range(255, -1, -1)))
+    assert "the files of model.path are not those" in refusal(config(model), begun)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "samples.jsonl"])
+def test_another_command_s_folder_is_refused(tmp_path, model, name):
+    (tmp_path / name).touch()
+    assert f"holds {name} of something else" in refusal(config(model), tmp_path)
+
+
+def write(tmp_path, record) -> str:
+    file = tmp_path / "it's mine.jsonl"
+    file.write_text(json.dumps(record) + "\n")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (
+            {"problem": "1+1?", "answer": "2", "level": "Level 1", "type": "Sums"},
+            {"question_key": "problem", "answer_from": "field", "level_key": "level", "kind_key": "type"},
+        ),
+        (
+            {"problem": "1+1?", "solution": "\\boxed{2}", "subject": "Sums"},
+            {"answer_from": "boxed", "level_key": None, "kind_key": "subject"},
+        ),
+        ({"question": "1+1?", "answer": "1+1\n#### 2"}, {"question_key": "question", "answer_from": "hashes"}),
+    ],
+)
+def test_a_bare_file_is_read_by_the_keys_that_it_has(tmp_path, record, expected):
+    file = write(tmp_path, record)
+    composed = compose_config(expand([f"data={file}", "model=toy", "profile=cpu"]))
+    assert composed.data.path == file
+    assert {key: getattr(composed.data, key) for key in expected} == expected
+    assert composed.verifier.name == ("gsm8k" if expected["answer_from"] == "hashes" else "math")
+
+
+def test_what_is_written_wins_over_what_is_implied(tmp_path):
+    file = write(tmp_path, {"problem": "1+1?", "prompt2": "2+2?", "answer": "2"})
+    written = ["data.question_key=prompt2", "verifier=math", "rollout.max_completion_tokens=40", "run_name=mine"]
+    composed = compose_config(expand([*written, f"data={file}", "model=toy", "profile=cpu"]))
+    assert composed.data.question_key == "prompt2"
+    assert composed.rollout.max_completion_tokens == 40
+    assert composed.run_name == "mine"
+    assert compose_config(expand(["data=toy", "verifier=math", "profile=cpu"])).verifier.name == "math"
+
+
+def test_choices_stay_choices_and_bring_their_verifier(tmp_path):
+    assert compose_config(expand(["data=toy", "model=toy", "profile=cpu"])).verifier.name == "toy"
+    assert compose_config(expand(["data=gsm8k", "profile=cpu"])).verifier.name == "gsm8k"
+    assert compose_config(expand(["data=math500", "profile=cpu"])).verifier.name == "math"
+    assert compose_config(expand([f"model={tmp_path}", "profile=cpu"])).model.path == str(tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'math'"):
+        compose_config(expand(["data=mth"]))
+
+
+@pytest.mark.parametrize(
+    ("record", "words"), [({"prompt": "1+1?"}, "no key problem or question"), ({"question": "1+1?"}, "neither a key")]
+)
+def test_files_without_questions_or_answers_are_refused(tmp_path, record, words):
+    with pytest.raises(DataError, match=words):
+        expand([f"data={write(tmp_path, record)}"])
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(DataError, match=r"nowhere\.jsonl is not there"):
+        expand(["data=nowhere.jsonl"])

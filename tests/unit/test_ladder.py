@@ -1,0 +1,240 @@
+"""The ladder's page from made-up run folders: the tables' arithmetic against NumPy, grouping, refusals, figures."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from expo_ray.config.compose import compose_config
+from expo_ray.config.errors import DataError
+from expo_ray.evaluation.pass_at_k import pass_at_k
+from expo_ray.ladder.__main__ import main
+from expo_ray.ladder.collect import collect, labels_by_change, levels_of
+from expo_ray.ladder.figures import heldout_curves
+from expo_ray.ladder.likelihood import likelihood_sentence, read_likelihoods
+from expo_ray.ladder.tables import findings, pass_cell, updates_made
+
+LEVELS = ("1", "5")
+PROBLEMS = {"1": 2, "5": 4, "all": 6}
+
+
+@pytest.fixture(scope="module")
+def config_text() -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(compose_config(["experiment=ladder", "trainer.steps=2"])))
+
+
+def evaluation(values: dict[str, float], samples: int = 4) -> dict:
+    """pass@k that grows to its value at k = samples."""
+    found = {level: {str(k): value * k / samples for k in range(1, samples + 1)} for level, value in values.items()}
+    return {"samples": samples, "problems": PROBLEMS, "pass_at_k": found}
+
+
+def values_of(level_5: float, level_1: float = 1.0) -> dict[str, float]:
+    return {"1": level_1, "5": level_5, "all": (2 * level_1 + 4 * level_5) / 6}
+
+
+@pytest.fixture
+def make_run(config_text):
+    def make(folder, algo, seed, level_5, level_1=1.0, levels=(5,), finished=True, steps_without=0, **settings):
+        folder.mkdir(parents=True)
+        config = OmegaConf.create(config_text)
+        changes = {"algo.name": algo, "seed": seed, "data.levels": list(levels), "run_dir": str(folder)}
+        for key, value in (changes | settings).items():
+            OmegaConf.update(config, key, value)
+        OmegaConf.save(config, folder / "config.yaml")
+        (folder / "plan.txt").write_text("run x\nresources   a test: 2 cores\n")
+        final = evaluation(values_of(level_5, level_1))
+        half = evaluation(values_of(level_5 / 2, level_1))
+        lines = [{"steps_done": 1} | half, {"steps_done": 2} | final]
+        (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        steps = [{"step": i} | ({"loss/total": 0.1} if i >= steps_without else {}) for i in range(2)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+        (folder / "summary.json").write_text(
+            json.dumps({"finished": finished, "evaluation": final if finished else None})
+        )
+
+    return make
+
+
+RUNS = {"grpo": (0.0, 0.25, 0.0), "sft_gt_grpo": (0.5, 0.75, 0.25), "exp_grpo": (1.0, 0.75, 1.0)}
+
+
+@pytest.fixture
+def ladder(tmp_path, make_run):
+    """Two training settings, three methods, three seeds; on all levels the paper's order does not hold at level 1."""
+    number = 0
+    for levels in ((5,), ()):
+        for algo, values in RUNS.items():
+            for seed, value in enumerate(values):
+                easy = 0.5 if algo == "exp_grpo" and not levels else 1.0
+                make_run(tmp_path / "methods" / str(number), algo, seed, value, easy, levels)
+                number += 1
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.yaml").write_text("algo: {name: grpo}\n")
+    (tmp_path / "base" / "plan.txt").write_text("")
+    (tmp_path / "base" / "evaluation.json").write_text(json.dumps(evaluation(values_of(0.125), 64)))
+    sweep = {"command": "python -m expo_ray.train -m x", "jobs": [1] * 18, "seconds": 90.0, "seconds_before": 30.0}
+    (tmp_path / "methods" / "sweep.json").write_text(json.dumps(sweep))
+    return tmp_path
+
+
+def cells(page: str, row: str) -> list[list[str]]:
+    """The cells of every row of that name, in the order of the tables."""
+    return [
+        [cell.strip() for cell in line.split("|")[2:-1]] for line in page.splitlines() if line.startswith(f"| {row} |")
+    ]
+
+
+def test_the_tables_numbers_are_means_and_deviations_over_seeds(ladder):
+    page = ladder / "out" / "ladder.md"
+    assert main([str(ladder), "--page", str(page)]) == 0
+    text = page.read_text()
+    for name, label in (("grpo", "GRPO"), ("sft_gt_grpo", "SFT-GT-CoT"), ("exp_grpo", "ExP-GRPO")):
+        rows = cells(text, label)
+        assert len(rows) == 2
+        mean, deviation = 100 * np.mean(RUNS[name]), 100 * np.std(RUNS[name], ddof=1)
+        for row in rows:
+            assert row[:2] == ["3", "2"] and row[3] == f"{mean:.1f} ± {deviation:.1f}"
+    everything = 100 * np.array([(2 * 0.5 + 4 * value) / 6 for value in RUNS["exp_grpo"]])
+    assert cells(text, "ExP-GRPO")[1][4] == f"{everything.mean():.1f} ± {everything.std(ddof=1):.1f}"
+    assert cells(text, "base, pass@64")[0][3] == "12.5" and cells(text, "base, pass@4")[0][3] == f"{12.5 * 4 / 64:.1f}"
+    assert "18 jobs, 2 min" in text and "a test: 2 cores" in text
+
+
+def test_what_contradicts_the_paper_is_said(ladder):
+    said = findings(collect(ladder, [ladder / "base"]))
+    assert said[0].startswith(
+        "Trained on level 5, pass@4 on level 5: ExP-GRPO 91.7, +83.3 points against GRPO and +41.7"
+    )
+    assert len(said) == 3
+    assert said[2].startswith("**Against the paper**, trained on all levels:")
+    assert "GRPO 100.0 against 50.0 (level 1)" in said[2] and "level 5" not in said[2]
+
+
+def test_runs_are_grouped_by_what_they_were_trained_on_and_by_method_alone(ladder, make_run):
+    for seed, refresh in ((0, "online"), (1, "online"), (0, "offline")):
+        folder = ladder / refresh / str(seed)
+        make_run(folder, "exp_dpo", seed, 0.5, levels=(), steps_without=1, **{"algo.dpo_refresh": refresh})
+    make_run(ladder / "methods" / "99", "grpo", 3, 0.5, finished=False)
+    found = collect(ladder, [ladder / "base"])
+    assert [setting.title for setting in found.settings] == ["trained on level 5", "trained on all levels"]
+    assert [len(setting.methods) for setting in found.settings] == [3, 5]
+    labels = {group.label: len(group.runs) for group in found.settings[1].methods}
+    assert {name: count for name, count in labels.items() if "DPO" in name} == {
+        "ExP-DPO (dpo_refresh=online)": 2,
+        "ExP-DPO (dpo_refresh=offline)": 1,
+    }
+    dpo = found.settings[1].methods[-1]
+    assert updates_made(dpo) == 1.0 and levels_of(found) == ["1", "5", "all"]
+    assert [path.name for path in found.left_out] == ["99"]
+    single = next(group for group in found.settings[1].methods if len(group.runs) == 1)
+    assert pass_cell(single, "5", 4).spread is None
+
+
+def test_curves_begin_at_the_base(ladder):
+    group = collect(ladder, [ladder / "base"]).settings[0].methods[0]
+    base = json.loads((ladder / "base" / "evaluation.json").read_text())
+    assert heldout_curves(group, "5", 4, base)[1] == {0: 12.5 * 4 / 64, 1: 12.5, 2: 25.0}
+
+
+def test_ablations_are_named_by_what_they_change(tmp_path, make_run):
+    for number, (key, value) in enumerate(
+        [
+            ("algo.beta", 0.04),
+            ("algo.beta", 0.5),
+            ("algo.explanation_filter", False),
+            ("algo.explanation_scope", "all_wrong"),
+        ]
+    ):
+        make_run(tmp_path / str(number), "exp_grpo", 0, 0.5, **{key: value})
+    (setting,) = collect(tmp_path).settings
+    assert sorted(labels_by_change(setting.methods)) == [
+        "algo.beta = 0.5",
+        "algo.explanation_filter = False",
+        "algo.explanation_scope = all_wrong",
+        "unchanged",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"trainer.steps": 9}, "trainer.steps: 2 in .*, 9 in"),
+        ({"trainer.prompts_per_step": 7}, "trainer.prompts_per_step"),
+        ({"model.path": "/other"}, "model.path"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(ladder, make_run, settings, words):
+    make_run(ladder / "methods" / "50", "exp_grpo", 5, 0.5, **settings)
+    with pytest.raises(DataError, match=words):
+        collect(ladder, [ladder / "base"])
+
+
+def test_a_seed_that_is_there_twice_is_refused(ladder, make_run):
+    make_run(ladder / "methods" / "50", "exp_grpo", 1, 0.5)
+    with pytest.raises(DataError, match="seed 1 is there twice"):
+        collect(ladder, [ladder / "base"])
+
+
+def test_a_base_of_another_world_is_refused(ladder, capsys):
+    file = ladder / "base" / "evaluation.json"
+    file.write_text(json.dumps(evaluation(values_of(0.1), 64) | {"problems": {"all": 5}}))
+    assert main([str(ladder)]) == 2
+    assert "other held-out problems" in capsys.readouterr().err
+    file.unlink()
+    assert main([str(ladder)]) == 2
+    assert "no evaluation.json" in capsys.readouterr().err
+
+
+def sample(uid, level, kind, logprob, rise, step=0):
+    return {
+        "step": step,
+        "uid": uid,
+        "level": level,
+        "kind": kind,
+        "properties": {"mean_logprob": logprob, "answer_rise": rise},
+    }
+
+
+def test_likelihoods_are_means_over_problems_of_the_first_step(ladder):
+    random = np.random.default_rng(0)
+    expected: dict[str, list[float]] = {"gold": [], "explanation": [], "free": []}
+    lines = []
+    for problem in range(30):
+        for kind, count in (("gold", 1), ("explanation", 2), ("free", 2)):
+            centre = -2.0 if kind == "gold" else -1.0
+            drawn = random.normal(centre, 0.1, count)
+            expected[kind].append(float(np.mean(drawn)))
+            lines += [sample(f"p{problem}", 1 + problem % 2, kind, float(value), 3.0) for value in drawn]
+            lines.append(sample(f"p{problem}", 1, kind, -99.0, 0.0, step=1))
+        lines.append(sample(f"p{problem}", 1, "free", 0.0, 0.0) | {"properties": None})
+    run = ladder / "likelihood" / "0"
+    run.mkdir(parents=True)
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_likelihoods(run)
+    for kind, values in expected.items():
+        estimate = found.estimate("mean_logprob", kind)
+        assert estimate is not None and estimate[0] == pytest.approx(np.mean(values))
+        half = 1.96 * np.std(values, ddof=1) / np.sqrt(30)
+        assert estimate[1] == pytest.approx(np.mean(values) - half, abs=0.2 * half)
+        assert estimate[2] == pytest.approx(np.mean(values) + half, abs=0.2 * half)
+    ratio = np.mean(expected["gold"]) / np.mean(expected["explanation"])
+    assert f"is {ratio:.1f} times" in likelihood_sentence(found)
+    assert main([str(ladder)]) == 0
+    text = (ladder / "ladder.md").read_text()
+    assert cells(text, "gold solution")[0][0] == "30"
+    pictures = re.findall(r"\]\((.*\.png)\)", text)
+    assert len(pictures) == 2 and all((ladder / name).stat().st_size > 10_000 for name in pictures)
+
+
+def test_a_run_without_properties_is_refused(tmp_path):
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample("p", 1, "free", -1.0, 0.0, step=3)) + "\n")
+    with pytest.raises(DataError, match=r"algo\.properties_every=1"):
+        read_likelihoods(tmp_path)
+
+
+def test_the_made_up_numbers_are_possible():
+    """The fixtures' shape is that of a real evaluation: pass@k grows with k."""
+    assert [pass_at_k(4, 1, k) for k in range(1, 5)] == pytest.approx([k / 4 for k in range(1, 5)])

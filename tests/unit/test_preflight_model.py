@@ -1,0 +1,213 @@
+"""Weight files and tokenizers of fake model folders: whole ones pass, each damage is told with its remedy."""
+
+import json
+import struct
+
+import pytest
+from model_folder import EMBEDDING, SHAPE, TOKENS, write_model, write_safetensors, write_tokenizer
+
+from expo_ray.config.check import check_config
+from expo_ray.config.compose import compose_config
+from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.config.lengths import check_longest
+from expo_ray.config.resources import Resources
+from expo_ray.messages import Problem
+from expo_ray.preflight.checks import preflight
+from expo_ray.preflight.tokenizer import generation_ends, tokenizer_problems
+from expo_ray.preflight.weights import weight_problems
+
+INDEX = "model.safetensors.index.json"
+VOCABULARY = SHAPE["vocab_size"]
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "model")
+
+
+@pytest.fixture
+def shards(model):
+    """The same model in two shards."""
+    (model / "model.safetensors").unlink()
+    names = {EMBEDDING: "model-00001-of-00002.safetensors", "model.norm.weight": "model-00002-of-00002.safetensors"}
+    write_safetensors(model / names[EMBEDDING], {EMBEDDING: (VOCABULARY, 64)})
+    write_safetensors(model / names["model.norm.weight"], {"model.norm.weight": (64,)})
+    (model / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return model
+
+
+def told(folder):
+    found = [*weight_problems(folder, VOCABULARY), *tokenizer_problems(folder, VOCABULARY)]
+    assert all(f"model.path={folder}" in sentence and "\n" not in sentence for sentence in found)
+    return found
+
+
+def told_one(folder, *words):
+    found = told(folder)
+    assert len(found) == 1 and all(word in found[0] for word in words), found
+
+
+def test_whole_folders_pass(model, shards):
+    assert told(shards) == []
+    assert told(write_model(model)) == []
+
+
+def test_real_folders_pass(tiny_models):
+    for folder in tiny_models.values():
+        assert list(weight_problems(folder, 25)) == list(tokenizer_problems(folder, 25)) == []
+
+
+def test_a_check_reads_them_and_says_so_before_the_resources(model):
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match="cut short"):
+        check_config(compose_config(["profile=cpu", f"model.path={model}"]), Resources("here", 1, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("kept", [0, 7, 8, 100, -64, -1])
+def test_every_cut_of_a_file_is_found(model, kept):
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    told_one(model, "model.safetensors is cut short", "copy it again")
+
+
+def test_what_is_no_safetensors_file_is_told(model):
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole + b"x")
+    told_one(model, "is too long", f"{len(whole) + 1} bytes", f"header tells {len(whole)}")
+    weights.write_bytes(b"<!DOCTYPE html><html>not found</html>")
+    told_one(model, "is no safetensors file")
+    weights.write_bytes(struct.pack("<Q", 6) + b"{]]]]}")
+    told_one(model, "broken header")
+    weights.write_bytes(struct.pack("<Q", 9) + b'{"a": {}}')
+    told_one(model, "broken header")
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+    told_one(model, "Git LFS pointer", "git lfs pull")
+
+
+def test_weights_that_cannot_be_read_are_told(model, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    assert any("cannot be read (Permission denied)" in sentence for sentence in weight_problems(model, None))
+
+
+def test_shards_must_all_be_there_and_hold_what_the_index_says(shards):
+    second = shards / "model-00002-of-00002.safetensors"
+    whole = second.read_bytes()
+    write_safetensors(second, {"model.other.weight": (64,)})
+    told_one(shards, "model-00002-of-00002.safetensors lacks model.norm.weight", "copy both again")
+    second.write_bytes(whole[:-8])
+    told_one(shards, "model-00002-of-00002.safetensors is cut short")
+    second.unlink()
+    told_one(shards, "names 2 files", "1 of them cannot be found (model-00002-of-00002.safetensors)")
+    (shards / INDEX).write_text("{")
+    told_one(shards, f"{INDEX} cannot be read")
+    (shards / INDEX).write_text("[]")
+    told_one(shards, f"{INDEX} cannot be read")
+    (shards / INDEX).unlink()
+    told_one(shards, f"neither model.safetensors nor {INDEX}")
+
+
+def test_an_adapter_is_no_model(model):
+    (model / "model.safetensors").rename(model / "adapter_model.safetensors")
+    (model / "adapter_config.json").write_text("{}")
+    told_one(model, "is an adapter", "merge it")
+
+
+def test_older_weight_files_are_left_to_their_library(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    assert told(model) == []
+
+
+def test_weights_of_another_vocabulary_are_told(model):
+    write_safetensors(model / "model.safetensors", {EMBEDDING: (VOCABULARY + 1, 64)})
+    told_one(model, f"vocab_size={VOCABULARY}", f"{VOCABULARY + 1} rows")
+
+
+def test_a_tokenizer_larger_than_the_model_is_told(model):
+    room = VOCABULARY - len(TOKENS)
+    write_tokenizer(model, added=[f"<{i}>" for i in range(room)])
+    assert told(model) == []
+    write_tokenizer(model, added=[f"<{i}>" for i in range(room + 1)])
+    told_one(model, f"{VOCABULARY + 1} tokens", f"ids up to {VOCABULARY}", f"'<{room}>'", f"vocab_size is {VOCABULARY}")
+
+
+def test_a_special_token_that_the_tokenizer_lacks_is_told(model):
+    write_tokenizer(model, eos_token="<|im_end|>")
+    told_one(model, "names eos_token '<|im_end|>'", "tokenizer.json does not have")
+    write_tokenizer(model, eos_token="<|im_end|>", added_tokens_decoder={"50": {"content": "<|im_end|>"}})
+    assert told(model) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (len(TOKENS), [f"eos_token_id={len(TOKENS)}", f"0 to {len(TOKENS) - 1}"]),
+        ([1, -1], ["eos_token_id=-1"]),
+        ("</s>", ["eos_token_id='</s>'", "whole number"]),
+        ([1, True], ["eos_token_id=True"]),
+    ],
+)
+def test_an_unknown_end_of_sequence_id_is_told(model, value, words):
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    told_one(model, *words)
+
+
+@pytest.mark.parametrize(("value", "ids"), [(None, ()), (1, (1,)), ([2, 1, 2], (1, 2)), ([], ())])
+def test_end_of_sequence_ids_in_every_form(model, value, ids):
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert generation_ends(model) == ids and told(model) == []
+
+
+def test_without_generation_settings_there_are_no_ends(model):
+    (model / "generation_config.json").unlink()
+    assert generation_ends(model) == () and told(model) == []
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read as JSON"), ("[1]", "is not a JSON object")])
+def test_broken_settings_are_told(model, name, text, words):
+    (model / name).write_text(text)
+    told_one(model, name, words)
+
+
+def test_a_broken_tokenizer_is_told(model):
+    (model / "tokenizer.json").write_text('{"version": "1.0"}')
+    told_one(model, "tokenizer.json cannot be read as a tokenizer")
+
+
+def test_a_mended_tokenizer_is_read_again(model):
+    write_tokenizer(model, eos_token="<|im_end|>")
+    assert told(model)
+    write_tokenizer(model, added=["<|im_end|>"], eos_token="<|im_end|>")
+    assert told(model) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("chat_template.jinja", "{{ messages }}"),
+        ("tokenizer_config.json", '{"eos_token": "<eos>", "chat_template": "{{ messages }}"}'),
+        ("additional_chat_templates/tools.jinja", "{{ messages }}"),
+    ],
+)
+def test_the_chat_style_needs_a_template(model, tmp_path, file, text):
+    def config(style):
+        wanted = ["profile=cpu", f"model.path={model}", f"model.prompt_style={style}", f"run_dir={tmp_path}/run"]
+        return compose_config(wanted)
+
+    preflight(config("base"))
+    with pytest.raises(
+        ConfigError, match=r"model.prompt_style=chat, but .* no chat template.*use model.prompt_style=base"
+    ):
+        preflight(config("chat"))
+    (model / file).parent.mkdir(exist_ok=True)
+    (model / file).write_text(text)
+    preflight(config("chat"))
+
+
+def test_text_that_a_small_tokenizer_does_not_know_is_told(model):
+    config = compose_config(["profile=cpu", f"model.path={model}"])
+    check_longest([Problem("sum", "1+2=?", ("3",))], config)
+    with pytest.raises(DataError, match=r"does not know 58% of problem words"):
+        check_longest([Problem("sum", "1+2=?", ("3",)), Problem("words", "How many? 12", ("3",))], config)

@@ -1,0 +1,120 @@
+"""The recipes of conf/experiment: each composes, is planned for every cluster that it names, and refuses the others."""
+
+import re
+
+import pytest
+
+from expo_ray.config import entry
+from expo_ray.config.check import check_config
+from expo_ray.config.compose import CONF, compose_config, groups
+from expo_ray.config.duration import step_duration
+from expo_ray.config.errors import ConfigError
+from expo_ray.config.plan import plan_text
+
+CLUSTERS = [name for name in groups()["cluster"] if name.endswith("h100")]
+WORLD = ("demo", "ladder")
+RECIPES = [name for name in groups()["experiment"] if name not in WORLD]
+
+
+def meant_for(recipe: str) -> list[str]:
+    text = (CONF / "experiment" / f"{recipe}.yaml").read_text()
+    return re.findall(r"^# Meant for: (.*)$", text, re.MULTILINE)[0].split()
+
+
+def planned(recipe: str, cluster: str):
+    return check_config(compose_config([f"experiment={recipe}", f"cluster={cluster}", "dry_run=true"]))
+
+
+def test_the_recipes_of_the_project_are_there():
+    assert {
+        "math_l5_qwen2.5_3b",
+        "math_full_qwen2.5_3b",
+        "math_l5_llama3.2_3b",
+        "gsm8k_qwen2.5_0.5b",
+        "math_l5_qwen2.5_7b_lora",
+    } == set(RECIPES)
+    assert {"1xh100", "2xh100", "4xh100", "8xh100", "2x8xh100"} == set(CLUSTERS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_planned_for_every_cluster_that_it_names(recipe):
+    clusters = meant_for(recipe)
+    assert clusters and set(clusters) <= set(CLUSTERS)
+    for cluster in clusters:
+        plan = planned(recipe, cluster)
+        card = plan.resources.gpu_memory_gib
+        learner, engine = plan.actor("learner").memory.gpu_gib, plan.actor("rollout").memory.gpu_gib
+        assert learner is not None and engine is not None and max(learner, engine) <= card
+        assert plan.gpus == plan.resources.gpus
+        assert "GPU" in plan_text(plan) and "time " in plan_text(plan)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_one_card_is_refused_in_a_sentence(recipe):
+    with pytest.raises(ConfigError, match="ask for 2 GPUs, cluster=1xh100 has 1") as caught:
+        planned(recipe, "1xh100")
+    assert "\n" not in str(caught.value) and "1xh100" not in meant_for(recipe)
+
+
+def test_a_model_too_large_for_its_cards_is_refused():
+    whole = ["experiment=math_l5_qwen2.5_7b_lora", "model.lora.rank=0", "cluster=2xh100", "dry_run=true"]
+    with pytest.raises(ConfigError, match=r"a learner rank needs about \d+ GiB of GPU memory"):
+        check_config(compose_config(whole))
+
+
+def test_a_dry_run_prints_the_plan_and_downloads_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train"])
+    monkeypatch.setattr(entry, "check_hub", lambda config: pytest.fail("the hub was asked"))
+    folder = tmp_path / "run"
+    command = ["experiment=math_l5_qwen2.5_3b", "dry_run=true", "cluster=8xh100", f"run_dir={folder}"]
+    entry.check_arguments(command)
+    entry.launch(command, lambda config, folder: pytest.fail("something was started"))
+    printed = capsys.readouterr().out
+    assert printed == (folder / "plan.txt").read_text()
+    assert "8 of 8 GPUs" in printed and "assumed, not measured" in printed
+
+
+def test_the_papers_settings():
+    for recipe in RECIPES:
+        config = compose_config([f"experiment={recipe}", "cluster=8xh100"])
+        assert (config.algo.name, config.algo.beta) == ("exp_grpo", 0.04)
+        assert (config.eval.samples, config.eval.temperature) == (4, 0.7)
+        assert config.run_name == recipe
+    assert compose_config(["experiment=math_full_qwen2.5_3b"]).data.levels == []
+    assert compose_config(["experiment=math_l5_llama3.2_3b"]).data.levels == [5]
+    assert compose_config(["experiment=math_l5_qwen2.5_7b_lora"]).model.lora.rank > 0
+
+
+def test_the_documented_figures_are_the_planners():
+    """The table of docs/recipes.md: GiB of a learner rank, seconds a step and hours of each recipe and cluster."""
+    text = (CONF.parent / "docs" / "recipes.md").read_text()
+    rows = re.findall(r"^\| `([\w.]+)` \| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert {(recipe, cluster) for recipe, cluster, *_ in rows} == {(r, c) for r in RECIPES for c in meant_for(r)}
+    for recipe, cluster, learner, seconds, hours in rows:
+        plan = planned(recipe, cluster)
+        found = step_duration(plan.config, plan.shape)
+        memory = plan.actor("learner").memory.gpu_gib
+        assert found is not None and memory is not None
+        told = (f"{memory:.0f}", f"{found.step:.0f}", f"{found.step * plan.config.trainer.steps / 3600:.1f}")
+        assert told == (learner, seconds, hours), (recipe, cluster)
+
+
+def test_the_time_of_a_step_by_hand():
+    """Qwen2.5-3B on 8xh100: 144 sequences an engine in one wave; 8 operations a weight and token in the update."""
+    plan = planned("math_l5_qwen2.5_3b", "8xh100")
+    weights, found = 3_085_938_688, step_duration(plan.config, plan.shape)
+    assert found is not None
+    cache = (
+        144 * (1024 + 512) * 2 * 36 * 2 * 128 * 2
+    )  # sequences x mean context x (k and v) x layers x heads x size x bytes
+    decode = (2 * weights + cache) / (0.6 * 3.35e12) + 0.005
+    assert found.generate == pytest.approx(1024 * decode)
+    assert found.update == pytest.approx(64 * 9 * 2048 * 8 * weights / (4 * 0.35 * 989e12))
+    assert found.properties == pytest.approx(64 * 2 * 4 * 2048 * 2 * weights / (4 * 0.35 * 989e12) / 2)
+
+
+def test_no_time_is_told_where_none_can_be_known():
+    unknown = compose_config(["experiment=math_l5_qwen2.5_3b", "cluster=8xh100", "model.path=a/b"])
+    assert step_duration(unknown, None) is None
+    plan = check_config(compose_config(["experiment=demo", "profile=cpu", "cluster=cpu2", "dry_run=true"]))
+    assert step_duration(plan.config, plan.shape) is None and "assumed" not in plan_text(plan)
