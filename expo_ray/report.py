@@ -1,36 +1,60 @@
-"""`python -m expo_ray.report RUN [RUN ...]`: curves and a table by level of one or more runs."""
+"""`python -m expo_ray.report RUN [RUN ...]`: one HTML file about one or more runs, finished or still going."""
 
 import argparse
 import sys
 from datetime import datetime
 from pathlib import Path
 
-from expo_ray.config.errors import InputError
+from expo_ray.config.errors import DataError, InputError
+
+MAX_SAMPLES = 6000
 
 
-def main() -> int:
-    """Reads the run folders, draws `curves.png` into a new folder, prints the table and the folder's path."""
+def main(arguments: list[str] | None = None) -> int:
+    """Writes `report.html` and `curves.png`, prints the table by level and, last, the page's path.
+
+    Returns:
+        The exit code: 0; 2 for wrong input, told in one sentence.
+    """
     parser = argparse.ArgumentParser(prog="python -m expo_ray.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, finished or still going")
-    parser.add_argument("--out", type=Path, help="where to write (default: runs/report/<time>)")
-    arguments = parser.parse_args()
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: runs/report/<time>)")
+    parser.add_argument(
+        "--max-samples", type=int, default=MAX_SAMPLES, metavar="N", help="samples in the page (default: %(default)s)"
+    )
+    try:
+        return _report(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _report(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from expo_ray.reporting.curves import draw_curves
-    from expo_ray.reporting.runs import read_run
+    from expo_ray.reporting.groups import group_runs
+    from expo_ray.reporting.page import report_page
+    from expo_ray.reporting.runs import find_runs, read_run
     from expo_ray.reporting.table import table_by_level
 
+    if arguments.max_samples < 1:
+        raise DataError(f"--max-samples={arguments.max_samples}: at least 1")
+    now = datetime.now()
+    runs = [read_run(path) for path in find_runs(arguments.runs)]
+    page = report_page(group_runs(runs), arguments.max_samples, now)
+    out: Path = arguments.out or Path("runs/report") / now.strftime("%Y-%m-%d_%H-%M-%S")
     try:
-        runs = [read_run(path) for path in arguments.runs]
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    out = arguments.out or Path("runs/report") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        aside = out / ".report.html.partial"
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(out / "report.html")
+    except OSError as error:
+        raise DataError(f"--out={out}: cannot be written to ({error.strerror})") from error
     draw_curves(runs, out / "curves.png")
     if any(run.summary.get("evaluation") for run in runs):
-        Console().print(table_by_level(runs, runs[0].config.eval.samples))
-    print(out.absolute())
+        Console().print(table_by_level(runs, min(int(run.config.eval.samples) for run in runs)))
+    print((out / "report.html").absolute())
     return 0
 
 

@@ -1,13 +1,27 @@
 """Reads run folders."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from expo_ray.config.errors import DataError
+from expo_ray.reporting.json_lines import LineReader, finite
+
+ALGORITHMS = {
+    "grpo": "GRPO",
+    "exp_grpo": "ExP-GRPO",
+    "sft_gt_grpo": "SFT-GT-CoT",
+    "exp_dpo": "ExP-DPO",
+    "dpo_gt": "DPO-GT",
+    "explanation_sft": "ExP-SFT",
+}
+"""The algorithms' names as readers know them."""
 
 
 @dataclass(frozen=True)
@@ -21,43 +35,91 @@ class RunFolder:
     evaluations: list[dict[str, Any]]
     summary: dict[str, Any]
     """Empty while the run goes."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be read, one sentence each."""
 
     @property
     def label(self) -> str:
         """The algorithm's name as readers know it."""
-        names = {
-            "grpo": "GRPO",
-            "exp_grpo": "ExP-GRPO",
-            "sft_gt_grpo": "SFT-GT-CoT",
-            "exp_dpo": "ExP-DPO",
-            "dpo_gt": "DPO-GT",
-            "explanation_sft": "ExP-SFT",
-        }
-        return names[self.config.algo.name]
+        name = str(self.config.algo.name)
+        return ALGORITHMS.get(name, name)
+
+    @property
+    def steps_done(self) -> int:
+        """Updates that the records show."""
+        return max((line["step"] + 1 for line in self.metrics), default=0)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric, where it was measured."""
-        lines = [line for line in self.metrics if name in line]
-        return [line["step"] for line in lines], [line[name] for line in lines]
+        found = {line["step"]: finite(line.get(name)) for line in self.metrics}
+        kept = [(step, value) for step, value in sorted(found.items()) if value is not None]
+        return [step for step, _ in kept], [value for _, value in kept]
 
 
 def read_run(path: Path) -> RunFolder:
-    """Reads a run folder, finished or not.
+    """Reads a run folder, finished or not. A torn or broken line is left out and noted.
 
     Raises:
-        DataError: it is no run folder.
+        DataError: it is no run folder, or its config.yaml cannot be read.
     """
-    if not (path / "config.yaml").exists():
-        raise DataError(f"{path}: no run folder, it has no config.yaml")
-    summary = path / "summary.json"
+    config = _config(path)
+    metrics = LineReader(path / "metrics.jsonl", keys=("step",))
+    evaluations = LineReader(path / "evaluations.jsonl", keys=("steps_done", "pass_at_k"))
+    read_metrics, read_evaluations = list(metrics), list(evaluations)
+    summary, notes = _summary(path / "summary.json")
     return RunFolder(
         path=path,
-        config=OmegaConf.load(path / "config.yaml"),
-        metrics=_lines(path / "metrics.jsonl"),
-        evaluations=_lines(path / "evaluations.jsonl"),
-        summary=json.loads(summary.read_text()) if summary.exists() else {},
+        config=config,
+        metrics=read_metrics,
+        evaluations=read_evaluations,
+        summary=summary,
+        notes=[*metrics.notes(), *evaluations.notes(), *notes],
     )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """The run folders among `paths`; a folder that holds runs (a demo, a sweep) stands for those.
+
+    Raises:
+        DataError: a path is neither.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        inside = [path] if (path / "config.yaml").exists() else _runs_inside(path)
+        if not path.is_dir():
+            raise DataError(f"{path}: there is no such folder")
+        if not inside:
+            raise DataError(f"{path}: no run folder, neither it nor a folder in it has a config.yaml")
+        for run in inside:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def _runs_inside(path: Path) -> list[Path]:
+    # A run has a plan; Hydra's own config.yaml has none beside it, and an evaluation ends in another file.
+    found = {file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/config.yaml")}
+    runs = [run for run in found if (run / "plan.txt").exists() and not (run / "evaluation.json").exists()]
+    return sorted(runs, key=lambda run: [(not part.isdigit(), part.zfill(9)) for part in run.parts])
+
+
+def _config(path: Path) -> DictConfig:
+    file = path / "config.yaml"
+    if not file.exists():
+        raise DataError(f"{path}: no run folder, it has no config.yaml")
+    try:
+        config = OmegaConf.load(file)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(config, DictConfig) or not OmegaConf.select(config, "algo.name"):
+        raise DataError(f"{file}: no configuration of a training run, it has no algo.name")
+    return config
+
+
+def _summary(file: Path) -> tuple[dict[str, Any], list[str]]:
+    if not file.exists():
+        return {}, []
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}, ["summary.json: not complete, left out"]
+    return (value, []) if isinstance(value, dict) else ({}, ["summary.json: no object, left out"])

@@ -116,8 +116,31 @@ def test_a_cluster_that_is_joined_is_not_measured_by_this_machine(model, monkeyp
     many = compose_config(["profile=cpu", f"model.path={model}", "learner.ranks=8"])
     with pytest.raises(ConfigError, match="8 cores"):
         check_config(many)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_config(many)
+    monkeypatch.delenv("RAY_ADDRESS")
     many.cluster.address = "auto"
     check_config(many)
+
+
+def test_a_custom_resource_needs_a_cluster_that_is_joined(model, monkeypatch):
+    monkeypatch.setattr("expo_ray.config.plan.this_machine", lambda: TWO_CORES)
+    config = compose_config(["profile=cpu", f"model.path={model}", "cluster.rollout_resource=engines"])
+    with pytest.raises(
+        ConfigError, match=r"cluster.rollout_resource=engines: no node of this machine.*cluster.address"
+    ):
+        check_config(config)
+    config.cluster.address = "auto"
+    check_config(config)
+
+
+def test_an_evaluation_needs_no_learners_card(model):
+    wanted = ["profile=gpu", f"model.path={model}", "dry_run=true", "rollout.max_prompt_tokens=100"]
+    one = Resources("this machine", 1, 64, 500, 1, 79)
+    config = compose_config([*wanted, "rollout.max_completion_tokens=100"])
+    assert check_config(config, one, training=False).gpus == 1
+    with pytest.raises(ConfigError, match="2 GPUs"):
+        check_config(config, one)
 
 
 def test_a_real_start_needs_what_the_cluster_file_states(model, monkeypatch):
