@@ -12,7 +12,7 @@ SEED ?= 0
 export OMP_NUM_THREADS ?= 1
 export PROFILE
 
-.PHONY: help setup demo train-math-l5 base-model test test-unit chaos lint format lock clean
+.PHONY: help setup demo train-math-l5 ladder ablations base-model test test-unit chaos lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -25,6 +25,29 @@ demo: setup ## the whole pipeline in minutes: GRPO beside ExP-GRPO on the embedd
 
 train-math-l5: setup ## ExP-GRPO on MATH level 5; ARGS="model.path=... data.path=... trainer.steps=2"
 	@$(PY) -m expo_ray.train experiment=math_l5_qwen2.5_3b $(ARGS)
+
+# A sweep that was stopped goes on by the same command. LADDER and ABLATIONS: their folders. Failed jobs are told at the
+# end of their sweep; the page is made of what has finished.
+LADDER ?= runs/ladder
+ABLATIONS ?= runs/ablations
+PAGE ?= docs/results/ladder.md
+SWEEP = $(PY) -m expo_ray.train -m experiment=ladder seed=0,1,2
+ladder: setup ## GRPO, SFT-GT-CoT, ExP-GRPO, ExP-DPO over three seeds, as a table with figures in PAGE (under two hours)
+	@failed=0; \
+	$(PY) -m expo_ray.evaluate experiment=ladder eval.samples=64 run_dir=$(LADDER)/base $(ARGS) || failed=1; \
+	$(PY) -m expo_ray.train -m experiment=ladder run_dir=$(LADDER)/likelihood trainer.steps=1 \
+	    trainer.prompts_per_step=200 algo.properties_every=1 logging.samples_per_step=200 $(ARGS) || failed=1; \
+	$(SWEEP) 'data.levels=[5],[]' algo=exp_grpo,grpo,sft_gt_grpo,exp_dpo run_dir=$(LADDER)/methods $(ARGS) || failed=1; \
+	$(SWEEP) 'data.levels=[5],[]' algo=exp_dpo algo.dpo_refresh=offline run_dir=$(LADDER)/offline $(ARGS) || failed=1; \
+	$(PY) -m expo_ray.ladder $(LADDER) $(if $(wildcard $(ABLATIONS)),--ablations $(ABLATIONS)) --page $(PAGE) && exit $$failed
+
+ablations: setup ## ExP-GRPO with other beta, filter, refresh and scope, three seeds each; make ladder then shows them
+	@failed=0; \
+	$(SWEEP) algo.beta=0.04,0,0.004,0.5 run_dir=$(ABLATIONS)/beta $(ARGS) || failed=1; \
+	$(SWEEP) algo.explanation_filter=false run_dir=$(ABLATIONS)/filter $(ARGS) || failed=1; \
+	$(SWEEP) algo.explanation_refresh_steps=8,0 run_dir=$(ABLATIONS)/refresh $(ARGS) || failed=1; \
+	$(SWEEP) algo.explanation_scope=all_wrong run_dir=$(ABLATIONS)/scope $(ARGS) || failed=1; \
+	exit $$failed
 
 base-model: setup ## make the embedded world's base model again
 	@$(PY) -m expo_ray.world.base_model $(ARGS)

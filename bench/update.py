@@ -85,7 +85,7 @@ def main() -> None:
     ranks = {f"learner-{r}": actor.remote(config, r, folder) for r in range(config.learner.ranks)}
     address = ray.get(ranks["learner-0"].address.remote(), timeout=300)
     ray.get([rank.start.remote(*address) for rank in ranks.values()], timeout=600)
-    group = LearnerGroup(ranks, Waiter(folder), 600)
+    group = LearnerGroup(ranks, Waiter(folder), 600, 600)
     found = []
     for pair in range(pairs + 1):
         batch = make_batch(config, pair)

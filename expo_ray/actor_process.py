@@ -74,10 +74,11 @@ def begin(name: str, log_folder: str) -> None:
     faulthandler.enable()
 
 
-def environment(device: str, threads: int) -> dict[str, str]:
+def environment(device: str, threads: int, deterministic: bool = False) -> dict[str, str]:
     """Environment variables of an actor's process; they must be set before its libraries load.
 
     One OpenMP thread an actor on CPU: two barriers on one core wait a scheduler quantum at each operator.
+    `deterministic` asks vLLM for batch-invariant kernels and cuBLAS for a fixed workspace.
     """
     variables = {
         "OMP_NUM_THREADS": str(threads),
@@ -90,4 +91,6 @@ def environment(device: str, threads: int) -> dict[str, str]:
     }
     if device == "cpu":
         variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if device == "cuda" and deterministic:
+        variables |= {"VLLM_BATCH_INVARIANT": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     return variables

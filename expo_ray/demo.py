@@ -7,6 +7,10 @@ table by level, a PNG of the curves, and the folder of both runs as the last lin
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expo_ray.driver.warm import WarmActors
 
 ALGORITHMS = ("grpo", "exp_grpo")
 
@@ -23,15 +27,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _demo(overrides: list[str]) -> int:
+    from expo_ray.driver.warm import WarmActors
+
     folder = Path("runs/demo", datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).absolute()
-    finished = all(_train(algorithm, overrides, folder / algorithm) for algorithm in ALGORITHMS)
+    warm = WarmActors()
+    try:
+        finished = all(_train(algorithm, overrides, folder / algorithm, warm) for algorithm in ALGORITHMS)
+    finally:
+        warm.close()
     if finished:
         _show(folder)
     print(folder)
     return 0 if finished else 130
 
 
-def _train(algorithm: str, overrides: list[str], folder: Path) -> bool:
+def _train(algorithm: str, overrides: list[str], folder: Path, warm: "WarmActors") -> bool:
     """One run; False when it was stopped before its end."""
     import json
 
@@ -41,7 +51,7 @@ def _train(algorithm: str, overrides: list[str], folder: Path) -> bool:
 
     config = compose_config(["experiment=demo", f"algo={algorithm}", *overrides, f"run_dir={folder}"])
     prepare_folder(config, folder)
-    run(config, folder)
+    run(config, folder, warm)
     return bool(json.loads((folder / "summary.json").read_text())["finished"])
 
 

@@ -1,77 +1,154 @@
-"""python -m expo_ray.evaluate [group=choice] [key=value]: pass@k of a model on held-out problems.
-
-usage: python -m expo_ray.evaluate model.path=FOLDER data=math|math500|gsm8k|toy|jsonl [data.path=FILE] [eval.samples=N]
-
-The keys are those of python -m expo_ray.train; learners are not started. data.path names the file to evaluate on.
-Writes evaluation.json and samples.jsonl; the last line printed is the folder's path.
-"""
+"""python -m expo_ray.evaluate [group=choice] [key=value]: pass@k and majority@k of a model on held-out problems."""
 
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from expo_ray.config.schema import Config
+    from expo_ray.evaluation.evaluator import Evaluator
+    from expo_ray.evaluation.sample_file import SampleFile
+    from expo_ray.messages import Prompt
 
-DEFAULTS = ("run_name=evaluate",)
+HELP = """\
+usage: python -m expo_ray.evaluate model=NAME|FOLDER data=NAME|FILE [eval.samples=N] [key=value ...]
+
+Samples completions of held-out problems, grades them, and tells pass@k, majority@k, accuracy, truncation and
+no-answer rates by level and kind, with 95 % bootstrap intervals (docs/evaluation.md).
+
+  model=toy|NAME|FOLDER      or model.path=FOLDER, a Hugging Face folder or hub id
+  data=math|math500|math_l5|gsm8k|toy|FILE     FILE: JSON Lines; with data=NAME data.path=FILE its keys are NAME's
+  eval.samples=N             completions of each problem (4)
+  eval.max_problems=N        at most N problems of a level; 0: all
+  eval.temperature=T eval.top_p=P rollout.max_completion_tokens=N seed=N
+  rollout.workers=N          engines that share the work
+  eval.chunk=N               problems that are sampled at once and then written down; 0: as many as fill the engines
+  run_dir=FOLDER             where the results go; the same command with the same folder goes on after a stop
+
+Writes samples.jsonl and evaluation.json. The last line printed is the folder.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0; 1 for a run that failed; 2 for wrong input."""
-    overrides = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(overrides):
-        print(__doc__)
+    """The command. Returns its exit code: 0; 1: the run failed; 2: wrong input; 130: it was stopped."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
         return 0
     from expo_ray.command import end_in_a_sentence
 
-    return end_in_a_sentence(lambda: _command(overrides))
+    return end_in_a_sentence(lambda: _command(arguments))
 
 
-def _command(overrides: list[str]) -> int:
+def _command(arguments: list[str]) -> int:
+    from expo_ray.config.check import check_config
     from expo_ray.config.compose import compose_config
     from expo_ray.config.hub import check_hub
+    from expo_ray.config.plan import plan_text
+    from expo_ray.evaluation.arguments import expand
 
-    config = compose_config([*DEFAULTS, *overrides])
-    folder = Path(config.run_dir)
+    config = compose_config(expand(arguments))
     config.data.eval_path = config.data.eval_path or config.data.path
+    plan = check_config(config, training=False)
+    if config.dry_run:
+        print(plan_text(plan), end="")
+        return 0
     check_hub(config)
-    _evaluate(config, folder)
-    print(folder)
-    return 0
+    code = _evaluate(config, plan_text(plan), Path(config.run_dir))
+    print(config.run_dir)
+    return code
 
 
-def _evaluate(config: "Config", folder: Path) -> None:
+def _evaluate(config: "Config", plan: str, folder: Path) -> int:
+    from omegaconf import OmegaConf
     from rich.console import Console
 
-    from expo_ray.config.entry import prepare_folder
-    from expo_ray.config.errors import DataError
-    from expo_ray.data.stream import longest_sequence
-    from expo_ray.driver.actors import Actors
-    from expo_ray.driver.samples import sample_lines
-    from expo_ray.driver.session import held_out_problems, load_tokenizer, make_builder, make_prompts, stop_ids
-    from expo_ray.evaluation.evaluator import Evaluator
+    from expo_ray.driver.session import load_tokenizer
+    from expo_ray.evaluation.sample_file import SampleFile
+    from expo_ray.evaluation.settings import CHUNK, settle, store
     from expo_ray.reporting.table import evaluation_table
 
     tokenizer = load_tokenizer(config)
+    prompts = _prompts(config, tokenizer)
+    settings = settle(config, folder, prompts)
+    folder.mkdir(parents=True, exist_ok=True)
+    store(settings, folder)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    (folder / "plan.txt").write_text(plan)
+    file = SampleFile(folder / "samples.jsonl", prompts, config.eval.samples, settings[CHUNK])
+    done = file.finished()
+    if done < len(file.chunks) and not _sample(config, folder, tokenizer, file, done):
+        return 130
+    summary = file.evaluation(config.verifier.name).summary()
+    partial = folder / ".evaluation.json.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(partial, folder / "evaluation.json")
+    Console().print(evaluation_table(f"{config.model.path} on {_data_name(config)}", summary))
+    return 0
+
+
+def _prompts(config: "Config", tokenizer: Any) -> list["Prompt"]:
+    from expo_ray.config.errors import DataError
+    from expo_ray.driver.session import held_out_problems, make_builder, make_prompts
+
     problems = held_out_problems(config)
     if not problems:
-        raise DataError(f"data={config.data.name}: no problem to evaluate on; give data.path=FILE")
-    prompts = make_prompts(problems, make_builder(tokenizer, config), config)
-    prepare_folder(config, folder)
-    context = longest_sequence(prompts, config.rollout.max_completion_tokens)
-    actors = Actors(config, folder, context, stop_ids(tokenizer, config), with_learners=False)
-    try:
-        found = Evaluator(config, prompts, actors.rollouts, actors.verifiers).evaluate()
-    finally:
-        actors.close()
-    config.logging.samples_per_step = len(found.groups)
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps(line, ensure_ascii=False) + "\n" for line in sample_lines(found.groups, None, config)
+        raise DataError(
+            f"{_data_name(config)}: no problem to evaluate on (data.eval_levels={config.data.eval_levels}); "
+            "give another data=FILE, or data.eval_levels=[]"
         )
-    (folder / "evaluation.json").write_text(json.dumps(found.summary(), indent=2) + "\n")
-    Console().print(evaluation_table(config.model.path, found.summary()))
+    if config.eval.max_problems:
+        print(f"{len(problems)} problems (eval.max_problems={config.eval.max_problems} a level)", file=sys.stderr)
+    return make_prompts(problems, make_builder(tokenizer, config), config)
+
+
+def _data_name(config: "Config") -> str:
+    return config.data.eval_path or config.data.hub or config.data.name
+
+
+def _sample(config: "Config", folder: Path, tokenizer: Any, file: "SampleFile", done: int) -> bool:
+    """Samples, grades and writes the chunks that are left; False where it was stopped before the end."""
+    from expo_ray.data.stream import longest_sequence
+    from expo_ray.driver.actors import Actors
+    from expo_ray.driver.session import stop_ids
+    from expo_ray.evaluation.evaluator import Evaluator
+
+    if done:
+        print(f"going on after chunk {done} of {len(file.chunks)}", file=sys.stderr)
+    context = longest_sequence(file.prompts, config.rollout.max_completion_tokens)
+    try:
+        actors = Actors(config, folder, context, stop_ids(tokenizer, config), with_learners=False)
+        signal.signal(signal.SIGTERM, _interrupt)  # only now: starting Ray takes over the signals
+        try:
+            _grade_chunks(Evaluator(config, file.prompts, actors.rollouts, actors.verifiers), file, done)
+        finally:
+            actors.close()
+    except KeyboardInterrupt:
+        print(
+            f"stopped after chunk {file.finished()} of {len(file.chunks)}; "
+            f"the same command with run_dir={folder} goes on",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def _grade_chunks(evaluator: "Evaluator", file: "SampleFile", done: int) -> None:
+    for index in range(done, len(file.chunks)):
+        began = time.monotonic()
+        file.append(evaluator.grade(file.chunks[index], index))
+        if evaluator.config.logging.progress:
+            asked, spent = sum(map(len, file.chunks[: index + 1])), time.monotonic() - began
+            print(f"{asked} of {len(file.prompts)} problems, this chunk {spent:.1f} s", file=sys.stderr, flush=True)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from expo_ray.config.entry import Outcome
     from expo_ray.config.schema import Config
+    from expo_ray.driver.warm import WarmActors
 
 HELP = """\
 usage: python -m expo_ray.train [group=choice ...] [key=value ...] [-m] [--cfg job]
@@ -25,7 +27,8 @@ Trains a policy on verifiable problems with GRPO, ExP-GRPO, ExP-DPO or one of th
   cluster=NAME      resources to plan for, a choice of conf/cluster
   trainer.steps=N   trainer.resume=auto|never|PATH   seed=N   run_name=NAME   run_dir=FOLDER
   dry_run=true      print what would run where, start nothing
-  -m                multirun: algo=grpo,exp_grpo seed=0,1,2 runs each combination
+  -m                sweep: algo=grpo,exp_grpo seed=0,1,2 runs each combination; with run_dir=FOLDER the same
+                    command goes on where it stopped; hydra/launcher=local|ray_jobs runs jobs side by side
   --cfg job         print the composed configuration
 
 All keys: expo_ray/config/schema.py. The last line printed is the run's folder.
@@ -46,19 +49,48 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         _tell(error)
         return 2
-    outcome = launch(arguments, _job)
-    code = 0
-    for folder, failure in outcome.errors:
-        if isinstance(failure, InputError):
-            _tell(failure)
-            code = max(code, 2)
-        else:
-            _tell(f"{type(failure).__name__}: {failure} (traceback: {folder}/logs/driver.log)")
-            code = 1
+    jobs = _Jobs()
+    try:
+        outcome = launch(arguments, jobs)
+    finally:
+        jobs.close()
+    code = _run_code(outcome) if outcome.sweep is None else _sweep_code(outcome)
     if outcome.folder is not None:
         print(outcome.folder, flush=True)
-        code = code or _stopped(outcome.folder)
     return code
+
+
+def _run_code(outcome: "Outcome") -> int:
+    from expo_ray.config.errors import InputError
+
+    folder, failure = outcome.folder, outcome.error
+    if failure is None:
+        return _stopped(folder) if folder is not None else 0
+    if isinstance(failure, InputError):
+        _tell(failure)
+        return 2
+    _tell(f"{type(failure).__name__}: {failure} (traceback: {folder}/logs/driver.log)")
+    return 1
+
+
+def _sweep_code(outcome: "Outcome") -> int:
+    """Lists the jobs. 1 where one failed, 130 where the sweep was stopped, else 0."""
+    from rich.console import Console
+
+    from expo_ray.sweep.job import FAILED, NOT_STARTED, STOPPED
+    from expo_ray.sweep.table import sweep_table
+
+    assert outcome.folder is not None and outcome.sweep is not None
+    Console().print(sweep_table(outcome.sweep, outcome.folder, outcome.objective))
+    for end in outcome.sweep:
+        if end.ended == FAILED:
+            _tell(f"job {end.job}: {end.error}" + (f" (more: {end.log})" if end.log else ""))
+    if outcome.error is not None:
+        _tell(outcome.error)
+    endings = {end.ended for end in outcome.sweep}
+    if FAILED in endings or outcome.error is not None:
+        return 1
+    return 130 if endings & {STOPPED, NOT_STARTED} else 0
 
 
 def _stopped(folder: Path) -> int:
@@ -71,10 +103,22 @@ def _tell(problem: object) -> None:
     print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
 
 
-def _job(config: "Config", folder: Path) -> None:
-    from expo_ray.driver.session import run
+class _Jobs:
+    """Runs jobs one after the other in this process, on the same actors where they would be started the same."""
 
-    run(config, folder)
+    def __init__(self) -> None:
+        self._warm: WarmActors | None = None
+
+    def __call__(self, config: "Config", folder: Path) -> None:
+        from expo_ray.driver.session import run
+        from expo_ray.driver.warm import WarmActors
+
+        self._warm = self._warm or WarmActors()
+        run(config, folder, self._warm)
+
+    def close(self) -> None:
+        if self._warm is not None:
+            self._warm.close()
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ def local_ray():
 
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    from expo_ray.driver.ray_node import start_ray
+
+    start_ray(num_cpus=8, log_to_driver=False, logging_level=logging.ERROR)
     yield ray
     ray.shutdown()

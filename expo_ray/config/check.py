@@ -8,10 +8,13 @@ from typing import Any
 
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.fit import misfits, too_long
-from expo_ray.config.model_shape import TOKENIZER_FILES
-from expo_ray.config.plan import Plan, make_plan
+from expo_ray.config.model_shape import TOKENIZER_FILES, model_shape
+from expo_ray.config.plan import Plan, make_plan, without_learners
 from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_machine
 from expo_ray.config.schema import Config
+from expo_ray.preflight.tokenizer import tokenizer_problems
+from expo_ray.preflight.weights import weight_problems
+from expo_ray.sweep.objective import parse_objective
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "algo.name": ("grpo", "exp_grpo", "sft_gt_grpo", "exp_dpo", "dpo_gt", "explanation_sft"),
@@ -87,12 +90,17 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "trainer.steps": (1, None),
     "trainer.prompts_per_step": (1, None),
     "trainer.checkpoint_every": (0, None),
+    "trainer.checkpoint_minutes": (0, None),
     "trainer.keep_checkpoints": (1, None),
+    "trainer.keep_best": (0, None),
+    "trainer.max_restarts": (0, None),
     "trainer.eval_every": (0, None),
     "trainer.max_mismatch": (0, None),
     "trainer.wait_s": (1, None),
     "trainer.start_s": (1, None),
-    "eval.samples": (1, None),
+    "logging.usage_every": (0, None),
+    "eval.samples": (1, 1024),
+    "eval.chunk": (0, None),
     "eval.max_problems": (0, None),
     "eval.temperature": (0, None),
     "profile.cpus_per_actor": (0.01, None),
@@ -107,31 +115,37 @@ WITH_GROUP = ("grpo", "exp_grpo", "sft_gt_grpo")
 WITH_EXPLANATIONS = ("exp_grpo", "exp_dpo", "explanation_sft")
 
 
-def check_config(config: Config, resources: Resources | None = None) -> Plan:
+def check_config(config: Config, resources: Resources | None = None, training: bool = True) -> Plan:
     """Checks values, their combinations, the model folder and the resources; gives the plan that passed.
 
     Args:
         resources: what to plan for; None: conf/cluster's, and for a real start this machine's as well.
+        training: False for an evaluation, which starts no learner.
 
     Raises:
         ConfigError: the first thing that is wrong, in one sentence with the remedy.
     """
     for problem in _problems(config):
         raise ConfigError(problem)
-    plan = make_plan(config, resources)
+    plan = _plan(config, resources, training)
     for problem in [*too_long(plan), *_resource_problems(config, plan, resources is not None)]:
         raise ConfigError(problem)
     return plan
 
 
 def _resource_problems(config: Config, plan: Plan, given: bool) -> Iterator[str]:
-    joins = config.cluster.address is not None
+    joins = config.cluster.address is not None or "RAY_ADDRESS" in os.environ
     stated = of_cluster(config.cluster) is not None
     # What a running Ray cluster has is not known here, unless conf/cluster states it.
     if given or stated or not joins:
         yield from misfits(plan)
     if stated and not (given or joins or config.dry_run):
-        yield from misfits(make_plan(config, this_machine()))
+        yield from misfits(_plan(config, this_machine(), plan.trains))
+
+
+def _plan(config: Config, resources: Resources | None, training: bool) -> Plan:
+    plan = make_plan(config, resources)
+    return plan if training else without_learners(plan)
 
 
 def value_of(config: Config, key: str) -> Any:
@@ -148,6 +162,7 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _combinations(config)
     yield from _levels(config)
     yield from _model(config)
+    yield from _shards(config)
     yield from _lora(config)
     yield from _folder(config)
 
@@ -174,8 +189,12 @@ def _combinations(config: Config) -> Iterator[str]:
             f"rollout.samples_per_prompt={rollout.samples_per_prompt} gives algo={algo.name} no group to compare: "
             "use rollout.samples_per_prompt=2 or more"
         )
-    if algo.name in WITH_EXPLANATIONS and rollout.explanations_per_prompt < 1:
-        yield f"algo={algo.name} needs rollout.explanations_per_prompt=1 or more, not {rollout.explanations_per_prompt}"
+    yield from _explanations(config)
+    if 0 < algo.dual_clip <= 1:
+        yield (
+            f"algo.dual_clip={algo.dual_clip:g} is no dual clip, it must lie above the ratio 1: use algo.dual_clip=0 "
+            "(off), or a number above 1 such as algo.dual_clip=3"
+        )
     if algo.name in WITH_GROUP and rollout.top_p != 1.0:
         yield f"rollout.top_p={rollout.top_p} makes the importance ratio wrong: use rollout.top_p=1.0"
     if algo.name in WITH_GROUP and rollout.top_k > 0:
@@ -187,6 +206,8 @@ def _combinations(config: Config) -> Iterator[str]:
         )
     if not 0 < config.eval.top_p <= 1:
         yield f"eval.top_p={config.eval.top_p} is not a share: use a number above 0, up to 1"
+    if (wanted := parse_objective(config.eval.objective)[0]) > config.eval.samples:
+        yield f"eval.objective={config.eval.objective} needs eval.samples={wanted} or more, not {config.eval.samples}"
     if algo.overlong_buffer_tokens >= rollout.max_completion_tokens:
         yield (
             f"algo.overlong_buffer_tokens={algo.overlong_buffer_tokens} must be below "
@@ -202,6 +223,38 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"trainer.resume={config.trainer.resume} is neither auto, never nor an existing folder"
     if algo.dpo_pairs_path is not None and not Path(algo.dpo_pairs_path).expanduser().is_file():
         yield f"algo.dpo_pairs_path={algo.dpo_pairs_path} is not there: leave it out to make the pairs"
+
+
+def _explanations(config: Config) -> Iterator[str]:
+    """ExP-GRPO without explanations is GRPO, a limit worth running; the others have nothing else to train on."""
+    algo, sampled = config.algo, config.rollout.explanations_per_prompt
+    if sampled or algo.name not in WITH_EXPLANATIONS:
+        return
+    if algo.name != "exp_grpo":
+        yield f"algo={algo.name} needs rollout.explanations_per_prompt=1 or more, not {sampled}"
+    elif algo.kl_conditioned_coef:
+        yield (
+            f"algo.kl_conditioned_coef={algo.kl_conditioned_coef} needs rollout.explanations_per_prompt=1 or more, "
+            f"not {sampled}: it weighs a term on the explanations"
+        )
+
+
+def _shards(config: Config) -> Iterator[str]:
+    """vLLM splits the attention heads evenly, and on CPU this project starts one process an engine."""
+    shards = config.rollout.tensor_parallel
+    shape = model_shape(config.model.path)
+    if config.profile.device == "cpu" and shards > 1:
+        yield f"rollout.tensor_parallel={shards} needs GPUs: use rollout.tensor_parallel=1 with profile=cpu"
+    elif shape is not None and not _splits(shards, shape.heads, shape.kv_heads):
+        most = next(n for n in range(shards, 0, -1) if _splits(n, shape.heads, shape.kv_heads))
+        yield (
+            f"rollout.tensor_parallel={shards} does not divide the {shape.heads} attention heads ({shape.kv_heads} for "
+            f"keys and values) of {config.model.path}: use rollout.tensor_parallel={most}"
+        )
+
+
+def _splits(shards: int, heads: int, kv_heads: int) -> bool:
+    return heads % shards == 0 and (kv_heads % shards == 0 if kv_heads >= shards else shards % kv_heads == 0)
 
 
 def _levels(config: Config) -> Iterator[str]:
@@ -222,8 +275,10 @@ def _model(config: Config) -> Iterator[str]:
         return
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         yield f"model.path={path} has no tokenizer (tokenizer.json or tokenizer.model): copy it into that folder"
-    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
-        yield f"model.path={path} has no weights (*.safetensors): copy them into that folder"
+    shape = model_shape(path)
+    vocabulary = shape.vocabulary if shape is not None else None
+    yield from weight_problems(folder, vocabulary)
+    yield from tokenizer_problems(folder, vocabulary)
 
 
 def _lora(config: Config) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
@@ -44,7 +46,7 @@ def compose_config(overrides: list[str]) -> Config:
     for override in parsed:
         _check_override(override)
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        with _own_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             composed = compose(config_name="train", overrides=overrides)
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
@@ -53,6 +55,17 @@ def compose_config(overrides: list[str]) -> Config:
     if not config.run_dir.strip() or not config.run_name.strip():
         raise ConfigError("run_dir and run_name cannot be empty: leave them out, or give run_dir=FOLDER run_name=NAME")
     return derive(config)
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Sets aside the Hydra that runs a sweep, whose launcher composes its jobs' configurations."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def derive(config: Config) -> Config:
@@ -179,4 +192,6 @@ def _sentence(error: Exception) -> str:
         return f"{str(error).strip().splitlines()[0]} (choices: {', '.join(error.options)})"
     key = getattr(error, "full_key", None)
     first = str(error).strip().split("\n")[0]
+    if "hydra/sweeper/optuna" in first:
+        return f"{first} It comes with hydra-optuna-sweeper: run make setup"
     return f"{key}: {first}" if key and key not in first else first

@@ -1,9 +1,22 @@
 """Does a plan fit the model and what there is? A sentence for each thing that does not, with the override that does."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from expo_ray.config.plan import Plan
-from expo_ray.config.schema import Config
+from expo_ray.config.remedies import SMALLEST, Values, largest_model, lower, remedies
+from expo_ray.config.resources import RESOURCE_KEYS
+from expo_ray.preflight.placement import Node, alike_nodes, placeable, placement_problem
+
+Knobs = list[list[Values]]
+
+
+@dataclass(frozen=True)
+class Lack:
+    """One thing that does not fit, told without its remedy."""
+
+    kind: str
+    sentence: str
 
 
 def too_long(plan: Plan) -> Iterator[str]:
@@ -24,63 +37,151 @@ def too_long(plan: Plan) -> Iterator[str]:
     )
 
 
-def misfits(plan: Plan) -> Iterator[str]:
-    """A sentence for each resource that is asked for and not there: GPUs, cores, memory."""
-    yield from _too_many(plan)
-    yield from _too_large(plan)
+def misfits(plan: Plan, nodes: Sequence[Node] | None = None) -> Iterator[str]:
+    """A sentence for each resource that is asked for and not there: GPUs, cores, memory, a place on a node.
+
+    Args:
+        plan: the run's plan.
+        nodes: what each node offers; None: the plan's resources, shared out evenly.
+    """
+    found = list(_lacks(plan, nodes))
+    if not found:
+        return
+
+    def fits(other: Plan) -> bool:
+        return not any(_lacks(other, nodes))
+
+    # One remedy for everything that is lacking: mending one thing alone would only lead to the next refusal.
+    knobs = [knob for lack in found for knob in _knobs(plan, lack.kind)]
+    helps = remedies(plan, [knob for i, knob in enumerate(knobs) if knob not in knobs[:i]], fits)
+    for lack in found:
+        yield f"{lack.sentence}: {_remedy(plan, lack, helps, fits)}"
 
 
-def _too_many(plan: Plan) -> Iterator[str]:
+def _lacks(plan: Plan, nodes: Sequence[Node] | None) -> Iterator[Lack]:
+    short = [*_too_many(plan), *_too_large(plan)]
+    yield from short
+    nodes = alike_nodes(plan.resources) if nodes is None else nodes
+    # Totals that do not suffice are told in totals.
+    if not short and (problem := placement_problem(placeable(plan, nodes), nodes)):
+        yield Lack("place", problem)
+
+
+def _too_many(plan: Plan) -> Iterator[Lack]:
     config, there = plan.config, plan.resources
-    shards = config.rollout.tensor_parallel
     if plan.gpus > there.gpus:
-        if there.gpus >= 1 + shards:
-            workers = max(1, there.gpus // (2 * shards))
-            remedy = f"rollout.workers={workers} learner.ranks={there.gpus - workers * shards}"
-        else:
-            remedy = "rollout.tensor_parallel=1" if there.gpus >= 2 else "profile=cpu"
-        yield (
-            f"rollout.workers={config.rollout.workers} and learner.ranks={config.learner.ranks} ask for {plan.gpus} "
-            f"GPUs, {there.where} has {there.gpus} today: use {remedy}"
+        asked = [f"rollout.workers={config.rollout.workers}"]
+        asked += [f"learner.ranks={config.learner.ranks}"] if plan.trains else []
+        yield Lack(
+            "GPUs",
+            f"{' and '.join(asked)} ask{'' if plan.trains else 's'} for {plan.gpus} GPUs, {there.where} has "
+            f"{there.gpus} today",
         )
     for row, key in ((plan.actor("rollout"), "rollout.workers"), (plan.actor("learner"), "learner.ranks")):
         if row.count * row.cpus > there.cores:
-            fits = int(there.cores / row.cpus)
-            remedy = f"{key}={fits}" if fits >= 1 else f"profile.cpus_per_actor={there.cores:g}"
-            yield (
-                f"{key}={row.count} asks for {row.count * row.cpus:g} cores, {there.where} has {there.cores:g} today: "
-                f"use {remedy}"
+            yield Lack(
+                key,
+                f"{key}={row.count} asks for {row.count * row.cpus:g} cores, {there.where} has {there.cores:g} today",
             )
 
 
-def _too_large(plan: Plan) -> Iterator[str]:
+def _too_large(plan: Plan) -> Iterator[Lack]:
     config, there = plan.config, plan.resources
     sure = sum(row.count * row.memory.sure(row.memory.host) for row in plan.actors)
     if sure > there.memory_gib:
-        yield (
-            f"model.path={config.model.path} needs about {sure:.0f} GiB of host memory in this layout, {there.where} "
-            f"has {there.memory_gib:.0f}: use a smaller model.path" + _fewer(config)
+        yield Lack(
+            "host memory",
+            f"model.path={config.model.path} needs about {_gib(sure)} GiB of host memory in this layout, {there.where} "
+            f"has {_gib(there.memory_gib)}",
         )
-    if config.profile.device != "cuda":
+    if config.profile.device != "cuda" or not there.gpu_memory_gib:
         return
     learner = plan.actor("learner").memory
-    if (needed := learner.sure(learner.gpu)) > there.gpu_memory_gib:
-        yield (
+    if plan.trains and (needed := learner.sure(learner.gpu)) > there.gpu_memory_gib:
+        yield Lack(
+            "learner's card",
             f"a learner rank needs about {needed:.0f} GiB of GPU memory, a card of {there.where} has "
-            f"{there.gpu_memory_gib:.0f}: use learner.zero_stage=3, more learner.ranks, learner.offload_optimizer=true "
-            "or model.lora.rank=32"
+            f"{there.gpu_memory_gib:.0f}",
         )
     weights = plan.actor("rollout").memory.gpu.get("weights") or 0.0
     budget = config.rollout.gpu_memory_utilization * there.gpu_memory_gib
     if weights > 0.95 * budget:
-        yield (
+        yield Lack(
+            "engine's card",
             f"an engine's weights take {weights:.0f} of the {budget:.0f} GiB that rollout.gpu_memory_utilization="
-            f"{config.rollout.gpu_memory_utilization} gives it: use rollout.tensor_parallel="
-            f"{2 * config.rollout.tensor_parallel}"
+            f"{config.rollout.gpu_memory_utilization} gives it",
         )
 
 
-def _fewer(config: Config) -> str:
-    if config.profile.device == "cpu" and config.learner.ranks > 1:
-        return f", learner.zero_stage=3 or learner.ranks={config.learner.ranks - 1}"
-    return " or profile=gpu" if config.profile.device == "cpu" else ""
+def _remedy(plan: Plan, lack: Lack, found: list[str], fits: Callable[[Plan], bool]) -> str:
+    if lack.sentence.startswith("cluster.") and "_resource=" in lack.sentence:
+        resource = lack.sentence.partition("=")[2].partition(":")[0]
+        started = f"start a node with ray start --resources='{{\"{resource}\": 1}}'"
+        if plan.config.cluster.address is None:
+            started = "join a cluster whose nodes offer it by cluster.address"
+        return f"{started}, or use {' or '.join(found)}" if found else started
+    if found:
+        return f"use {' or '.join(found)}"
+    if lack.kind in ("host memory", "learner's card", "engine's card"):
+        name = largest_model(plan, fits)
+        if name is not None:
+            return f"use a smaller model.path, {name} at most"
+        return f"even {SMALLEST} does not fit there, use a smaller model.path or a larger machine"
+    if lack.kind == "GPUs" and plan.resources.gpus < 1 + plan.trains:
+        return "use profile=cpu"
+    return "use a cluster with more or larger nodes"
+
+
+def _knobs(plan: Plan, kind: str) -> Knobs:
+    """What may be turned for each kind of lack, the least costly first."""
+    config, there = plan.config, plan.resources
+    workers = list(lower("rollout.workers", config.rollout.workers))
+    ranks = list(lower("learner.ranks", config.learner.ranks))
+    busiest = max(config.rollout.workers * config.rollout.tensor_parallel, config.learner.ranks)
+    fewer_cpus: list[Values] = [{"profile.cpus_per_actor": int(100 * there.cores / busiest) / 100}]
+    zero: Knobs = [[{"learner.zero_stage": 3}]] if config.learner.zero_stage < 3 else []
+    adapters: Knobs = [] if config.model.lora.rank else [[{"model.lora.rank": 32}]]
+    cache: Knobs = [[{"rollout.kv_cache_gib": 1.0}]] if config.rollout.kv_cache_gib > 1 else []
+    shards: list[Values] = [{"rollout.tensor_parallel": n} for n in (8, 4, 2, 1) if n < config.rollout.tensor_parallel]
+    match kind:
+        case "rollout.workers":
+            return [workers, fewer_cpus]
+        case "learner.ranks":
+            return [ranks, fewer_cpus]
+        case "GPUs":
+            single: list[Values] = [{"rollout.tensor_parallel": 1, **layout} for layout in _layouts(plan, 1)]
+            return [_layouts(plan), single] if config.rollout.tensor_parallel > 1 else [_layouts(plan)]
+        case "host memory":
+            device: Knobs = [[{"learner.offload_optimizer": False}]] if config.learner.offload_optimizer else []
+            logits: list[Values] = [{"learner.logits_chunk_tokens": 64}]
+            waits: Knobs = [[{"trainer.checkpoint_async": False}]] if config.trainer.checkpoint_async else []
+            return [*waits, *zero, ranks, workers, *cache, *device, logits, *adapters]
+        case "learner's card":
+            offload: Knobs = [] if config.learner.offload_optimizer else [[{"learner.offload_optimizer": True}]]
+            free = there.gpus - plan.gpus
+            more: list[Values] = [{"learner.ranks": config.learner.ranks + n} for n in range(1, free + 1)]
+            return [*zero, *offload, more, *adapters, [{"learner.logits_chunk_tokens": 256}]]
+        case "engine's card":
+            wider: list[Values] = [{"rollout.tensor_parallel": n} for n in (2, 4, 8) if _divides(plan, n)]
+            return [wider, [{"rollout.gpu_memory_utilization": 0.95}], workers]
+        case _:
+            anywhere: Knobs = [[{f"cluster.{key}": None}] for key in RESOURCE_KEYS if getattr(config.cluster, key)]
+            return [*anywhere, shards, workers, ranks, *cache, *zero]
+
+
+def _layouts(plan: Plan, shards: int | None = None) -> list[Values]:
+    """Engines and ranks that use every GPU there is, the most even first; without learners engines alone."""
+    shards, gpus = shards or plan.config.rollout.tensor_parallel, plan.resources.gpus
+    if not plan.trains:
+        return [{"rollout.workers": gpus // shards}] if gpus >= shards else []
+    counts = sorted(range(1, (gpus - 1) // shards + 1), key=lambda workers: abs(2 * workers * shards - gpus))
+    return [{"rollout.workers": workers, "learner.ranks": gpus - workers * shards} for workers in counts]
+
+
+def _divides(plan: Plan, shards: int) -> bool:
+    larger = shards > plan.config.rollout.tensor_parallel
+    return larger and (plan.shape is None or plan.shape.heads % shards == 0)
+
+
+def _gib(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"

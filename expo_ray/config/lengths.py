@@ -1,36 +1,54 @@
-"""Whether the longest problem fits the model's context, told before anything heavy is imported."""
+"""Whether a model can read the problems: told before anything heavy is imported."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from expo_ray.config.errors import DataError
 from expo_ray.config.model_shape import model_shape
 from expo_ray.config.schema import Config
 from expo_ray.messages import Problem
 
+SMALL_VOCABULARY = 1000
+"""Up to here a tokenizer may know a few characters only; the large ones spell out what they do not know."""
+MOST_UNKNOWN = 0.2
+
 
 def check_longest(problems: Sequence[Problem], config: Config) -> None:
-    """Tokenises the question with the most characters, where that can be too long at all.
+    """Tokenises the question with the most characters, where that can be too long or unknown at all.
 
     A question is the largest part of its prompt; the prompts themselves are checked once they are built
     (expo_ray.data.stream).
 
     Raises:
-        DataError: the question alone is longer than the model's context.
+        DataError: the question alone is longer than the model's context, or mostly unknown to its tokenizer.
     """
     file = Path(config.model.path) / "tokenizer.json"
     shape = model_shape(config.model.path)
     if shape is None or not problems or not file.is_file():
         return
     longest = max(problems, key=lambda problem: len(problem.question))
-    if len(longest.question) <= shape.context:
+    if len(longest.question) <= shape.context and shape.vocabulary > SMALL_VOCABULARY:
         return
     from tokenizers import Tokenizer
 
-    tokens = len(Tokenizer.from_file(str(file)).encode(longest.question).ids)
-    if tokens > shape.context:
+    tokenizer = Tokenizer.from_file(str(file))
+    ids = tokenizer.encode(longest.question).ids
+    if (share := _unknown(tokenizer, ids)) > MOST_UNKNOWN:
         raise DataError(
-            f"data.path={config.data.path}: problem {longest.uid} has a prompt of at least {tokens} tokens and the "
+            f"data.path={config.data.path}: the tokenizer of {config.model.path} does not know {share:.0%} of problem "
+            f"{longest.uid}: use a model that reads this text (the toy model reads data=toy only)"
+        )
+    if len(ids) > shape.context:
+        raise DataError(
+            f"data.path={config.data.path}: problem {longest.uid} has a prompt of at least {len(ids)} tokens and the "
             f"context of {config.model.path} is {shape.context}: take it out of the data, or use a model with a "
             f"longer context"
         )
+
+
+def _unknown(tokenizer: Any, ids: Sequence[int]) -> float:
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if not unknown or not ids:
+        return 0.0
+    return list(ids).count(tokenizer.token_to_id(unknown)) / len(ids)

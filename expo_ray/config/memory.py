@@ -83,10 +83,14 @@ def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
     # Logits of one chunk and their gradient, in float32.
     parts["logits"] = 2 * 4 * learner.logits_chunk_tokens * shape.vocabulary / GIB
     parts["activations"] = _activations(config, shape) / GIB
+    copied: Parts = {}
+    if config.trainer.checkpoint_async:
+        # The first rank copies the weights below stage 3, each rank its part of the optimizer: here a rank's mean.
+        copied["checkpoint copy"] = (trained * 12 + (trained + frozen) * size) / ranks / GIB
     offloaded = gpu and learner.offload_optimizer
     if not offloaded:
         parts |= optimizer
-    host = process | optimizer if offloaded else process
+    host = process | copied | optimizer if offloaded else process | copied
     return MemoryEstimate(host=host, gpu=parts) if gpu else MemoryEstimate(host=host | parts)
 
 

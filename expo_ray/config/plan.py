@@ -1,7 +1,8 @@
 """What will run where: actors, derived batch sizes and a memory estimate, before anything is started."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from expo_ray.config.duration import duration_text, step_duration
 from expo_ray.config.memory import MemoryEstimate, engine_memory, learner_memory, other_memory
 from expo_ray.config.model_shape import ModelShape, model_shape
 from expo_ray.config.resources import Resources, of_cluster, this_machine
@@ -48,6 +49,11 @@ class Plan:
         return next(row for row in self.actors if row.name == name)
 
     @property
+    def trains(self) -> bool:
+        """Whether there are learners; an evaluation has none."""
+        return self.actor("learner").count > 0
+
+    @property
     def cores(self) -> float:
         """Cores asked for. Without GPUs the largest of the phases, because rollout and update take turns."""
         wanted = [row.count * row.cpus for row in self.actors]
@@ -76,6 +82,12 @@ def make_plan(config: Config, resources: Resources | None = None) -> Plan:
     resources = resources or of_cluster(config.cluster) or this_machine()
     shape = model_shape(config.model.path)
     return Plan(config, resources, shape, _actors(config, resources, shape), _batch(config))
+
+
+def without_learners(plan: Plan) -> Plan:
+    """The plan of an evaluation: engines and verifiers alone."""
+    rows = [replace(row, count=0) if row.name == "learner" else row for row in plan.actors]
+    return replace(plan, actors=rows)
 
 
 def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> list[ActorPlan]:
@@ -142,6 +154,7 @@ def plan_text(plan: Plan) -> str:
         f"            {config.algo.updates_per_batch} update(s) on {config.learner.ranks} rank(s), ZeRO stage "
         f"{config.learner.zero_stage}, at most {batch.micro_batches_per_rank} micro-batches a rank of "
         f"{config.learner.tokens_per_micro_batch} tokens",
+        *duration_text(config, step_duration(config, plan.shape)),
     ]
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from expo_ray.config.schema import ClusterConfig
 
 GIB = float(1 << 30)
+RESOURCE_KEYS = ("rollout_resource", "learner_resource")
+"""Keys of conf/cluster that name a custom Ray resource."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,9 @@ class Resources:
     memory_gib: float
     gpus: int
     gpu_memory_gib: float
-    """Of one card; 0 without GPUs."""
+    """Of one card; 0 without GPUs, or where it is not known."""
+    custom: frozenset[str] = frozenset()
+    """Custom Ray resources that every node offers."""
 
 
 @cache
@@ -76,6 +80,8 @@ def of_cluster(cluster: ClusterConfig) -> Resources | None:
         memory_gib=cluster.nodes * cluster.memory_gib_per_node,
         gpus=cluster.nodes * cluster.gpus_per_node,
         gpu_memory_gib=cluster.gpu_memory_gib,
+        # The file states sizes; whether the cluster's nodes offer these names is seen when it is joined.
+        custom=frozenset(name for key in RESOURCE_KEYS if (name := getattr(cluster, key))),
     )
 
 

@@ -217,6 +217,7 @@ class ProfileConfig:
     device: str = "cpu"  # cpu | cuda
     cpus_per_actor: float = 1.0
     threads_per_actor: int = 1
+    deterministic: bool = False  # cuda: bit-for-bit repeatable kernels, slower; the CPU profile always is
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """The actors' lifetimes and placement: Ray, rollout workers, verifiers and learner ranks, started side by side."""
 
-import logging
 import os
 import signal
 from contextlib import suppress
@@ -15,19 +14,17 @@ from expo_ray.actor_process import environment, process_usage
 from expo_ray.config.plan import make_plan
 from expo_ray.config.schema import Config
 from expo_ray.driver.events import Events
+from expo_ray.driver.ray_node import join_or_start_ray
 from expo_ray.driver.waits import ActorFailed, Waiter, WaitExpired
 from expo_ray.learner.group import LearnerGroup
+from expo_ray.preflight.checks import check_placement
+from expo_ray.preflight.placement import PIN
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.verifier.fleet import VerifierFleet
-
-OBJECT_STORE_BYTES = 256 << 20
-"""Enough for the batches of a small machine; Ray's default takes 30 % of memory."""
 
 USAGE_S = 20.0
 SYNC_GRACE_S = 30.0
 """Beyond sync.timeout_s: what the learners get to name the late worker themselves."""
-PIN = 0.001
-"""How much of a custom resource an actor asks for: it only says on which nodes it may run."""
 
 
 class Actors:
@@ -64,10 +61,12 @@ class Actors:
         self._started: dict[str, Any] = {}
         self._losses: dict[str, int] = {}
         self.on_gpu = config.profile.device == "cuda"
-        self.owns_ray = _start_ray(config)
+        self.owns_ray = join_or_start_ray(config)
         self._group: PlacementGroup | None = None
         wait_s, start_s, sync_s = config.trainer.wait_s, config.trainer.start_s, config.sync.timeout_s
         try:
+            if not self.owns_ray:
+                self.plan = check_placement(config, ray.nodes(), training=with_learners)
             self._group = self._place() if self.on_gpu else None
             workers = {name: self._start(name) for name in self.names("rollout", config.rollout.workers)}
             ranks = {name: self._start(name) for name in self.names("learner", self.ranks)}
@@ -214,7 +213,7 @@ class Actors:
         wanted = {"rollout": cluster.rollout_resource, "learner": cluster.learner_resource}[name]
         options: dict[str, Any] = {
             "num_cpus": self.plan.actor(name).ray_cpus,
-            "runtime_env": {"env_vars": environment(profile.device, profile.threads_per_actor)},
+            "runtime_env": {"env_vars": environment(profile.device, profile.threads_per_actor, profile.deterministic)},
             "resources": {wanted: PIN} if wanted else {},
         }
         if self._group is not None:
@@ -244,21 +243,3 @@ class Actors:
                 [],
             )
         return group
-
-
-def _start_ray(config: Config) -> bool:
-    """Joins the cluster that `cluster.address` (or RAY_ADDRESS) names, or starts Ray on this machine.
-
-    Returns:
-        Whether Ray was started here and must be stopped here.
-    """
-    if ray.is_initialized():
-        return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address := config.cluster.address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, **quiet)
-        return False
-    if config.profile.device == "cpu":
-        quiet |= {"num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
-    return True

@@ -20,6 +20,8 @@ from expo_ray.driver.stopping import StopSignal
 from expo_ray.driver.supervise import Job, supervise
 from expo_ray.driver.warm import WarmActors
 from expo_ray.messages import Problem, Prompt
+from expo_ray.preflight.checks import check_context, preflight
+from expo_ray.preflight.tokenizer import generation_ends
 from expo_ray.prompts.builder import PromptBuilder
 
 
@@ -36,12 +38,14 @@ def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> Non
     """
     began = time.monotonic()
     events = Events(run_folder)
+    preflight(config)
     tokenizer = load_tokenizer(config)
     builder = make_builder(tokenizer, config)
     training, heldout = load_prompts(config, builder)
     identity = identify(config.model.path, training)
     origin = find_checkpoint(config, run_folder, identity, partial(events.note, "skipped"))
     context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
+    check_context(config, context)
     keeper = warm or WarmActors()
     actors = keeper.take(config, run_folder, context, stop_ids(tokenizer, config), events)
     try:
@@ -138,9 +142,4 @@ def held_out_problems(config: Config) -> list[Problem]:
 
 def stop_ids(tokenizer: Any, config: Config) -> tuple[int, ...]:
     """Token ids that end a completion: the tokenizer's, and those of the model's generation settings."""
-    ids = {int(tokenizer.eos_token_id)}
-    settings = Path(config.model.path) / "generation_config.json"
-    if settings.exists():
-        listed = json.loads(settings.read_text()).get("eos_token_id", [])
-        ids |= set(listed if isinstance(listed, list) else [listed])
-    return tuple(sorted(ids))
+    return tuple(sorted({int(tokenizer.eos_token_id), *generation_ends(Path(config.model.path))}))

@@ -1,11 +1,15 @@
 """Samples held-out problems with the rollout workers and has the verifier grade them."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from expo_ray.config.schema import Config
-from expo_ray.evaluation.pass_at_k import pass_at_k
+from expo_ray.evaluation.intervals import CONFIDENCE
+from expo_ray.evaluation.sample import samples_of
+from expo_ray.evaluation.scores import ProblemScores, Scores, score_problem, scores_of
 from expo_ray.messages import Group, Prompt
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.rollout.request import RolloutRequest, evaluation_sampling
@@ -21,17 +25,42 @@ class Evaluation:
     samples: int
     """Completions per problem, n."""
     groups: list[Group]
-    pass_at_k: dict[str, dict[int, float]]
-    """Level ("1".. "5", "?" where the data has none, "all") -> k -> pass@k in [0, 1]."""
-    problems: dict[str, int]
-    """Level -> number of problems."""
+    """As graded; empty for an evaluation that was read from its file."""
+    scored: list[ProblemScores]
+    """One for each problem."""
+
+    @cached_property
+    def by_level(self) -> dict[str, Scores]:
+        """Scores of each level ("1".. "5", "?" where the data has none) and of "all"; empty without problems."""
+        parts = _parts(self.scored, ["?" if problem.level is None else str(problem.level) for problem in self.scored])
+        return parts | ({"all": scores_of(self.scored)} if self.scored else {})
+
+    @cached_property
+    def by_kind(self) -> dict[str, Scores]:
+        """Scores of each kind ("Algebra"), "?" where a problem has none; empty where no problem has one."""
+        if not any(problem.kind for problem in self.scored):
+            return {}
+        return _parts(self.scored, [problem.kind or "?" for problem in self.scored])
+
+    @property
+    def pass_at_k(self) -> dict[str, dict[int, float]]:
+        """Level or "all" -> k -> pass@k in [0, 1]."""
+        return {level: {k: e.mean for k, e in of.pass_at_k.items()} for level, of in self.by_level.items()}
+
+    @property
+    def problems(self) -> dict[str, int]:
+        """Level or "all" -> number of problems."""
+        return {level: of.problems for level, of in self.by_level.items()}
 
     def summary(self) -> dict[str, Any]:
-        """The JSON form, as it stands in summary.json."""
+        """The JSON form, as it stands in evaluation.json, evaluations.jsonl and summary.json."""
         return {
             "samples": self.samples,
             "problems": self.problems,
             "pass_at_k": {level: {str(k): round(v, 6) for k, v in of.items()} for level, of in self.pass_at_k.items()},
+            "confidence": CONFIDENCE,
+            "by_level": {level: of.summary() for level, of in self.by_level.items()},
+            "by_kind": {kind: of.summary() for kind, of in self.by_kind.items()},
         }
 
 
@@ -47,27 +76,32 @@ class Evaluator:
         self.config, self.prompts, self.rollouts, self.verifiers = config, prompts, rollouts, verifiers
 
     def evaluate(self) -> Evaluation:
-        """pass@k of the weights that the rollout workers hold, for every k up to eval.samples, by level.
+        """Samples and grades all prompts at once with the weights that the rollout workers hold.
 
         The seed does not depend on the step: evaluations of one run differ by their weights alone.
         """
-        samples = self.config.eval.samples
-        requests = [RolloutRequest(prompt, samples, 0) for prompt in self.prompts]
-        seed = (self.config.seed, _EVALUATION)
-        groups = self.verifiers.judge(self.rollouts.generate(requests, evaluation_sampling(self.config), seed))
-        return summarise(groups, samples)
+        return summarise(self.grade(self.prompts, 0), self.config.eval.samples, self.config.verifier.name)
+
+    def grade(self, prompts: Sequence[Prompt], chunk: int) -> list[Group]:
+        """`eval.samples` graded completions of each prompt; the seed is a function of `seed` and `chunk` alone."""
+        requests = [RolloutRequest(prompt, self.config.eval.samples, 0) for prompt in prompts]
+        seed = (self.config.seed, _EVALUATION, chunk)
+        return self.verifiers.judge(self.rollouts.generate(requests, evaluation_sampling(self.config), seed))
 
 
-def summarise(groups: list[Group], samples: int) -> Evaluation:
-    """pass@k by level of graded groups of `samples` completions each."""
-    correct: dict[str, list[int]] = defaultdict(list)
-    for group in groups:
-        count = sum(verdict.outcome == "correct" for verdict in group.verdicts)
-        level = group.rollout.prompt.problem.level
-        for key in ("?" if level is None else str(level), "all"):
-            correct[key].append(count)
-    found = {
-        level: {k: sum(pass_at_k(samples, c, k) for c in counts) / len(counts) for k in range(1, samples + 1)}
-        for level, counts in sorted(correct.items())
-    }
-    return Evaluation(samples, groups, found, {level: len(counts) for level, counts in sorted(correct.items())})
+def summarise(groups: list[Group], samples: int, task: str = "math") -> Evaluation:
+    """The evaluation that graded groups of `samples` completions each make.
+
+    Args:
+        groups: one for each problem.
+        samples: completions of each.
+        task: conf/verifier's name; decides which answers are the same vote (majority@k).
+    """
+    return Evaluation(samples, groups, [score_problem(samples_of(group), task) for group in groups])
+
+
+def _parts(scored: list[ProblemScores], names: list[str]) -> dict[str, Scores]:
+    parts: dict[str, list[ProblemScores]] = defaultdict(list)
+    for name, problem in zip(names, scored, strict=True):
+        parts[name].append(problem)
+    return {name: scores_of(parts[name]) for name in sorted(parts)}

@@ -1,9 +1,12 @@
 """The policy as a Hugging Face folder."""
 
+import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import save_torch_state_dict
 from transformers import AutoTokenizer, GenerationConfig
 
 from expo_ray.config.schema import Config
@@ -20,7 +23,8 @@ def export(lm: Any, source: Any, config: Config, folder: Path, writes: bool) -> 
         writes: whether this rank keeps and writes the weights.
 
     Returns:
-        What writes them, in any thread and at any later time; None on ranks that do not write.
+        What writes them, in any thread and at any later time; None on ranks that do not write. It does not touch
+        `lm`: at ZeRO-3 a look at a parameter while the model runs is a collective call.
     """
     state = {}
     for name, tensor in source:
@@ -28,13 +32,21 @@ def export(lm: Any, source: Any, config: Config, folder: Path, writes: bool) -> 
             state[name] = tensor.detach().to("cpu", copy=True)
     if not writes:
         return None
+    settings = copy.deepcopy(lm.config)
+    settings.use_cache = True  # which the learner turned off for training
+    settings.architectures = [type(lm).__name__]
+    settings.dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
 
     def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        lm.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        save_torch_state_dict(state, folder, metadata={"format": "pt"})
+        settings.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
         tokenizer.save_pretrained(folder)
         if (Path(config.model.path) / "generation_config.json").exists():
             GenerationConfig.from_pretrained(config.model.path).save_pretrained(folder)
+        if config.model.trust_remote_code:
+            for code in Path(config.model.path).glob("*.py"):
+                shutil.copy(code, folder)
 
     return write

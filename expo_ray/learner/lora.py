@@ -66,9 +66,11 @@ class AdaptersOffReference:
         self.engine, self.lm = engine, lm
 
     @torch.no_grad()
-    def __call__(self, layout: Layout, temperature: float, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, layout: Layout, temperature: float, entropy_gradient: bool, most_scored: int
+    ) -> tuple[Tensor, Tensor]:
         with adapters_off(self.lm):
-            return self.engine(layout, temperature, entropy_gradient)
+            return self.engine(layout, temperature, entropy_gradient, most_scored)
 
 
 def merged_entries(lm: Any) -> list[Entry]:

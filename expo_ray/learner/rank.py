@@ -31,6 +31,7 @@ class LearnerRank(ActorProcess):
         begin(f"learner-{rank}", log_folder)
         self.config, self.rank, self.ranks = config, rank, config.learner.ranks
         self.updates = 0
+        self.engine: Any = None
 
     def address(self) -> tuple[str, int]:
         """A host and free port on this rank's machine, for the group's rendezvous."""
@@ -58,6 +59,8 @@ class LearnerRank(ActorProcess):
 
         if not on_gpu:
             torch.set_num_threads(self.config.profile.threads_per_actor)
+        elif self.config.profile.deterministic:
+            torch.use_deterministic_algorithms(True)
         join_group(on_gpu, timedelta(seconds=self.config.trainer.wait_s))
         self.build()
         return self.ready()
@@ -94,11 +97,12 @@ class LearnerRank(ActorProcess):
 
     def rebuild(self, config: Config) -> None:
         """Forgets the policy and starts from the base model again, for another run in the same group."""
-        self.sender.close()
-        self.engine.destroy()
+        if self.engine is not None:
+            self.sender.close()
+            self.engine.destroy()
+            del self.engine, self.lm, self.updater, self.source, self.sender, self.writer
+            gc.collect()
         self.config, self.updates = config, 0
-        del self.engine, self.lm, self.updater, self.source, self.sender, self.writer
-        gc.collect()
         self.build()
 
     def update(self, batch: TrainingBatch) -> dict[str, tuple[float, float]]:

@@ -21,13 +21,17 @@ class TokenScorer(nn.Module):
         self.lm = lm
         self.chunk_tokens = chunk_tokens
 
-    def forward(self, layout: Layout, temperature: float, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, layout: Layout, temperature: float, entropy_gradient: bool, most_scored: int
+    ) -> tuple[Tensor, Tensor]:
         """Scores a micro-batch.
 
         Args:
             layout: the micro-batch, N scored tokens.
             temperature: the logits are divided by it, as the engine did when it sampled.
             entropy_gradient: whether the entropy must carry a gradient (entropy bonus).
+            most_scored: the largest N of any rank in this round. Every rank makes as many chunks as that one needs:
+                at ZeRO-3 each use of the output layer is a collective call.
 
         Returns:
             [N] log-probabilities and [N] entropies, both float32 nats.
@@ -35,7 +39,8 @@ class TokenScorer(nn.Module):
         decoder = self.lm.base_model
         hidden = decoder(input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False)
         picked = hidden.last_hidden_state[layout.rows, layout.columns]
-        chunks = list(zip(picked.split(self.chunk_tokens), layout.targets.split(self.chunk_tokens), strict=True))
+        count = max(1, -(-max(most_scored, len(picked)) // self.chunk_tokens))
+        chunks = list(zip(picked.tensor_split(count), layout.targets.tensor_split(count), strict=True))
         again = len(chunks) > 1 and torch.is_grad_enabled()
         scored = [
             checkpoint(self._score, h, t, temperature, entropy_gradient, use_reentrant=False)

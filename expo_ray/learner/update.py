@@ -12,7 +12,7 @@ from expo_ray.algorithms.base import Algorithm
 from expo_ray.algorithms.tokens import MetricSums, PolicyTokens, merge_metrics
 from expo_ray.config.schema import Config
 from expo_ray.learner.layout import Layout, lay_out
-from expo_ray.learner.sharing import deal
+from expo_ray.learner.sharing import deal, most_scored
 from expo_ray.messages import TrainingBatch, TrainingSample
 
 
@@ -22,6 +22,8 @@ class MicroBatch:
 
     samples: list[TrainingSample]
     layout: Layout
+    most_scored: int
+    """The largest number of scored tokens that any rank has in this round."""
     idle: bool
     """True where this rank has nothing left to do: computed with weight 0, because every rank must take
     part in each micro-batch's collectives."""
@@ -79,9 +81,13 @@ class Updater:
         """This rank's share of a batch (at least one micro-batch, idle if need be)."""
         lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
         budget = self.config.learner.tokens_per_micro_batch
-        mine = deal(lengths, [s.unit for s in samples], self.ranks, budget, self.packed)[self.rank]
+        shares = deal(lengths, [s.unit for s in samples], self.ranks, budget, self.packed)
         shortest = int(np.argmin(lengths))
-        return [self._micro_batch([samples[i] for i in cut or [shortest]], idle=not cut) for cut in mine]
+        most = most_scored(shares, [len(s.completion_ids) for s in samples], shortest)
+        return [
+            self._micro_batch([samples[i] for i in cut or [shortest]], most_of_round, idle=not cut)
+            for cut, most_of_round in zip(shares[self.rank], most, strict=True)
+        ]
 
     def accumulate(self, micro_batches: list[MicroBatch]) -> MetricSums:
         """Adds the gradient of every micro-batch; the reduction over ranks ends with the last one."""
@@ -105,23 +111,25 @@ class Updater:
         """
         lengths = [len(context) + len(ids) for context, ids in sequences]
         alone = [-1] * len(sequences)
-        mine = deal(lengths, alone, self.ranks, self.config.learner.tokens_per_micro_batch, self.packed)[self.rank]
+        shares = deal(lengths, alone, self.ranks, self.config.learner.tokens_per_micro_batch, self.packed)
+        shortest = int(np.argmin(lengths))
+        most = most_scored(shares, [len(ids) for _, ids in sequences], shortest)
         self.engine.eval()
         found: dict[int, np.ndarray] = {}
-        for cut in mine:
-            chosen = cut or [int(np.argmin(lengths))]
+        for cut, most_of_round in zip(shares[self.rank], most, strict=True):
+            chosen = cut or [shortest]
             layout = lay_out([sequences[i][0] for i in chosen], [sequences[i][1] for i in chosen], self.packed)
             with torch.no_grad():
-                logprobs, _ = self.engine(layout.to(self.device), 1.0, False)
+                logprobs, _ = self.engine(layout.to(self.device), 1.0, False, most_of_round)
             values = logprobs.float().cpu().numpy()
             ends = np.cumsum([len(sequences[i][1]) for i in chosen])
             if cut:
                 found.update(zip(chosen, np.split(values, ends[:-1]), strict=True))
         return found
 
-    def _micro_batch(self, samples: list[TrainingSample], idle: bool) -> MicroBatch:
+    def _micro_batch(self, samples: list[TrainingSample], most: int, idle: bool) -> MicroBatch:
         layout = lay_out([s.prompt_ids for s in samples], [s.completion_ids for s in samples], self.packed)
-        return MicroBatch(samples, layout.to(self.device), idle)
+        return MicroBatch(samples, layout.to(self.device), most, idle)
 
     def _fix_references(self, micro_batches: list[MicroBatch]) -> None:
         """Scores what the update itself must not change: the reference policy and, for several steps on
@@ -135,7 +143,8 @@ class Updater:
                     micro.old_logprobs = self._score(self.engine, micro)[0]
 
     def _score(self, model: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        return model(micro.layout, self.config.rollout.temperature, self.config.algo.entropy_bonus > 0)
+        with_entropy = self.config.algo.entropy_bonus > 0
+        return model(micro.layout, self.config.rollout.temperature, with_entropy, micro.most_scored)
 
     def _policy_tokens(self, micro: MicroBatch, logprobs: Tensor, entropy: Tensor) -> PolicyTokens:
         samples = micro.samples

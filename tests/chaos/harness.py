@@ -120,7 +120,7 @@ class Chaos:
 
         def in_phase() -> bool:
             found.update(self._status())
-            return found.get("phase") == kill.phase and found["step"] >= 0
+            return found.get("phase") == kill.phase and found["step"] >= kill.from_step
 
         self._await(in_phase, f"phase {kill.phase}", idle=POLL_S)
         if kill.phase != "verify":  # which is over in no time

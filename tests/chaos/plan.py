@@ -15,6 +15,8 @@ class Kill:
 
     target: str
     phase: str
+    from_step: int = 0
+    """Not before this step."""
 
 
 def plan_kills(count: int, seed: int) -> list[Kill]:

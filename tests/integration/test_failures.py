@@ -1,106 +1,59 @@
-"""A worker that stops answering in mid-sync, and a disk that fills up, on the whole pipeline."""
+"""What stops answering, and a disk that fills up, on the whole pipeline."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from expo_ray.checkpoint.manifest import damage
-from tests.chaos.compare import lines, policy_digest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = 6
-SMALL = [
-    "experiment=demo",
-    f"trainer.steps={STEPS}",
-    "trainer.prompts_per_step=8",
-    "trainer.checkpoint_every=2",
-    "eval.max_problems=2",
-    "eval.before=false",
-    "logging.tensorboard=false",
-]
+from tests.chaos.compare import policy_digest
+from tests.integration.small_run import STEPS, events, start, status, until
 
 pytestmark = pytest.mark.slow
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen:
-    with folder.with_suffix(".stderr").open("wb") as log:
-        command = [sys.executable, "-m", "expo_ray.train", *SMALL, *more, f"run_dir={folder}"]
-        return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=log)
-
-
-def status(folder: Path) -> dict:
-    path = folder / "status.json"
-    return json.loads(path.read_text()) if path.exists() else {"phase": "", "step": -1}
-
-
-def until(holds, process: subprocess.Popen, idle: float = 0.02, seconds: float = 400) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert process.poll() is None, "the run ended early"
-        assert time.monotonic() < deadline, "the wait was too long"
-        time.sleep(idle)
-
-
-def events(folder: Path, kind: str) -> list[dict]:
-    path = folder / "events.jsonl"
-    return [line for line in lines(path) if line["event"] == kind] if path.exists() else []
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert start(folder).wait(timeout=500) == 0
-    return folder
-
-
-def test_an_engine_that_stops_in_mid_sync_is_cut_off_named_and_replaced(whole, tmp_path):
+def test_what_stops_answering_is_cut_off_named_and_replaced(small_run, tmp_path):
+    """An engine in mid-sync, then a learner in mid-update, both by SIGSTOP: the end is that of an undisturbed run."""
     folder = tmp_path / "run"
-    process = start(folder, "sync.timeout_s=10", "trainer.wait_s=120")
-    stopped = None
-    until(lambda: status(folder)["step"] >= 1, process)
-    while stopped is None:
+    process = start(folder, "sync.timeout_s=10", "trainer.wait_s=60")
+    engine, stopped = stop_engine_in_sync(folder, process)
+    until(lambda: len(events(folder, "lost")) == 1, process)
+    assert time.monotonic() - stopped < 10 + 5 + 15 + 20, "sync.timeout_s, its grace, the question who is there, slack"
+
+    until(lambda: status(folder)["step"] >= 3 and status(folder)["phase"] == "update", process, idle=0.001)
+    learner = status(folder)["actors"]["learner-1"]["pid"]
+    os.kill(learner, signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: len(events(folder, "lost")) == 2, process)
+    assert time.monotonic() - stopped < 60 + 40 + 20, "trainer.wait_s, the wait for news of the others, slack"
+    assert process.wait(timeout=400) == 0
+
+    first, second = events(folder, "lost")
+    assert first["actor"] == "rollout-0"
+    assert "rollout-0 did not finish phase" in first["what"]
+    assert "within 10 s" in first["what"]
+    assert "learner-1" in second["ranks"]
+    assert "learner-1 (pid" in second["what"], "process and node are named"
+    assert "1 of trainer.max_restarts=3" in events(folder, "restarted")[0]["what"]
+    assert not Path(f"/proc/{engine}").exists() and not Path(f"/proc/{learner}").exists()
+    assert policy_digest(folder, STEPS) == policy_digest(small_run, STEPS)
+
+
+def stop_engine_in_sync(folder: Path, process: subprocess.Popen) -> tuple[int, float]:
+    """Stops the engine's process in the middle of a sync; returns its id and when."""
+    while True:
         until(lambda: status(folder)["phase"] == "sync" and status(folder)["step"] >= 1, process, idle=0.001)
         pid = status(folder)["actors"]["rollout-0"]["pid"]
         os.kill(pid, signal.SIGSTOP)
         stopped = time.monotonic()
         time.sleep(1.0)
-        if status(folder)["phase"] != "sync":  # it had taken its weights already
-            os.kill(pid, signal.SIGCONT)
-            stopped = None
-    until(lambda: bool(events(folder, "lost")), process)
-    assert time.monotonic() - stopped < 10 + 5 + 15 + 20, "sync.timeout_s, its grace, the question who is there, slack"
-    assert process.wait(timeout=400) == 0
-    (lost,) = events(folder, "lost")
-    assert lost["actor"] == "rollout-0"
-    assert "rollout-0" in lost["what"]
-    assert "within 10 s" in lost["what"]
-    assert not Path(f"/proc/{pid}").exists(), "the stopped process is gone"
-    assert policy_digest(folder, STEPS) == policy_digest(whole, STEPS)
-
-
-def test_a_learner_that_stops_answering_is_a_bounded_wait_and_the_group_starts_again(whole, tmp_path):
-    folder = tmp_path / "run"
-    process = start(folder, "trainer.wait_s=45")
-    until(lambda: status(folder)["step"] >= 3 and status(folder)["phase"] == "update", process, idle=0.001)
-    pid = status(folder)["actors"]["learner-1"]["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    stopped = time.monotonic()
-    until(lambda: bool(events(folder, "lost")), process)
-    assert time.monotonic() - stopped < 45 + 40 + 20, "trainer.wait_s, the wait for news of the others, slack"
-    (lost,) = events(folder, "lost")
-    assert "learner-1" in lost["ranks"]
-    assert "learner-1 (pid" in lost["what"], "process and node are named"
-    assert process.wait(timeout=400) == 0
-    assert "1 of trainer.max_restarts=3" in events(folder, "restarted")[0]["what"]
-    assert not Path(f"/proc/{pid}").exists(), "the stopped process is gone"
-    assert policy_digest(folder, STEPS) == policy_digest(whole, STEPS)
+        if status(folder)["phase"] == "sync":
+            return pid, stopped
+        os.kill(pid, signal.SIGCONT)  # it had taken its weights already
 
 
 @pytest.fixture

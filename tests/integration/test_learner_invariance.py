@@ -20,10 +20,6 @@ BOUND = 1e-5
 class GradientRank(LearnerRank):
     """A learner rank that shows its gradient instead of taking the step."""
 
-    def rebuild(self, config: Config) -> None:
-        self.config = config
-        self.build()
-
     def gradient(self, batch: TrainingBatch) -> dict[str, np.ndarray]:
         from deepspeed.utils import safe_get_full_grad
 
@@ -156,6 +152,20 @@ def test_gradient_does_not_depend_on_the_cut(start, config, ranks, stages):
             where = f"ZeRO-{stage}, {ranks} ranks, budget {budget}, {batching}"
             assert relative_difference(gradient(batch), expected) < BOUND, where
             assert relative_difference(gradient(shuffled), expected) < BOUND, f"{where}, shuffled"
+
+
+@pytest.mark.slow
+def test_ranks_that_need_different_numbers_of_logit_chunks_stay_in_step(start, config):
+    """At ZeRO-3 each chunk gathers the output layer; a rank with more chunks than the others would wait for ever."""
+    batch = make_batch()
+    expected = reference_gradient(config, batch)
+    config.learner.zero_stage = 3
+    for chunk in (7, 50):
+        config.learner.logits_chunk_tokens = chunk
+        for budget, batching in [(60, "padded"), (10**6, "packed")]:
+            config.learner.tokens_per_micro_batch, config.learner.batching = budget, batching
+            where = f"chunks of {chunk}, budget {budget}, {batching}"
+            assert relative_difference(start(config, 2)(batch), expected) < BOUND, where
 
 
 @pytest.mark.slow

@@ -1,14 +1,14 @@
 """Two raylets: learners on one, the rollout worker on the other. That node is announced as preempted, and then lost."""
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.compare import policy_digest
-from tests.integration.test_failures import REPOSITORY, SMALL, STEPS, events, status, until
+from tests.integration import small_run as small
+from tests.integration.small_run import STEPS, events, status, until
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +31,7 @@ def add_node(cluster):
 
 def start(cluster, folder: Path, *more: str) -> subprocess.Popen:
     pins = ["cluster.rollout_resource=rolling", "cluster.learner_resource=learning"]
-    command = [sys.executable, "-m", "expo_ray.train", *SMALL, *pins, f"cluster.address={cluster.address}", *more]
-    with folder.with_suffix(".stderr").open("wb") as log:
-        return subprocess.Popen([*command, f"run_dir={folder}"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=log)
+    return small.start(folder, *pins, f"cluster.address={cluster.address}", *more)
 
 
 def drain(cluster, node_id: str) -> None:
@@ -48,11 +46,8 @@ def drain(cluster, node_id: str) -> None:
     assert accepted, why
 
 
-def test_the_run_goes_on_when_a_node_comes_back(cluster, tmp_path):
-    whole = tmp_path / "whole"
+def test_the_run_goes_on_when_a_node_comes_back(cluster, small_run, tmp_path):
     second = add_node(cluster)
-    assert start(cluster, whole).wait(timeout=500) == 0
-
     folder = tmp_path / "run"
     process = start(cluster, folder, "trainer.checkpoint_every=0")
     until(lambda: status(folder)["step"] >= 1, process)
@@ -67,7 +62,7 @@ def test_the_run_goes_on_when_a_node_comes_back(cluster, tmp_path):
     add_node(cluster)
     assert process.wait(timeout=500) == 0, folder.with_suffix(".stderr").read_text()[-3000:]
     assert status(folder)["actors"]["rollout-0"]["node_id"] != actors["rollout-0"]["node_id"]
-    assert policy_digest(folder, STEPS) == policy_digest(whole, STEPS)
+    assert policy_digest(folder, STEPS) == policy_digest(small_run, STEPS)
 
 
 def test_it_ends_with_a_clear_message_when_none_comes_back(cluster, tmp_path):

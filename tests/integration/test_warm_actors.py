@@ -6,27 +6,17 @@ import sys
 import pytest
 
 from tests.chaos.compare import assert_same_run
-from tests.integration.test_failures import REPOSITORY, SMALL, STEPS
+from tests.integration.small_run import REPOSITORY, SMALL, STEPS
 
 pytestmark = pytest.mark.slow
 
 
-def train(*arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "expo_ray.train", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def test_the_second_job_of_a_sweep_equals_the_same_run_alone(small_run, tmp_path):
+    sweep = tmp_path / "sweep"
+    command = [sys.executable, "-m", "expo_ray.train", "-m", *SMALL, "algo=grpo,exp_grpo", f"run_dir={sweep}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_the_second_job_of_a_sweep_equals_the_same_run_alone(tmp_path):
-    sweep, alone = tmp_path / "sweep", tmp_path / "alone"
-    train("-m", *SMALL, "algo=grpo,exp_grpo", f"run_dir={sweep}")
-    train(*SMALL, "algo=exp_grpo", f"run_dir={alone}")
-    assert_same_run(sweep / "1", alone, STEPS, samples=4)
+    assert_same_run(sweep / "1", small_run, STEPS, samples=4)
     logs = {path.name: path.stat().st_size for path in (sweep / "1" / "logs").glob("*.log")}
     assert {"rollout-0.log", "learner-0.log", "learner-1.log", "verifier-0.log"} <= set(logs)
     assert logs["learner-0.log"] > 0

@@ -120,3 +120,15 @@ def test_the_hub_is_asked_only_for_what_is_not_here(tiny_models, tmp_path, monke
         check_hub(compose_config(["data=toy"]))
     Path(tmp_path / "models--Qwen--Qwen2.5-3B-Instruct" / "snapshots").mkdir(parents=True)
     check_hub(compose_config(["data=toy"]))
+
+
+def test_jobs_for_a_cluster_are_not_checked_against_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    job = ["experiment=math_l5_qwen2.5_3b", "cluster=8xh100", f"run_dir={tmp_path}/sweep"]
+    entry.check_arguments(["-m", *job, "seed=0,1", "hydra/launcher=ray_jobs"])
+    with pytest.raises(ConfigError):
+        entry.check_arguments(["-m", *job, "seed=0,1"])
+    with pytest.raises(ConfigError, match="ask for 8 GPUs, cluster=4xh100 has 4"):
+        small = ["experiment=math_l5_qwen2.5_3b", "cluster=4xh100", "rollout.workers=4", "learner.ranks=4"]
+        entry.check_arguments(["-m", *small, "seed=0,1", "hydra/launcher=ray_jobs"])

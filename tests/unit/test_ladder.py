@@ -72,7 +72,7 @@ def ladder(tmp_path, make_run):
                 make_run(tmp_path / "methods" / str(number), algo, seed, value, easy, levels)
                 number += 1
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.yaml").write_text("algo: {name: grpo}\n")
+    (tmp_path / "base" / "config.yaml").write_text("algo: {name: grpo}\nseed: 7\n")
     (tmp_path / "base" / "plan.txt").write_text("")
     (tmp_path / "base" / "evaluation.json").write_text(json.dumps(evaluation(values_of(0.125), 64)))
     sweep = {"command": "python -m expo_ray.train -m x", "jobs": [1] * 18, "seconds": 90.0, "seconds_before": 30.0}
@@ -100,7 +100,7 @@ def test_the_tables_numbers_are_means_and_deviations_over_seeds(ladder):
     everything = 100 * np.array([(2 * 0.5 + 4 * value) / 6 for value in RUNS["exp_grpo"]])
     assert cells(text, "ExP-GRPO")[1][4] == f"{everything.mean():.1f} ± {everything.std(ddof=1):.1f}"
     assert cells(text, "base, pass@64")[0][3] == "12.5" and cells(text, "base, pass@4")[0][3] == f"{12.5 * 4 / 64:.1f}"
-    assert "18 jobs, 2 min" in text and "a test: 2 cores" in text
+    assert "those of seed 7" in text and "18 job(s), 2 min" in text and "a test: 2 cores" in text
 
 
 def test_what_contradicts_the_paper_is_said(ladder):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expo_ray.learner.layout import lay_out
-from expo_ray.learner.sharing import deal
+from expo_ray.learner.sharing import deal, most_scored
 
 
 @given(
@@ -54,3 +54,9 @@ def test_layout_points_at_the_token_before_each_scored_one(packed):
 def test_an_empty_context_is_refused():
     with pytest.raises(ValueError, match="empty context"):
         lay_out([np.array([], np.int32)], [np.array([1], np.int32)], packed=False)
+
+
+def test_the_largest_number_of_scored_tokens_of_each_round():
+    shares = [[[0, 1], [2]], [[3], []]]
+    assert most_scored(shares, [5, 6, 7, 9], idle=0) == [11, 7]
+    assert most_scored(shares, [5, 6, 7, 9], idle=3) == [11, 9]

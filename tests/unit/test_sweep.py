@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from expo_ray import train
+from expo_ray.checkpoint.manifest import seal
 from expo_ray.config import entry
 from expo_ray.config.check import check_config
 from expo_ray.config.compose import compose_config
@@ -30,6 +31,27 @@ def argv(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train"])
 
 
+def checkpoint(folder):
+    """A valid checkpoint in a run's folder."""
+    step = folder / "checkpoints" / "step_000001"
+    step.mkdir(parents=True)
+    (step / "weights").write_text("1")
+    seal(step, 1, None)
+
+
+def commanded(monkeypatch, job):
+    """The command runs `job` in place of a training run."""
+
+    class Jobs:
+        def __call__(self, config, folder):
+            job(config, folder)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(train, "_Jobs", Jobs)
+
+
 def evaluation(value: float) -> dict:
     return {"samples": 4, "pass_at_k": {"5": {"1": value / 2, "4": value}, "all": {"1": value, "4": 1.0}}}
 
@@ -48,17 +70,15 @@ def test_the_same_command_skips_finished_jobs_and_goes_on_with_the_others(tmp_pa
 
     def first(config, folder):
         seen.append((config.seed, config.trainer.resume))
-        (folder / "metrics.jsonl").write_text('{"step": 0}\n')
         if config.seed == 0:
             finish(config, folder)
             return
         if config.seed == 1:
-            (folder / "checkpoints" / "step_000001").mkdir(parents=True)
+            checkpoint(folder)
         raise RuntimeError("the machine went down")
 
     def second(config, folder):
         seen.append((config.seed, config.trainer.resume))
-        assert (folder / "metrics.jsonl").exists() == (config.seed == 1)
         finish(config, folder)
 
     command = ["seed=0,1,2", "eval.objective=pass@4/5"]
@@ -76,7 +96,7 @@ def test_jobs_of_a_sweep_never_go_on_from_each_other(tmp_path, argv):
 
     def job(config, folder):
         resumed.append(config.trainer.resume)
-        (folder / "checkpoints" / "step_000001").mkdir(parents=True)
+        checkpoint(folder)
 
     outcome = sweep(tmp_path, job, "seed=0,0,0", "trainer.resume=auto")
     assert len(outcome.sweep) == 3 and resumed == ["never"] * 3
@@ -114,7 +134,7 @@ def test_a_run_saved_before_a_key_existed_is_known_again(tmp_path, argv):
 
 
 def test_a_stopped_job_ends_the_sweep_and_the_code_is_130(tmp_path, argv, monkeypatch, capsys):
-    monkeypatch.setattr(train, "_job", lambda config, folder: finish(config, folder, finished=config.seed == 0))
+    commanded(monkeypatch, lambda config, folder: finish(config, folder, finished=config.seed == 0))
     arguments = ["-m", *TOY, *LENGTHS, f"run_dir={tmp_path}", "seed=0,1,2,3"]
     assert train.main(arguments) == 130
     assert [end.ended for end in ledger.ends(tmp_path)] == ["finished", "stopped", "not started", "not started"]
@@ -127,7 +147,7 @@ def test_failed_jobs_are_listed_at_the_end_and_the_code_is_1(tmp_path, argv, mon
             raise RuntimeError("an actor died")
         finish(config, folder)
 
-    monkeypatch.setattr(train, "_job", job)
+    commanded(monkeypatch, job)
     assert train.main(["-m", *TOY, *LENGTHS, f"run_dir={tmp_path}", "seed=0,1,2"]) == 1
     told = capsys.readouterr()
     assert [line.split("│")[3].strip() for line in told.out.splitlines() if line.startswith("│")] == [
@@ -148,12 +168,11 @@ def test_a_sweep_without_a_named_folder_can_be_continued_by_its_recorded_command
 
 def test_a_checkpoint_decides_where_a_job_goes_on(tmp_path):
     config = compose_config([*TOY])
-    for name in ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl", "proofs.jsonl", "notes.txt"):
-        (tmp_path / name).write_text("{}\n")
     assert own_resume(tmp_path, config) == "never"
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
-    (tmp_path / "checkpoints" / "step_000002").mkdir(parents=True)
+    checkpoint(tmp_path)
     assert own_resume(tmp_path, config) == "auto"
+    (tmp_path / "checkpoints/step_000001/weights").write_text("2")  # damaged: auto would look at the other jobs
+    assert own_resume(tmp_path, config) == "never"
     config.trainer.resume = "/somewhere"
     assert own_resume(tmp_path, config) == "/somewhere"
 

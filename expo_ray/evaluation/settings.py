@@ -1,0 +1,100 @@
+"""What an evaluation's samples depend on; it lies in the folder, so that only the same evaluation goes on there."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from expo_ray.checkpoint.identity import identify
+from expo_ray.config.check import value_of
+from expo_ray.config.errors import ConfigError
+from expo_ray.config.schema import Config
+from expo_ray.messages import Prompt
+
+FILE = "settings.json"
+OTHERS = ("config.yaml", "samples.jsonl", "metrics.jsonl", "checkpoints")
+"""Any of these without FILE: the folder is another command's."""
+KEYS = (
+    "model.path",
+    "model.prompt_style",
+    "data.name",
+    "data.path",
+    "data.eval_path",
+    "data.hub",
+    "data.eval_split",
+    "data.eval_levels",
+    "data.level_key",
+    "data.kind_key",
+    "verifier.name",
+    "verifier.strict",
+    "verifier.percent_is_unit",
+    "eval.samples",
+    "eval.max_problems",
+    "eval.temperature",
+    "eval.top_p",
+    "rollout.max_prompt_tokens",
+    "rollout.max_completion_tokens",
+    "rollout.dtype",
+    "seed",
+)
+"""Settings that decide what is asked, how it is sampled and how it is graded. How many workers do it is not among
+them: with another number the rest is sampled with other random numbers from the same distribution."""
+CHUNK = "eval.chunk"
+_ROUNDS = 4
+"""Times that a chunk fills all engines where eval.chunk=0: the engines idle only at the end of the last one."""
+
+
+def settle(config: Config, folder: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """This evaluation's settings, equal to those of the evaluation that the folder holds, if it holds one.
+
+    Returns:
+        Dotted key -> value, with `model` and `prompts`, digests of their content. `eval.chunk` is the number of
+        prompts of one chunk, chosen here where it was 0.
+
+    Raises:
+        ConfigError: another evaluation's folder, or another command's.
+    """
+    before = _stored(folder)
+    settings = {key: value_of(config, key) for key in KEYS}
+    settings[CHUNK] = config.eval.chunk or (before or {}).get(CHUNK) or _whole_engines(config)
+    settings |= asdict(identify(config.model.path, prompts))
+    for key, value in settings.items():
+        if before is not None and before.get(key) != value:
+            raise ConfigError(_difference(key, before.get(key), value, folder))
+    return settings
+
+
+def store(settings: dict[str, Any], folder: Path) -> None:
+    """Writes the settings into the folder, all or nothing."""
+    partial = folder / f".{FILE}.partial"
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
+    os.replace(partial, folder / FILE)
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
+    file = folder / FILE
+    if file.exists():
+        stored = json.loads(file.read_text())
+        if not isinstance(stored, dict):
+            raise ConfigError(f"{file} is not an evaluation's: give a new run_dir=FOLDER")
+        return stored
+    if found := [name for name in OTHERS if (folder / name).exists()]:
+        raise ConfigError(f"run_dir={folder} holds {found[0]} of something else: give a new run_dir=FOLDER")
+    return None
+
+
+def _difference(key: str, before: Any, now: Any, folder: Path) -> str:
+    if key == "prompts":
+        what = "the problems or their prompts are not those"
+    elif key == "model":
+        what = "the files of model.path are not those"
+    else:
+        what = f"{key}={now} is not the {before}"
+    return f"{what} that run_dir={folder} was begun with: use the same, or a new run_dir=FOLDER"
+
+
+def _whole_engines(config: Config) -> int:
+    rollout = config.rollout
+    return max(1, _ROUNDS * rollout.max_sequences * rollout.workers // config.eval.samples)

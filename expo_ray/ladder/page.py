@@ -1,0 +1,162 @@
+"""The ladder's page in Markdown: what was run, what came out, and what contradicts the paper."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from expo_ray.config.errors import DataError
+from expo_ray.ladder.collect import Collection, collect, labels_by_change, levels_of
+from expo_ray.ladder.figures import draw_curves, draw_likelihoods
+from expo_ray.ladder.likelihood import likelihood_sentence, likelihood_table, read_likelihoods
+from expo_ray.ladder.tables import findings, setting_table
+from expo_ray.sweep.ledger import FILE as SWEEP_FILE
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Folders of the ladder."""
+
+    runs: Path
+    base: Path
+    """Of `expo_ray.evaluate` on the base model."""
+    likelihood: Path | None
+    """Of a run of one step that measured the properties of all its samples; None: left out."""
+    ablations: Path | None
+    """Sweeps over settings of one algorithm; None: left out."""
+
+
+def write_page(sources: Sources, page: Path) -> list[Path]:
+    """Writes the page and, beside it, its figures.
+
+    Returns:
+        All files written, the page first.
+
+    Raises:
+        DataError: a folder lacks what it should hold, or its runs cannot be compared.
+    """
+    page.parent.mkdir(parents=True, exist_ok=True)
+    base = read_base(sources.base)
+    apart = [path for path in (sources.base, sources.likelihood, sources.ablations) if path is not None]
+    ladder = collect(sources.runs, apart)
+    k, levels = ladder.samples, levels_of(ladder)
+    _same_world(base, ladder, k)
+    labels = [[group.label for group in setting.methods] for setting in ladder.settings]
+    curves = page.with_name(f"{page.stem}_curves.png")
+    draw_curves(ladder.settings, labels, levels, k, base, curves)
+    written = [page, curves]
+    said = findings(ladder)
+    parts = [_head(sources, ladder), *(["## What came out"] if said else []), *said]
+    for setting, names in zip(ladder.settings, labels, strict=True):
+        parts += [f"## {setting.title.capitalize()}", setting_table(setting, names, levels, k, base)]
+    parts += [
+        "## Learning curves",
+        f"pass@{k} on held-out problems; lines are means over seeds, bands reach from the lowest to the highest seed.",
+        f"![pass@{k} over updates, by level and training setting]({curves.name})",
+    ]
+    if sources.likelihood is not None:
+        found, figure = read_likelihoods(sources.likelihood), page.with_name(f"{page.stem}_likelihood.png")
+        draw_likelihoods(found, figure)
+        written.append(figure)
+        parts += [
+            "## Likelihood of the three kinds of samples",
+            f"Under the base policy, given the question only; {len(found.levels)} problems.",
+            likelihood_table(found),
+            likelihood_sentence(found),
+            f"![log-likelihood by kind and by level]({figure.name})",
+        ]
+    if sources.ablations is not None:
+        parts += _ablations(sources.ablations, base)
+    parts += _missing(ladder)
+    aside = page.with_name(f".{page.name}.partial")
+    aside.write_text("\n\n".join(part for part in parts if part) + "\n")
+    os.replace(aside, page)
+    return written
+
+
+def read_base(folder: Path) -> dict[str, Any]:
+    """evaluation.json of a folder of `expo_ray.evaluate`.
+
+    Raises:
+        DataError: it is not there, or has no pass@k.
+    """
+    file = folder / "evaluation.json"
+    if not file.exists():
+        raise DataError(f"{folder}: no evaluation.json; evaluate the base model with run_dir={folder}")
+    found = json.loads(file.read_text())
+    if "pass_at_k" not in found or "samples" not in found:
+        raise DataError(f"{file}: no pass_at_k in it; evaluate the base model again")
+    return found
+
+
+def _same_world(base: dict[str, Any], ladder: Collection, k: int) -> None:
+    problems = ladder.settings[0].methods[0].runs[0].summary["evaluation"]["problems"]
+    if base["problems"] != problems:
+        raise DataError(
+            f"the base was evaluated on other held-out problems ({base['problems']}) than the runs ({problems})"
+        )
+    if base["samples"] < k:
+        raise DataError(f"the base has {base['samples']} samples a problem, the runs {k}: evaluate it with more")
+
+
+def _head(sources: Sources, ladder: Collection) -> str:
+    run = ladder.settings[0].methods[0].runs[0]
+    config, problems = run.config, run.summary["evaluation"]["problems"]
+    per_level = ", ".join(
+        f"{count} ({'all' if level == 'all' else f'level {level}'})" for level, count in problems.items()
+    )
+    told = (
+        f"Made by `python -m expo_ray.ladder`. Every method had the same prompts and {config.trainer.steps} updates of "
+        f"{config.trainer.prompts_per_step} prompts with {config.rollout.samples_per_prompt} completions each "
+        f"(DPO leaves out prompts without a pair). Held-out problems: {per_level}; {ladder.samples} samples each at "
+        f"temperature {config.eval.temperature:g}. Cells: mean over seeds ± standard deviation (n - 1), in percent."
+    )
+    if config.data.name == "toy":
+        seed = OmegaConf.select(OmegaConf.load(sources.base / "config.yaml"), "seed")
+        told += f" Problems are drawn by the seed, so each seed has its own; the base had those of seed {seed}."
+    parts = ["# The ladder of methods on the embedded world", told, _commands(sources.runs), _machine(run.path)]
+    return "\n\n".join(parts)
+
+
+def _commands(folder: Path) -> str:
+    """The sweeps' commands, and the time that each took over all its calls, starts included."""
+    lines, total = [], 0.0
+    for file in sorted(folder.glob(f"**/{SWEEP_FILE}")):
+        content = json.loads(file.read_text())
+        seconds = content["seconds"] + content["seconds_before"]
+        total += seconds
+        lines.append(f"    {content['command']}   # {len(content['jobs'])} job(s), {seconds / 60:.0f} min")
+    if not lines:
+        return ""
+    return "\n".join(
+        ["The sweeps:", "", *lines, "", f"In all {total / 60:.0f} minutes, the starts of the actors included."]
+    )
+
+
+def _machine(run: Path) -> str:
+    """Where it ran, as plan.txt tells it."""
+    file = run / "plan.txt"
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = [line.removeprefix("resources").strip() for line in lines if line.startswith("resources")]
+    return f"Ran on: {found[0]}." if found else ""
+
+
+def _ablations(folder: Path, base: dict[str, Any]) -> Sequence[str]:
+    found = collect(folder)
+    levels = levels_of(found)
+    parts = ["## Ablations", _commands(folder)]
+    for setting in found.settings:
+        table = setting_table(setting, labels_by_change(setting.methods), levels, found.samples, base)
+        name = setting.methods[0].runs[0].label
+        parts += [f"{name}, {setting.title}; each row departs from the first setting in what it names.", table]
+    return [*parts, *_missing(found)]
+
+
+def _missing(found: Collection) -> list[str]:
+    if not found.left_out:
+        return []
+    return [f"Not finished, and left out: {', '.join(f'`{path}`' for path in found.left_out)}."]

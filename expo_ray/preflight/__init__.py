@@ -1,0 +1,1 @@
+"""Checks before anything heavy starts: model files, tokenizer, disk, placement. Imports no engine, takes seconds."""

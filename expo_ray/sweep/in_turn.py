@@ -1,0 +1,57 @@
+"""A job of a sweep inside this process: jobs run one after the other, and none ends the others."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from expo_ray.config.errors import InputError
+from expo_ray.config.schema import Config
+from expo_ray.sweep import ledger
+from expo_ray.sweep.job import BEFORE, FAILED, FINISHED, NOT_STARTED, STOPPED, Job, JobEnd, job_end
+from expo_ray.sweep.objective import objective_of
+from expo_ray.sweep.state import is_finished, own_resume, read_summary
+
+
+def run_in_turn(job: Job, config: Config, run: Callable[[], None], sweep_folder: Path) -> float | None:
+    """Runs a job unless its folder holds it finished, or the sweep was stopped; notes how it ended.
+
+    Args:
+        job: its number, overrides and folder.
+        config: what it runs with; `trainer.resume` is narrowed to its own folder.
+        run: runs it. What it raises is noted, with a traceback in the job's logs/driver.log.
+        sweep_folder: where sweep.json is.
+
+    Returns:
+        The objective; None where the job has no final evaluation.
+    """
+    began = time.monotonic()
+    end = _run(job, config, run, sweep_folder)
+    end.seconds = round(time.monotonic() - began, 1)
+    ledger.record(sweep_folder, end)
+    return end.objective
+
+
+def _run(job: Job, config: Config, run: Callable[[], None], sweep_folder: Path) -> JobEnd:
+    if any(end.ended == STOPPED for end in ledger.ends(sweep_folder)):
+        return job_end(job, NOT_STARTED)
+    try:
+        if not config.dry_run:
+            if is_finished(job.folder, config):
+                return with_objective(job_end(job, BEFORE), config)
+            config.trainer.resume = own_resume(job.folder, config)
+        run()
+    except InputError as error:
+        return job_end(job, FAILED, error=str(error))
+    except Exception as error:
+        logging.getLogger("expo_ray").exception("the run failed")
+        sentence = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return job_end(job, FAILED, error=sentence, log=job.folder / "logs" / "driver.log")
+    stopped = read_summary(job.folder).get("finished") is False
+    return with_objective(job_end(job, STOPPED if stopped else FINISHED), config)
+
+
+def with_objective(end: JobEnd, config: Config) -> JobEnd:
+    """Fills in the objective from the job's summary.json."""
+    end.objective = objective_of(read_summary(Path(end.folder)), config.eval.objective)
+    return end

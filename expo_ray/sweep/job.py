@@ -1,0 +1,101 @@
+"""One job of a sweep: its overrides, its folder, the command that runs it alone, and how it ended."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from expo_ray.config.compose import compose_config, parse_overrides
+from expo_ray.config.schema import Config
+
+FINISHED, BEFORE, FAILED, STOPPED, NOT_STARTED = "finished", "finished before", "failed", "stopped", "not started"
+COLLECTIVE = ("hydra", "run_dir")
+"""Keys that belong to the sweep as a whole, with all that is below them."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job."""
+
+    number: int
+    overrides: tuple[str, ...]
+    """As the sweeper made them, in Hydra's grammar."""
+    folder: Path
+
+    def config(self) -> Config:
+        """The configuration that the job runs with.
+
+        Raises:
+            ConfigError: the overrides do not fit together.
+        """
+        return compose_config([*self.own_overrides(), f"run_dir={quoted(str(self.folder))}"])
+
+    def own_overrides(self) -> list[str]:
+        """The overrides without those of the sweep as a whole."""
+        parsed = parse_overrides(list(self.overrides))
+        return [o.input_line or "" for o in parsed if o.key_or_group.split("/")[0].split(".")[0] not in COLLECTIVE]
+
+    def command(self, python: str = sys.executable, resume: str | None = None) -> list[str]:
+        """The command that runs this job alone.
+
+        Args:
+            python: the interpreter.
+            resume: `trainer.resume` in place of the job's own; None: as it is.
+        """
+        overrides = [*self.own_overrides(), f"run_dir={quoted(str(self.folder))}"]
+        return [
+            python,
+            "-m",
+            "expo_ray.train",
+            *overrides,
+            *([] if resume is None else [f"trainer.resume={quoted(resume)}"]),
+        ]
+
+    def shell_line(self, python: str, resume: str | None = None) -> str:
+        """The same as one line for a shell."""
+        return shlex.join(self.command(python, resume))
+
+
+@dataclass
+class JobEnd:
+    """How a job ended, as a line of sweep.json."""
+
+    job: int
+    overrides: list[str]
+    folder: str
+    ended: str
+    """finished | finished before | failed | stopped | not started"""
+    seconds: float = 0.0
+    """Wall-clock time in this call of the command."""
+    error: str | None = None
+    objective: float | None = None
+    """What `eval.objective` names, of the final evaluation; None where there is none."""
+    log: str | None = None
+    """Where more is to be read about a failure."""
+
+
+def job_end(job: Job, ended: str, seconds: float = 0.0, error: str | None = None, log: Path | None = None) -> JobEnd:
+    """The record of a job's end."""
+    return JobEnd(
+        job.number,
+        list(job.overrides),
+        str(job.folder),
+        ended,
+        round(seconds, 1),
+        error,
+        log=None if log is None else str(log),
+    )
+
+
+def quoted(value: str) -> str:
+    """A text as a value in Hydra's grammar, whatever signs it holds."""
+    return "'" + value.replace("'", "\\'") + "'"
+
+
+def differing(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Of each job's overrides those that not all jobs have; all of them where there is one job only."""
+    if len(overrides) < 2:
+        return [list(of_job) for of_job in overrides]
+    common = set(overrides[0]).intersection(*map(set, overrides[1:]))
+    return [[text for text in of_job if text not in common] for of_job in overrides]

@@ -1,0 +1,47 @@
+"""sweep.json in a sweep's folder: how each job ended, written after each end. One process at a time writes it."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from expo_ray.sweep.job import JobEnd
+
+FILE = "sweep.json"
+
+
+def begin(folder: Path, command: str) -> None:
+    """Starts the list anew for one call of the command; the time of earlier calls is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = _load(folder)
+    before = earlier.get("seconds_before", 0.0) + earlier.get("seconds", 0.0)
+    _write(
+        folder,
+        {"command": command, "began": time.time(), "seconds_before": round(before, 1), "seconds": 0.0, "jobs": []},
+    )
+
+
+def record(folder: Path, end: JobEnd) -> None:
+    """Adds how a job ended."""
+    content = _load(folder)
+    content["jobs"].append(asdict(end))
+    content["seconds"] = round(time.time() - content["began"], 1)
+    _write(folder, content)
+
+
+def ends(folder: Path) -> list[JobEnd]:
+    """The jobs of the last call, in their order; empty where there is no sweep."""
+    return sorted((JobEnd(**line) for line in _load(folder).get("jobs", [])), key=lambda end: end.job)
+
+
+def _load(folder: Path) -> dict[str, Any]:
+    file = folder / FILE
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    aside = folder / f".{FILE}.partial"
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(aside, folder / FILE)

@@ -1,0 +1,164 @@
+"""Jobs of a running Ray cluster, through its dashboard. The token of RAY_AUTH_MODE=token is read by Ray's own client.
+
+The token is neither put into a job's environment nor into its metadata: every node has its own copy.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, Queue
+from typing import Any, TypeVar
+
+from expo_ray.config.errors import ConfigError
+from expo_ray.config.resources import GIB, Resources
+from expo_ray.sweep.job import Job
+from expo_ray.sweep.processes import last_error, log_file
+from expo_ray.sweep.side_by_side import Exit, Share
+
+Answer = TypeVar("Answer")
+SWEEP, NUMBER = "expo_ray_sweep", "expo_ray_job"
+"""Metadata by which a later call finds jobs that still run."""
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class NoAnswer(RuntimeError):
+    """The cluster's dashboard did not answer in time, could not be reached, or did not let us in."""
+
+
+class RayJobs:
+    """Submits jobs and follows them.
+
+    Args:
+        address: of the dashboard, such as http://head:8265; None: RAY_API_SERVER_ADDRESS, or this machine's.
+        sweep: the sweep's folder, which all nodes see.
+        python: the interpreter's name on the cluster.
+        runtime_env: Ray's runtime environment for each job; empty: the package is installed on the nodes.
+        request_s: bound on one request.
+        lost_s: how long the dashboard may be out of reach before a job is given up.
+
+    Raises:
+        ConfigError: no dashboard there, or it does not let us in.
+    """
+
+    def __init__(
+        self, address: str | None, sweep: str, python: str, runtime_env: dict[str, Any], request_s: float, lost_s: float
+    ) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        self.sweep, self.python, self.runtime_env = sweep, python, runtime_env
+        self.request_s, self.lost_s = request_s, lost_s
+        try:
+            self._client = self._ask(lambda: JobSubmissionClient(address))
+            self._at_work = self._of_earlier_calls()
+        except (NoAnswer, RuntimeError) as error:
+            where = address or "the default address"
+            raise ConfigError(
+                f"hydra.launcher.address: no Ray dashboard that takes jobs at {where} ({_first_line(error)}): start "
+                "Ray with --head, give hydra.launcher.address=http://HOST:8265, and set RAY_AUTH_MODE=token and the "
+                "token where the cluster asks for one"
+            ) from error
+        self._ids: dict[int, str] = {}
+        self._last_answer: dict[int, float] = {}
+
+    def resources(self) -> Resources:
+        """What all nodes of the cluster have together.
+
+        Raises:
+            ConfigError: the dashboard does not tell in time.
+        """
+        from ray.util.state import list_nodes
+
+        def ask() -> list[Any]:
+            return list_nodes(self._client.get_address(), limit=10_000, detail=True, timeout=int(self.request_s))
+
+        try:
+            totals = [node.resources_total for node in self._ask(ask) if node.state == "ALIVE"]
+        except (NoAnswer, RuntimeError) as error:
+            raise ConfigError(
+                f"the cluster does not say what it has ({_first_line(error)}): give cluster=NAME, its resources"
+            ) from error
+
+        def total(name: str) -> float:
+            return sum(float(node.get(name, 0.0)) for node in totals)
+
+        return Resources(
+            "the Ray cluster", len(totals), total("CPU"), total("memory") / GIB, int(total("GPU")), gpu_memory_gib=0.0
+        )
+
+    def start(self, job: Job, resume: str, share: Share) -> None:
+        self._last_answer[job.number] = time.monotonic()
+        if job.number in self._at_work:
+            self._ids[job.number] = self._at_work[job.number]
+            return
+        try:
+            self._ids[job.number] = self._ask(
+                lambda: self._client.submit_job(
+                    entrypoint=job.shell_line(self.python, resume),
+                    runtime_env=self.runtime_env,
+                    metadata={SWEEP: self.sweep, NUMBER: str(job.number)},
+                )
+            )
+        except (NoAnswer, RuntimeError) as error:
+            raise ConfigError(f"job {job.number} could not be submitted: {_first_line(error)}") from error
+
+    def poll(self, job: Job) -> Exit | None:
+        name = self._ids[job.number]
+        try:
+            info = self._ask(lambda: self._client.get_job_info(name))
+            status = str(info.status.value)
+            logs = self._ask(lambda: self._client.get_job_logs(name)) if status in ENDED else ""
+        except (NoAnswer, RuntimeError) as error:
+            if time.monotonic() - self._last_answer[job.number] < self.lost_s:
+                return None
+            return Exit(False, f"{name}: nothing was heard of it for {self.lost_s:.0f} s ({_first_line(error)})", None)
+        self._last_answer[job.number] = time.monotonic()
+        if status not in ENDED:
+            return None
+        log = log_file(job)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(logs)
+        if status == "SUCCEEDED" or "exit code 130" in (info.message or ""):
+            return Exit(status == "SUCCEEDED", None, log)
+        return Exit(False, last_error(logs, f"{name} {status.lower()}"), log)
+
+    def stop(self, job: Job, at_once: bool) -> None:
+        """Ray sends SIGTERM, and SIGKILL a few seconds later: a long step is lost, its checkpoint is not."""
+        with contextlib.suppress(NoAnswer, RuntimeError):  # it is asked again, and given up in the end
+            self._ask(lambda: self._client.stop_job(self._ids[job.number]))
+
+    def _of_earlier_calls(self) -> dict[int, str]:
+        """Jobs of this sweep that an earlier call has left running: number -> submission id."""
+        found = {}
+        for details in self._ask(lambda: self._client.list_jobs()):
+            metadata = details.metadata or {}
+            if metadata.get(SWEEP) == self.sweep and NUMBER in metadata and details.status.value not in ENDED:
+                found[int(metadata[NUMBER])] = details.submission_id
+        return found
+
+    def _ask(self, call: Callable[[], Answer]) -> Answer:
+        """One request. Ray's client sets no time limit of its own, so it runs in a thread that may be left behind."""
+        from ray.exceptions import RayError
+
+        answers: Queue[tuple[Answer | None, Exception | None]] = Queue()
+
+        def run() -> None:
+            try:
+                answers.put((call(), None))
+            except Exception as error:  # handed to the caller's thread
+                answers.put((None, error))
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            answer, error = answers.get(timeout=self.request_s)
+        except Empty as empty:
+            raise NoAnswer(f"no answer within {self.request_s:.0f} s") from empty
+        if isinstance(error, OSError | RayError):  # RayError: the wrong token, among others
+            raise NoAnswer(_first_line(error)) from error
+        if error is not None:
+            raise error
+        return answer  # type: ignore[return-value]
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,159 @@
+"""Runs jobs side by side as far as there is room, and follows them to their end. Every wait is bounded."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from expo_ray.config.errors import InputError
+from expo_ray.config.plan import make_plan
+from expo_ray.config.resources import Resources
+from expo_ray.driver.stopping import StopSignal
+from expo_ray.sweep import ledger
+from expo_ray.sweep.in_turn import with_objective
+from expo_ray.sweep.job import BEFORE, FAILED, FINISHED, NOT_STARTED, STOPPED, Job, JobEnd, job_end
+from expo_ray.sweep.room import Room, Share
+from expo_ray.sweep.state import is_finished, own_resume, read_summary
+
+
+@dataclass
+class Exit:
+    """How a process or a cluster's job went."""
+
+    ok: bool
+    error: str | None
+    """The last thing that it said about its failure."""
+    log: Path | None
+
+
+class Backend(Protocol):
+    """Where jobs run."""
+
+    def start(self, job: Job, resume: str, share: Share) -> None:
+        """Starts a job, or takes up again one that still runs there."""
+
+    def poll(self, job: Job) -> Exit | None:
+        """How it went; None while it runs."""
+
+    def stop(self, job: Job, at_once: bool) -> None:
+        """Asks it to stop with a checkpoint, or ends it at once. It is polled until it is gone."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds."""
+
+    job_s: float
+    """The longest that one job may take."""
+    stop_s: float
+    """From the request to stop until the job is ended at once; the same again until it is given up."""
+    poll_s: float
+
+
+@dataclass
+class _Running:
+    job: Job
+    share: Share
+    began: float
+    asked: float | None = None
+    """When it was asked to stop."""
+    late: bool = False
+
+
+class SideBySide:
+    """Args:
+    backend: where jobs run.
+    room: what there is for all of them together.
+    resources: what one job may count on when it is planned.
+    limits: bounds of all waits.
+    sweep_folder: where sweep.json is.
+    """
+
+    def __init__(self, backend: Backend, room: Room, resources: Resources, limits: Limits, sweep_folder: Path) -> None:
+        self.backend, self.room, self.resources, self.limits = backend, room, resources, limits
+        self.sweep_folder = sweep_folder
+        self._running: list[_Running] = []
+        self._ends: dict[int, JobEnd] = {}
+
+    def run(self, jobs: Sequence[Job]) -> list[JobEnd]:
+        """Runs all jobs that are not finished already; a failed one does not end the others.
+
+        Ctrl-C or SIGTERM once: running jobs stop with a checkpoint, no further one starts. Ctrl-C twice: at once.
+        """
+        waiting = deque(jobs)
+        with StopSignal() as stop:
+            try:
+                while waiting or self._running:
+                    while waiting and (stop.requested or self._begin(waiting[0])):
+                        job = waiting.popleft()
+                        if stop.requested:
+                            self._note(job_end(job, NOT_STARTED))
+                    for running in list(self._running):
+                        self._follow(running, stop.requested)
+                    if self._running:
+                        time.sleep(self.limits.poll_s)
+            except BaseException:
+                for running in self._running:
+                    self.backend.stop(running.job, at_once=True)
+                raise
+        return [self._ends[job.number] for job in jobs]
+
+    def _begin(self, job: Job) -> bool:
+        """Starts a job or notes why it need not run; False where there is no room yet."""
+        try:
+            config = job.config()
+            if is_finished(job.folder, config):
+                self._note(with_objective(job_end(job, BEFORE), config))
+                return True
+            share = self.room.take(make_plan(config, self.resources))
+            if share is None:
+                return False
+            job.folder.mkdir(parents=True, exist_ok=True)
+            self.backend.start(job, own_resume(job.folder, config), share)
+        except (InputError, OSError) as error:  # OSError: no folder can be made there, no process started
+            self._note(job_end(job, FAILED, error=str(error)))
+            return True
+        self._running.append(_Running(job, share, time.monotonic()))
+        return True
+
+    def _follow(self, running: _Running, stopping: bool) -> None:
+        job, now = running.job, time.monotonic()
+        found = self.backend.poll(job)
+        if found is None:
+            self._bound(running, stopping, now)
+            if running.asked is None or now - running.asked < 2 * self.limits.stop_s:
+                return
+            found = Exit(False, f"could not be stopped within {2 * self.limits.stop_s:.0f} s", None)
+        self._running.remove(running)
+        self.room.give_back(running.share)
+        self._note(self._ended(running, found, now - running.began))
+
+    def _bound(self, running: _Running, stopping: bool, now: float) -> None:
+        """Asks a job to stop when all shall stop or its time is over, and ends it when it does not."""
+        running.late = running.late or now - running.began > self.limits.job_s
+        if running.asked is None and (stopping or running.late):
+            running.asked = now
+            self.backend.stop(running.job, at_once=False)
+        elif running.asked is not None and now - running.asked > self.limits.stop_s:
+            self.backend.stop(running.job, at_once=True)
+
+    def _ended(self, running: _Running, found: Exit, seconds: float) -> JobEnd:
+        job, config = running.job, running.job.config()
+        summary = read_summary(job.folder)
+        if config.dry_run and found.ok:
+            return job_end(job, FINISHED, seconds)
+        if found.ok and summary.get("finished"):
+            return with_objective(job_end(job, FINISHED, seconds), config)
+        if running.late:
+            error = f"did not end within hydra.launcher.job_s={self.limits.job_s:.0f} seconds"
+            return job_end(job, FAILED, seconds, error, found.log)
+        if running.asked is not None or (found.error is None and summary.get("finished") is False):
+            return job_end(job, STOPPED, seconds, found.error, found.log)
+        error = found.error or f"it ended without a summary.json in {job.folder} (does this machine see that folder?)"
+        return job_end(job, FAILED, seconds, error, found.log)
+
+    def _note(self, end: JobEnd) -> None:
+        self._ends[end.job] = end
+        ledger.record(self.sweep_folder, end)

@@ -1,0 +1,49 @@
+"""A small run of the whole pipeline as a user starts it, and what its folder says while it goes."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.chaos.compare import lines
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEPS = 6
+SMALL = [
+    "experiment=demo",
+    f"trainer.steps={STEPS}",
+    "trainer.prompts_per_step=8",
+    "trainer.checkpoint_every=2",
+    "eval.max_problems=2",
+    "eval.before=false",
+    "logging.tensorboard=false",
+]
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    """Starts it; standard error goes to `<folder>.stderr`."""
+    with folder.with_suffix(".stderr").open("wb") as log:
+        command = [sys.executable, "-m", "expo_ray.train", *SMALL, *more, f"run_dir={folder}"]
+        return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=log)
+
+
+def status(folder: Path) -> dict:
+    """Its status.json."""
+    path = folder / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {"phase": "", "step": -1}
+
+
+def until(holds, process: subprocess.Popen, idle: float = 0.02, seconds: float = 400) -> None:
+    """Waits until `holds()`, while the run goes on."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None, "the run ended early"
+        assert time.monotonic() < deadline, "the wait was too long"
+        time.sleep(idle)
+
+
+def events(folder: Path, kind: str) -> list[dict]:
+    """The lines of one kind in its events.jsonl."""
+    path = folder / "events.jsonl"
+    return [line for line in lines(path) if line["event"] == kind] if path.exists() else []

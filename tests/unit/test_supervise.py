@@ -1,0 +1,59 @@
+"""Lost learners are started again, from the newest checkpoint, and not for ever."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from expo_ray.config.schema import Config
+from expo_ray.driver import supervise
+from expo_ray.driver.events import Events
+from expo_ray.learner.group import LearnersLost
+from tests.chaos.compare import lines
+
+
+class FakeActors:
+    def __init__(self, folder: Path) -> None:
+        self.events, self.restarts = Events(folder), 0
+
+    def restart_learners(self) -> None:
+        self.restarts += 1
+
+
+def job(folder: Path, max_restarts: int) -> SimpleNamespace:
+    config = Config()
+    config.trainer.max_restarts = max_restarts
+    return SimpleNamespace(config=config, folder=folder, actors=FakeActors(folder), origin=Path("origin"))
+
+
+def lose(times: int, seen: list):
+    def attempt(_job, checkpoint, restart):
+        seen.append((checkpoint, restart))
+        if len(seen) <= times:
+            raise LearnersLost("learner-1 died", ["learner-1"])
+        return 7
+
+    return attempt
+
+
+def test_a_lost_group_is_restarted_from_the_newest_valid_checkpoint(tmp_path, monkeypatch):
+    seen: list = []
+    newest = iter([None, Path("step_000004")])
+    monkeypatch.setattr(supervise, "_attempt", lose(2, seen))
+    monkeypatch.setattr(supervise, "newest_valid", lambda folder, tell: next(newest))
+    mine = job(tmp_path, max_restarts=3)
+    assert supervise.supervise(mine) == 7
+    assert seen == [(Path("origin"), 0), (Path("origin"), 1), (Path("step_000004"), 2)]
+    assert mine.actors.restarts == 2
+    assert [line["event"] for line in lines(tmp_path / "events.jsonl")] == ["lost", "restarted", "lost", "restarted"]
+
+
+def test_after_max_restarts_the_loss_is_the_end(tmp_path, monkeypatch):
+    seen: list = []
+    monkeypatch.setattr(supervise, "_attempt", lose(99, seen))
+    monkeypatch.setattr(supervise, "newest_valid", lambda folder, tell: None)
+    mine = job(tmp_path, max_restarts=2)
+    with pytest.raises(LearnersLost, match="learner-1 died"):
+        supervise.supervise(mine)
+    assert len(seen) == 3
+    assert mine.actors.restarts == 2
