@@ -1,6 +1,8 @@
 """One training run from start to end: data, actors, loop, final evaluation, exported policy, summary."""
 
+import itertools
 import json
+import random
 import shlex
 import sys
 import time
@@ -129,15 +131,20 @@ def make_prompts(problems: list[Problem], builder: PromptBuilder, config: Config
 
 
 def held_out_problems(config: Config) -> list[Problem]:
-    """The held-out problems, at most `eval.max_problems` of a level (a seeded choice; 0: all)."""
+    """The held-out problems, at most `eval.max_problems` of a level (0: all), in their order.
+
+    The choice is the same in every run: files often begin with one subject.
+    """
     problems = load_problems(config.data, held_out=True, seed=config.seed)
     limit = config.eval.max_problems
     if not limit:
         return problems
-    by_level: dict[int | None, list[Problem]] = {}
-    for problem in problems:
-        by_level.setdefault(problem.level, []).append(problem)
-    return [problem for of_level in by_level.values() for problem in of_level[:limit]]
+    by_level: dict[int | None, list[int]] = {}
+    for index, problem in enumerate(problems):
+        by_level.setdefault(problem.level, []).append(index)
+    chance = random.Random(0)
+    chosen = [chance.sample(of_level, min(limit, len(of_level))) for of_level in by_level.values()]
+    return [problems[index] for index in sorted(itertools.chain(*chosen))]
 
 
 def stop_ids(tokenizer: Any, config: Config) -> tuple[int, ...]:

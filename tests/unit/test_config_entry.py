@@ -20,7 +20,14 @@ LENGTHS = ["rollout.max_prompt_tokens=60", "rollout.max_completion_tokens=48"]
 
 @pytest.fixture
 def overrides(tiny_models, tmp_path) -> list[str]:
-    return ["profile=cpu", f"model.path={tiny_models['tied']}", "data=toy", "verifier=toy", *LENGTHS]
+    return [
+        "profile=cpu",
+        f"model.path={tiny_models['tied']}",
+        "model.prompt_style=base",
+        "data=toy",
+        "verifier=toy",
+        *LENGTHS,
+    ]
 
 
 @pytest.fixture
