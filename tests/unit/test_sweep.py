@@ -256,5 +256,9 @@ def test_optunas_own_choice_would_look_for_the_worst_and_is_refused(tmp_path, ar
 
 
 def test_signals_reach_python_again_after_a_sweep(tmp_path, argv):
-    sweep(tmp_path, finish, "seed=0,1")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs this behind it
+    try:
+        sweep(tmp_path, finish, "seed=0,1")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
