@@ -64,7 +64,7 @@ chaos: setup ## kill N processes of a run (SEED=0), which must end as an undistu
 lint: setup ## ruff, mypy and the shell scripts
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy expo_ray
+	@$(PY) -m mypy expo_ray hydra_plugins
 	@bash -n launch/*.sh .ci/run
 	@if command -v shellcheck >/dev/null; then shellcheck launch/*.sh .ci/run; fi
 

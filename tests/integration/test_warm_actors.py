@@ -17,9 +17,8 @@ def test_the_second_job_of_a_sweep_equals_the_same_run_alone(small_run, tmp_path
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_run(sweep / "1", small_run, STEPS, samples=4)
-    logs = {path.name: path.stat().st_size for path in (sweep / "1" / "logs").glob("*.log")}
-    assert {"rollout-0.log", "learner-0.log", "learner-1.log", "verifier-0.log"} <= set(logs)
-    assert logs["learner-0.log"] > 0
+    logs = {path.name for path in (sweep / "1" / "logs").glob("*.log")}
+    assert {"rollout-0.log", "learner-0.log", "learner-1.log", "verifier-0.log"} <= logs
     # The engine was built once: the second job's log has no word of it.
     assert "Initializing a V1 LLM engine" in (sweep / "0" / "logs" / "rollout-0.log").read_text()
     assert "Initializing a V1 LLM engine" not in (sweep / "1" / "logs" / "rollout-0.log").read_text()
