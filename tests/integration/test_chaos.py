@@ -22,6 +22,7 @@ def test_the_plan_holds_every_target_and_phase():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twelve_kills_change_nothing(tmp_path):
     chaos = run(tmp_path, KILLS, seed=0)
     hit = [made for made in chaos.made if made.hit]

@@ -7,7 +7,7 @@ from tests.chaos.compare import assert_same_run, lines
 from tests.chaos.harness import Chaos
 from tests.chaos.plan import Kill
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS, SAMPLES = 8, 4
 

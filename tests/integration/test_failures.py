@@ -13,7 +13,7 @@ from expo_ray.checkpoint.manifest import damage
 from tests.chaos.compare import policy_digest
 from tests.integration.small_run import STEPS, events, start, status, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_what_stops_answering_is_cut_off_named_and_replaced(small_run, tmp_path):

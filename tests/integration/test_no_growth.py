@@ -23,6 +23,7 @@ SMALL = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_nothing_grows_over_three_hundred_steps(tmp_path):
     run = Chaos(SMALL, tmp_path / "run", [], bound_s=1800)
     run.run()

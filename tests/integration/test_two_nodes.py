@@ -10,7 +10,7 @@ from tests.chaos.compare import policy_digest
 from tests.integration import small_run as small
 from tests.integration.small_run import STEPS, events, status, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

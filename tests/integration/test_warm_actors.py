@@ -8,7 +8,7 @@ import pytest
 from tests.chaos.compare import assert_same_run
 from tests.integration.small_run import REPOSITORY, SMALL, STEPS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_the_second_job_of_a_sweep_equals_the_same_run_alone(small_run, tmp_path):
