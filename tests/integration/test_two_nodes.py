@@ -15,14 +15,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture
 def cluster():
-    from ray.cluster_utils import Cluster
-
-    found = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 3, "resources": {"learning": 1}, "object_store_memory": 100 << 20},
-    )
+    found = head()
     yield found
     found.shutdown()
+
+
+def head(tries: int = 3):
+    """A cluster of one node. Ray gives it 30 s to come up, which a busy machine can miss."""
+    from ray.cluster_utils import Cluster
+
+    resources = {"num_cpus": 3, "resources": {"learning": 1}, "object_store_memory": 100 << 20}
+    try:
+        return Cluster(initialize_head=True, head_node_args=resources)
+    except Exception as error:  # Ray raises no narrower class here
+        if tries == 1 or "timed out during startup" not in str(error):
+            raise
+        return head(tries - 1)
 
 
 def add_node(cluster):
