@@ -162,7 +162,7 @@ class Learner:
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
         self.engine, *_ = deepspeed.initialize(model=model, config=config)
 
-    def connect(self, workers: dict[str, Any], timeout_s: float = 60.0, bucket_bytes: int = 40_000) -> None:
+    def connect(self, workers: dict[str, Any], timeout_s: float = 120.0, bucket_bytes: int = 40_000) -> None:
         from expo_ray.sync.sender import WeightSender
         from expo_ray.sync.source import ZeroWeightSource
 

@@ -23,7 +23,7 @@ SMALL = [
     "algo.properties_every=2",
 ]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def start(module: str, *overrides: str) -> subprocess.Popen:
@@ -37,7 +37,7 @@ def start(module: str, *overrides: str) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, seconds: float = 420) -> subprocess.CompletedProcess:
+def finish(process: subprocess.Popen, seconds: float = 700) -> subprocess.CompletedProcess:
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -126,7 +126,7 @@ def test_ctrl_c_ends_after_the_step_and_the_same_command_goes_on_exactly(whole_r
     mine = tmp_path / "stopped"
     shared_memory = set(os.listdir("/dev/shm"))
     process = start("expo_ray.train", *SMALL, f"run_dir={mine}")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (mine / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     family = psutil.Process(process.pid).children(recursive=True)

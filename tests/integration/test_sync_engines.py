@@ -172,14 +172,14 @@ def test_a_worker_that_hangs_is_named_and_the_others_go_on(
 ) -> None:
     """Runs last: it loses an engine."""
     call(two, "load", paths["tied"], 3)
-    bound_s = 8.0
+    bound_s = 20.0
     call(two, "connect", engines, bound_s)
     sync_and_prove(two, engines, 1)
     hanging = ray.get(engines["rollout-1"].pid.remote(), timeout=WAIT_S)
     os.kill(hanging, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        with pytest.raises(Exception, match=r"SyncTimeout.*rollout-1 did not finish phase start within 8 s"):
+        with pytest.raises(Exception, match=r"SyncTimeout.*rollout-1 did not finish phase start within 20 s"):
             call(two, "send", 2)
         assert time.monotonic() - began < bound_s + 10
     finally:
