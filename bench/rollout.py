@@ -41,7 +41,7 @@ class MeasuredWorker(worker.RolloutWorker):
                     prompts.append({"prompt_token_ids": ids.tolist()})
                     params.append(sampling_params(sampling, count, self.stop_ids))
         began = time.monotonic()
-        self.llm.generate(prompts, params, use_tqdm=False)
+        self.engine.llm.generate(prompts, params, use_tqdm=False)
         return time.monotonic() - began
 
 

@@ -77,6 +77,7 @@ def actors() -> tuple[Any, Any]:
     """The two actor classes."""
     import ray
 
+    from expo_ray.rollout.engine_loop import EngineLoop
     from expo_ray.sync.receiver import WeightReceiver
 
     @ray.remote(num_cpus=0)
@@ -88,7 +89,7 @@ def actors() -> tuple[Any, Any]:
             from expo_ray.sync.gloo_engine import register
 
             register()
-            self.llm = LLM(
+            llm = LLM(
                 path,
                 dtype="float32",
                 enforce_eager=True,
@@ -98,6 +99,7 @@ def actors() -> tuple[Any, Any]:
                 max_num_seqs=8,
                 weight_transfer_config=WeightTransferConfig(backend="gloo"),
             )
+            self.engine = EngineLoop(llm, wait_s=600.0)
 
         def join(self, port: int, shapes: list[Any]) -> None:
             self.plain = PlainBroadcast(port, 1, shapes)
@@ -109,7 +111,7 @@ def actors() -> tuple[Any, Any]:
             return time.process_time()
 
         def phases(self) -> Any:
-            found = self.llm.collective_rpc(lambda worker: worker.weight_transfer_engine.phases)
+            found = self.engine.llm.collective_rpc(lambda worker: worker.weight_transfer_engine.phases)
             return found[0]
 
     @ray.remote(num_cpus=0)

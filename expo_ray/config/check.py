@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sync.backend": ("auto", "gloo", "nccl", "ipc"),
     "profile.name": ("cpu", "gpu"),
     "profile.device": ("cpu", "cuda"),
+    "cluster.placement": ("disaggregated", "colocated"),
 }
 
 # Smallest and largest value, both allowed; None: no bound.
@@ -89,6 +90,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "verifier.max_failure_rate": (0, 1),
     "trainer.steps": (1, None),
     "trainer.prompts_per_step": (1, None),
+    "trainer.async_steps": (0, 8),
     "trainer.checkpoint_every": (0, None),
     "trainer.checkpoint_minutes": (0, None),
     "trainer.keep_checkpoints": (1, None),
@@ -125,7 +127,7 @@ def check_config(config: Config, resources: Resources | None = None, training: b
     Raises:
         ConfigError: the first thing that is wrong, in one sentence with the remedy.
     """
-    for problem in _problems(config):
+    for problem in _problems(config, training):
         raise ConfigError(problem)
     plan = _plan(config, resources, training)
     for problem in [*too_long(plan), *_resource_problems(config, plan, resources is not None)]:
@@ -156,13 +158,15 @@ def value_of(config: Config, key: str) -> Any:
     return value
 
 
-def _problems(config: Config) -> Iterator[str]:
+def _problems(config: Config, training: bool) -> Iterator[str]:
     yield from _choices(config)
     yield from _ranges(config)
     yield from _combinations(config)
     yield from _levels(config)
     yield from _model(config)
     yield from _shards(config)
+    if config.cluster.placement == "colocated" and training:
+        yield from _colocated(config)
     yield from _lora(config)
     yield from _folder(config)
 
@@ -208,6 +212,11 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"eval.top_p={config.eval.top_p} is not a share: use a number above 0, up to 1"
     if (wanted := parse_objective(config.eval.objective)[0]) > config.eval.samples:
         yield f"eval.objective={config.eval.objective} needs eval.samples={wanted} or more, not {config.eval.samples}"
+    if config.trainer.async_steps and algo.name in WITH_GROUP and algo.importance_correction == "none":
+        yield (
+            f"trainer.async_steps={config.trainer.async_steps} trains on samples of older weights, which "
+            "algo.importance_correction=none does not correct: use algo.importance_correction=truncate"
+        )
     if algo.overlong_buffer_tokens >= rollout.max_completion_tokens:
         yield (
             f"algo.overlong_buffer_tokens={algo.overlong_buffer_tokens} must be below "
@@ -250,6 +259,39 @@ def _shards(config: Config) -> Iterator[str]:
         yield (
             f"rollout.tensor_parallel={shards} does not divide the {shape.heads} attention heads ({shape.kv_heads} for "
             f"keys and values) of {config.model.path}: use rollout.tensor_parallel={most}"
+        )
+
+
+def _colocated(config: Config) -> Iterator[str]:
+    """An engine and a learner rank to each card, taking turns."""
+    rollout, learner, apart = config.rollout, config.learner, "or cluster.placement=disaggregated"
+    if config.profile.device == "cpu":
+        yield "cluster.placement=colocated shares GPUs, and profile=cpu has none: use cluster.placement=disaggregated"
+    if rollout.tensor_parallel > 1:
+        yield (
+            f"rollout.tensor_parallel={rollout.tensor_parallel} spreads an engine over cards, which "
+            f"cluster.placement=colocated cannot share: use rollout.tensor_parallel=1, {apart}"
+        )
+    if rollout.workers != learner.ranks:
+        yield (
+            f"cluster.placement=colocated needs an engine for each learner rank, not rollout.workers={rollout.workers} "
+            f"and learner.ranks={learner.ranks}: use rollout.workers={learner.ranks}, {apart}"
+        )
+    if config.trainer.async_steps:
+        yield (
+            f"trainer.async_steps={config.trainer.async_steps} samples during the update, and with "
+            f"cluster.placement=colocated engines sleep then: use trainer.async_steps=0, {apart}"
+        )
+    if config.sync.backend not in ("auto", "ipc"):
+        yield (
+            f"sync.backend={config.sync.backend} connects different cards, with cluster.placement=colocated they are "
+            "the same: use sync.backend=auto"
+        )
+    if config.cluster.rollout_resource != config.cluster.learner_resource:
+        yield (
+            f"cluster.rollout_resource={config.cluster.rollout_resource} and cluster.learner_resource="
+            f"{config.cluster.learner_resource} keep apart what cluster.placement=colocated puts on one card: "
+            "give both the same"
         )
 
 

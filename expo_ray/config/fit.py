@@ -11,6 +11,10 @@ from expo_ray.preflight.placement import Node, alike_nodes, placeable, placement
 Knobs = list[list[Values]]
 
 
+RESIDENT = ("weights", "gradients", "reference policy", "optimizer")
+"""What a learner rank keeps on its card between updates."""
+
+
 @dataclass(frozen=True)
 class Lack:
     """One thing that does not fit, told without its remedy."""
@@ -84,6 +88,16 @@ def _too_many(plan: Plan) -> Iterator[Lack]:
                 f"{key}={row.count} asks for {row.count * row.cpus:g} cores, {there.where} has {there.cores:g} today",
             )
 
+    both = [plan.actor("rollout"), plan.actor("learner")]
+    cores = sum(row.count * row.cpus for row in both)
+    if config.trainer.async_steps and plan.trains and not plan.gpus and cores > there.cores:
+        yield Lack(
+            "at once",
+            f"trainer.async_steps={config.trainer.async_steps} runs rollout.workers={config.rollout.workers} and "
+            f"learner.ranks={config.learner.ranks} at the same time, which asks for {cores:g} cores, {there.where} has "
+            f"{there.cores:g} today",
+        )
+
 
 def _too_large(plan: Plan) -> Iterator[Lack]:
     config, there = plan.config, plan.resources
@@ -97,11 +111,20 @@ def _too_large(plan: Plan) -> Iterator[Lack]:
     if config.profile.device != "cuda" or not there.gpu_memory_gib:
         return
     learner = plan.actor("learner").memory
+    resting = sum(value or 0.0 for name, value in learner.gpu.items() if name in RESIDENT)
+    share = config.rollout.gpu_memory_utilization * there.gpu_memory_gib
     if plan.trains and (needed := learner.sure(learner.gpu)) > there.gpu_memory_gib:
         yield Lack(
             "learner's card",
             f"a learner rank needs about {needed:.0f} GiB of GPU memory, a card of {there.where} has "
             f"{there.gpu_memory_gib:.0f}",
+        )
+    if plan.colocated and resting + share > there.gpu_memory_gib:
+        yield Lack(
+            "shared card",
+            f"cluster.placement=colocated: beside the {resting:.0f} GiB that a learner rank keeps while its engine "
+            f"samples, rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization} asks for {share:.0f} "
+            f"GiB, a card of {there.where} has {there.gpu_memory_gib:.0f}",
         )
     weights = plan.actor("rollout").memory.gpu.get("weights") or 0.0
     budget = config.rollout.gpu_memory_utilization * there.gpu_memory_gib
@@ -148,9 +171,12 @@ def _knobs(plan: Plan, kind: str) -> Knobs:
             return [workers, fewer_cpus]
         case "learner.ranks":
             return [ranks, fewer_cpus]
+        case "at once":
+            return [ranks, workers, [{"trainer.async_steps": 0}]]
         case "GPUs":
             single: list[Values] = [{"rollout.tensor_parallel": 1, **layout} for layout in _layouts(plan, 1)]
-            return [_layouts(plan), single] if config.rollout.tensor_parallel > 1 else [_layouts(plan)]
+            layouts = [_layouts(plan), single] if config.rollout.tensor_parallel > 1 else [_layouts(plan)]
+            return [*layouts, _shared(plan)]
         case "host memory":
             device: Knobs = [[{"learner.offload_optimizer": False}]] if config.learner.offload_optimizer else []
             logits: list[Values] = [{"learner.logits_chunk_tokens": 64}]
@@ -161,6 +187,10 @@ def _knobs(plan: Plan, kind: str) -> Knobs:
             free = there.gpus - plan.gpus
             more: list[Values] = [{"learner.ranks": config.learner.ranks + n} for n in range(1, free + 1)]
             return [*zero, *offload, more, *adapters, [{"learner.logits_chunk_tokens": 256}]]
+        case "shared card":
+            smaller: list[Values] = [{"rollout.gpu_memory_utilization": tenths / 20} for tenths in range(19, 1, -1)]
+            host: Knobs = [] if config.learner.offload_optimizer else [[{"learner.offload_optimizer": True}]]
+            return [smaller, *host, *zero, *adapters, [{"cluster.placement": "disaggregated"}]]
         case "engine's card":
             wider: list[Values] = [{"rollout.tensor_parallel": n} for n in (2, 4, 8) if _divides(plan, n)]
             return [wider, [{"rollout.gpu_memory_utilization": 0.95}], workers]
@@ -176,6 +206,16 @@ def _layouts(plan: Plan, shards: int | None = None) -> list[Values]:
         return [{"rollout.workers": gpus // shards}] if gpus >= shards else []
     counts = sorted(range(1, (gpus - 1) // shards + 1), key=lambda workers: abs(2 * workers * shards - gpus))
     return [{"rollout.workers": workers, "learner.ranks": gpus - workers * shards} for workers in counts]
+
+
+def _shared(plan: Plan) -> list[Values]:
+    """An engine and a rank on each card."""
+    cards = plan.resources.gpus
+    if not (plan.trains and cards) or plan.config.trainer.async_steps:
+        return []
+    layout = {"rollout.workers": cards, "learner.ranks": cards, "rollout.tensor_parallel": 1}
+    budgets = [tenths / 20 for tenths in range(17, 1, -1)]
+    return [{"cluster.placement": "colocated", "rollout.gpu_memory_utilization": b, **layout} for b in budgets]
 
 
 def _divides(plan: Plan, shards: int) -> bool:

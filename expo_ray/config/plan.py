@@ -1,5 +1,6 @@
 """What will run where: actors, derived batch sizes and a memory estimate, before anything is started."""
 
+import math
 from dataclasses import dataclass, replace
 
 from expo_ray.config.duration import duration_text, step_duration
@@ -19,7 +20,8 @@ class ActorPlan:
     """Cores that each keeps busy in its own phase."""
     ray_cpus: float
     """What each asks Ray for: a share of a core where actors of different phases take turns on the same cores."""
-    gpus: int
+    gpus: float
+    """Of each; a half where an engine and a learner rank share a card."""
     memory: MemoryEstimate
 
 
@@ -55,14 +57,23 @@ class Plan:
 
     @property
     def cores(self) -> float:
-        """Cores asked for. Without GPUs the largest of the phases, because rollout and update take turns."""
-        wanted = [row.count * row.cpus for row in self.actors]
-        return sum(wanted) if self.gpus else max(wanted)
+        """Cores asked for. Without GPUs the largest of the phases, where rollout and update take turns."""
+        wanted = {row.name: row.count * row.cpus for row in self.actors}
+        if self.gpus:
+            return sum(wanted.values())
+        if self.config.trainer.async_steps:
+            return wanted["learner"] + max(wanted["rollout"], wanted["verifier"])
+        return max(wanted.values())
 
     @property
     def gpus(self) -> int:
-        """Cards asked for, one to each engine shard and learner rank."""
-        return sum(row.count * row.gpus for row in self.actors)
+        """Cards asked for."""
+        return math.ceil(sum(row.count * row.gpus for row in self.actors))
+
+    @property
+    def colocated(self) -> bool:
+        """Whether engines and learner ranks share cards."""
+        return self.trains and self.config.cluster.placement == "colocated"
 
     @property
     def host_memory_gib(self) -> float | None:
@@ -86,8 +97,8 @@ def make_plan(config: Config, resources: Resources | None = None) -> Plan:
 
 def without_learners(plan: Plan) -> Plan:
     """The plan of an evaluation: engines and verifiers alone."""
-    rows = [replace(row, count=0) if row.name == "learner" else row for row in plan.actors]
-    return replace(plan, actors=rows)
+    changes = {"learner": {"count": 0}, "rollout": {"gpus": math.ceil(plan.actor("rollout").gpus)}}
+    return replace(plan, actors=[replace(row, **changes.get(row.name, {})) for row in plan.actors])
 
 
 def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> list[ActorPlan]:
@@ -95,9 +106,10 @@ def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> l
     shards = config.rollout.tensor_parallel
     cpus = config.profile.cpus_per_actor
     counts = {"rollout": config.rollout.workers, "learner": config.learner.ranks, "verifier": config.verifier.workers}
+    card = (0.5 if config.cluster.placement == "colocated" else 1) if gpu else 0
     sizes = {
-        "rollout": (cpus * shards, shards if gpu else 0, engine_memory(config, shape, resources)),
-        "learner": (cpus, 1 if gpu else 0, learner_memory(config, shape)),
+        "rollout": (cpus * shards, shards * card, engine_memory(config, shape, resources)),
+        "learner": (cpus, card, learner_memory(config, shape)),
         "verifier": (float(config.verifier.processes), 0, other_memory("verifier", config)),
     }
     asked = sum(counts[name] * sizes[name][0] for name in counts)
@@ -145,8 +157,22 @@ def plan_text(plan: Plan) -> str:
             []
             if plan.gpus
             else ["            cores: the largest of the phases; rollout, verification and update take turns"]
+            if not config.trainer.async_steps
+            else ["            cores: rollout and update run at the same time"]
+        ),
+        *(
+            ["placement   colocated: engine and learner rank of a card take turns; the engine sleeps during the update"]
+            if plan.colocated
+            else ["placement   disaggregated: engines and learner ranks have cards of their own"]
+            if plan.gpus and plan.trains
+            else []
         ),
         "",
+        *(
+            [f"asynchronous samples up to {config.trainer.async_steps} step(s) ahead, with weights as many updates old"]
+            if config.trainer.async_steps
+            else []
+        ),
         f"a step      {batch.completions} completions ({config.trainer.prompts_per_step} prompts x "
         f"{config.rollout.samples_per_prompt} samples), {batch.explanations} explanations",
         f"            {batch.samples} training samples, at most {batch.tokens:,} tokens "
@@ -160,8 +186,8 @@ def plan_text(plan: Plan) -> str:
 
 
 def _actor_line(row: ActorPlan, config: Config) -> str:
-    asks = f"{row.ray_cpus:g} CPU" + (f", {row.gpus} GPU" if row.gpus else "")
-    return f"{row.name:<11} {row.count:>5}  {row.cpus:>10g}  {row.gpus:>9}  {asks:<22}  {row.memory.text()}"
+    asks = f"{row.ray_cpus:g} CPU" + (f", {row.gpus:g} GPU" if row.gpus else "")
+    return f"{row.name:<11} {row.count:>5}  {row.cpus:>10g}  {row.gpus:>9g}  {asks:<22}  {row.memory.text()}"
 
 
 def _shape_text(shape: ModelShape | None) -> str:

@@ -159,6 +159,7 @@ class TrainerConfig:
 
     steps: int = 100
     prompts_per_step: int = 32
+    async_steps: int = 0  # sample up to k steps ahead, beside the update, with weights up to k updates old; 0: in turn
     resume: str = "auto"  # auto | never | PATH
     checkpoint_every: int = 50  # steps; 0: only at the end
     checkpoint_minutes: float = 0.0  # also when this much time has passed; 0: by steps alone
@@ -198,6 +199,7 @@ class ClusterConfig:
 
     name: str = "local"
     address: str | None = None  # null: start Ray here; auto: join the running cluster
+    placement: str = "disaggregated"  # GPUs: disaggregated (each its own) | colocated (an engine and a rank share one)
     nodes: int = 0  # 0: detect
     cpus_per_node: float = 0
     gpus_per_node: int = 0

@@ -1,7 +1,9 @@
 """The actors' lifetimes and placement: Ray, rollout workers, verifiers and learner ranks, started side by side."""
 
+import math
 import os
 import signal
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,21 @@ from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.verifier.fleet import VerifierFleet
 
 USAGE_S = 20.0
+ENGINE_THREADS = 4
+"""Of a rollout worker that samples while weights arrive: one each for sampling, sync and questions, one to spare."""
 SYNC_GRACE_S = 30.0
 """Beyond sync.timeout_s: what the learners get to name the late worker themselves."""
+
+
+def strategy(bundles: list[dict[str, float]], nodes: list[dict[str, Any]]) -> str:
+    """Ray's placement strategy: all on one node where one has room (links between its cards are the fastest),
+    else on as few as possible, neighbours in the list together."""
+    wanted: Counter[str] = Counter()
+    for bundle in bundles:
+        wanted.update(bundle)
+    rooms = [node["Resources"] for node in nodes if node.get("Alive", node.get("alive"))]
+    one = any(all(room.get(name, 0.0) >= amount for name, amount in wanted.items()) for room in rooms)
+    return "STRICT_PACK" if one else "PACK"
 
 
 class Actors:
@@ -71,13 +86,18 @@ class Actors:
             workers = {name: self._start(name) for name in self.names("rollout", config.rollout.workers)}
             ranks = {name: self._start(name) for name in self.names("learner", self.ranks)}
             verifiers = {name: self._start(name) for name in self.names("verifier", config.verifier.workers)}
-            self._begin(workers | verifiers, ranks)
+            self.verifiers = VerifierFleet(verifiers, self.replace, self.waiter, wait_s)
+            self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s, self._shared)
+            self.learners = LearnerGroup(ranks, self.waiter, wait_s, sync_s + SYNC_GRACE_S)
+            if self._shared:  # an engine measures its card when it starts, and must find it free
+                self._begin(workers | verifiers, {})
+                self.rollouts.rest()
+                self._begin({}, ranks)
+            else:
+                self._begin(workers | verifiers, ranks)
         except BaseException:
             self.close()
             raise
-        self.verifiers = VerifierFleet(verifiers, self.replace, self.waiter, wait_s)
-        self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s)
-        self.learners = LearnerGroup(ranks, self.waiter, wait_s, sync_s + SYNC_GRACE_S)
 
     @staticmethod
     def names(kind: str, count: int) -> list[str]:
@@ -191,14 +211,16 @@ class Actors:
     def _rollout(self, index: int, name: str) -> Any:
         from expo_ray.rollout.worker import RolloutWorker
 
-        options = self._options("rollout", self.config.rollout.tensor_parallel, bundle=index)
+        options = self._options("rollout", bundle=index)
+        if self.config.trainer.async_steps:
+            options["max_concurrency"] = ENGINE_THREADS
         arguments = (self.config, index, self.context_tokens, self.stop_ids, self.log_folder)
         return ray.remote(RolloutWorker).options(**options).remote(*arguments)
 
     def _learner(self, rank: int, name: str) -> Any:
         from expo_ray.learner.rank import LearnerRank
 
-        options = self._options("learner", 1, bundle=self.config.rollout.workers + rank)
+        options = self._options("learner", bundle=rank if self._shared else self.config.rollout.workers + rank)
         return ray.remote(LearnerRank).options(**options).remote(self.config, rank, self.log_folder)
 
     def _verifier(self, index: int, name: str) -> Any:
@@ -208,7 +230,11 @@ class Actors:
         options = {"num_cpus": cpus, "runtime_env": {"env_vars": environment("cpu", 1)}}
         return ray.remote(VerifierActor).options(**options).remote(self.config.verifier, name, self.log_folder)
 
-    def _options(self, name: str, gpus: int, bundle: int) -> dict[str, Any]:
+    @property
+    def _shared(self) -> bool:
+        return self.plan.colocated and self.ranks > 0
+
+    def _options(self, name: str, bundle: int) -> dict[str, Any]:
         profile, cluster = self.config.profile, self.config.cluster
         wanted = {"rollout": cluster.rollout_resource, "learner": cluster.learner_resource}[name]
         options: dict[str, Any] = {
@@ -217,7 +243,7 @@ class Actors:
             "resources": {wanted: PIN} if wanted else {},
         }
         if self._group is not None:
-            options["num_gpus"] = gpus
+            options["num_gpus"] = self.plan.actor(name).gpus if self._shared else math.ceil(self.plan.actor(name).gpus)
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=bundle
             )
@@ -233,7 +259,9 @@ class Actors:
         if pin := config.cluster.learner_resource:
             rank[pin] = PIN
         bundles = [engine] * config.rollout.workers + [rank] * self.ranks
-        group = placement_group(bundles, strategy="PACK")
+        if self._shared:
+            bundles = [engine | rank | {"CPU": cpus["rollout"] + cpus["learner"]}] * self.ranks
+        group = placement_group(bundles, strategy=strategy(bundles, ray.nodes()))
         if not group.wait(timeout_seconds=config.trainer.start_s):
             have = ray.cluster_resources()
             remove_placement_group(group)

@@ -10,6 +10,7 @@ from expo_ray.driver.actors import Actors
 from expo_ray.driver.measure import Measurer
 from expo_ray.driver.record import StepRecord
 from expo_ray.messages import Group, Prompt
+from expo_ray.rollout.lengths import LengthBook
 from expo_ray.rollout.request import RolloutRequest, training_sampling
 
 
@@ -22,13 +23,20 @@ class Collector:
         stream: the prompts in training order.
         actors: who samples and judges.
         measurer: where the algorithm chooses explanations by their properties.
+        lengths: how long completions have been so far.
     """
 
     def __init__(
-        self, config: Config, algorithm: Algorithm, stream: PromptStream, actors: Actors, measurer: Measurer
+        self,
+        config: Config,
+        algorithm: Algorithm,
+        stream: PromptStream,
+        actors: Actors,
+        measurer: Measurer,
+        lengths: LengthBook,
     ) -> None:
         self.config, self.algorithm, self.stream, self.actors = config, algorithm, stream, actors
-        self.measurer = measurer
+        self.measurer, self.lengths = measurer, lengths
         self.sampling = training_sampling(config)
 
     def groups(self, step: int, record: StepRecord) -> list[Group]:
@@ -53,14 +61,17 @@ class Collector:
         samples = rollout.samples_per_prompt if free else 0
         explanations = rollout.explanations_per_prompt if explained else 0
         if self.config.algo.explanation_scope == "every" or not samples or not explanations:
-            return self._judged([RolloutRequest(p, samples, explanations) for p in prompts], seed, record)
-        groups = self._judged([RolloutRequest(p, samples, 0) for p in prompts], seed, record)
+            return self._judged(self._requests(prompts, samples, explanations), seed, record)
+        groups = self._judged(self._requests(prompts, samples, 0), seed, record)
         wanted = [i for i, group in enumerate(groups) if in_scope(group, self.config)]
-        more = self._judged([RolloutRequest(prompts[i], 0, explanations) for i in wanted], (*seed, 1), record)
+        more = self._judged(self._requests([prompts[i] for i in wanted], 0, explanations), (*seed, 1), record)
         for i, extra in zip(wanted, more, strict=True):
             explained_rollout = replace(groups[i].rollout, explanations=extra.rollout.explanations)
             groups[i] = Group(explained_rollout, groups[i].verdicts, extra.explanation_verdicts)
         return groups
+
+    def _requests(self, prompts: list[Prompt], samples: int, explanations: int) -> list[RolloutRequest]:
+        return [RolloutRequest(p, samples, explanations, self.lengths.expected(p.problem.uid)) for p in prompts]
 
     def _refill(self, groups: list[Group], step: int, record: StepRecord) -> list[Group]:
         """Samples further prompts in the place of groups without signal, for at most refill_rounds rounds.

@@ -9,8 +9,8 @@ from expo_ray.algorithms.base import Algorithm
 from expo_ray.checkpoint.store import Checkpoints
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
-from expo_ray.driver.collect import Collector
-from expo_ray.driver.limits import check_failures, check_mismatch
+from expo_ray.driver.ahead import Ahead
+from expo_ray.driver.limits import check_failures, check_mismatch, check_staleness
 from expo_ray.driver.measure import Measurer
 from expo_ray.driver.record import Recorder
 from expo_ray.driver.stopping import StopSignal
@@ -25,7 +25,7 @@ class Run:
     config: Config
     algorithm: Algorithm
     actors: Actors
-    collector: Collector
+    ahead: Ahead
     measurer: Measurer
     sync: WeightSync
     evaluator: Evaluator
@@ -49,8 +49,10 @@ def train(run: Run) -> int:
     config, learners = run.config, run.actors.learners
     for step in range(run.first_step, config.trainer.steps):
         with run.recorder.step(step) as record:
-            groups = run.collector.groups(step, record)  # o_i ~ pi(.|q), c~ ~ pi(.|q,a*), verdicts
+            groups = run.ahead.groups(step, record)  # o_i ~ pi(.|q), c~ ~ pi(.|q,a*), verdicts
             check_failures(groups, config)
+            check_staleness(groups, step, config)
+            run.actors.rollouts.rest()
 
             properties = run.measurer.properties(groups, step, record)  # log pi(c|q), rise of log pi(a*|q,c)
             batch = run.algorithm.training_batch(groups, step, properties)  # advantages; q -> c~ -> a*
@@ -76,8 +78,10 @@ def _between_steps(run: Run, done: int) -> bool:
     trainer, score = run.config.trainer, None
     last = done == trainer.steps or run.stop.requested
     if trainer.eval_every and done % trainer.eval_every == 0 and not last:
+        run.ahead.settle()
         score = run.recorder.evaluation(done, run.evaluator)
     if last or run.checkpoints.due(done) or run.stop.preempted(run.actors):
+        run.ahead.settle()
         with run.recorder.status.phase("checkpoint"):
             run.checkpoints.save(done, score, last)
     return run.stop.requested

@@ -5,7 +5,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from expo_ray.algorithms.properties import GroupProperties
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
+from expo_ray.driver.limits import staleness
 from expo_ray.driver.samples import batch_line, sample_lines
 from expo_ray.driver.status import Status
 from expo_ray.evaluation.evaluator import Evaluator
@@ -28,9 +29,9 @@ class Tracker(Protocol):
 
 
 class StepRecord:
-    """One step's measurements, gathered while the step runs."""
+    """One step's measurements, gathered while the step runs; without a status they are made beside the loop."""
 
-    def __init__(self, step: int, status: Status) -> None:
+    def __init__(self, step: int, status: Status | None = None) -> None:
         self.step, self.status = step, status
         self.seconds: dict[str, float] = defaultdict(float)
         self.metrics: dict[str, float] = defaultdict(float)
@@ -42,7 +43,7 @@ class StepRecord:
         """Adds the time inside to `time/<name>`, and shows the phase in status.json."""
         began = time.monotonic()
         try:
-            with self.status.phase(name):
+            with self.status.phase(name) if self.status else nullcontext():
                 yield
         finally:
             self.seconds[name] += time.monotonic() - began
@@ -52,9 +53,16 @@ class StepRecord:
         for name, value in values.items():
             self.metrics[name] += value
 
+    def beside(self, other: "StepRecord") -> None:
+        """Takes in what was measured beside the loop: its times are no part of the step's."""
+        self.count(other.metrics)
+        for name, seconds in other.seconds.items():
+            self.seconds[f"beside_{name}"] += seconds
+
     def finish(self, groups: list[Group], batch: TrainingBatch, update: UpdateReport, proof: SyncProof) -> None:
         """Takes in what the step's phases produced."""
         self.groups = groups
+        self.metrics |= staleness(groups, self.step)
         self.count(batch.metrics)
         self.metrics |= update.metrics | {
             "algo/beta": batch.beta,

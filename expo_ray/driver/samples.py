@@ -8,6 +8,7 @@ from expo_ray.algorithms.properties import GroupProperties, SampleProperties
 from expo_ray.config.schema import Config
 from expo_ray.leaks import mentions_given_answer
 from expo_ray.messages import Completion, Group, Verdict
+from expo_ray.rollout.lengths import sampled_tokens
 from expo_ray.verifier.reward import reward
 
 
@@ -17,6 +18,7 @@ def batch_line(groups: list[Group]) -> dict[str, Any]:
         "uids": [group.rollout.prompt.problem.uid for group in groups],
         "completions": [len(group.verdicts) for group in groups],
         "explanations": [len(group.explanation_verdicts) for group in groups],
+        "tokens": [sampled_tokens(group) for group in groups],
     }
 
 

@@ -14,6 +14,7 @@ from expo_ray.checkpoint.store import Checkpoints
 from expo_ray.config.schema import Config
 from expo_ray.data.stream import PromptStream
 from expo_ray.driver.actors import Actors
+from expo_ray.driver.ahead import Ahead
 from expo_ray.driver.collect import Collector
 from expo_ray.driver.loop import Run, train
 from expo_ray.driver.measure import Measurer
@@ -26,6 +27,7 @@ from expo_ray.evaluation.evaluator import Evaluator
 from expo_ray.learner.group import LearnersLost
 from expo_ray.messages import Prompt
 from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.rollout.lengths import LengthBook
 
 
 @dataclass
@@ -86,6 +88,7 @@ def _attempt(job: Job, checkpoint: Path | None, restart: int) -> int:
             run.recorder.evaluation(done, run.evaluator)
         return done
     finally:
+        run.ahead.close()
         run.recorder.close()
         run.checkpoints.settle()
 
@@ -99,12 +102,13 @@ def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
     status.enter("starting")
     recorder = Recorder(config, folder, make_trackers(config, folder, first_step, as_settings(config)), status)
     measurer = Measurer(config, algorithm, actors.learners, job.builder)
+    lengths = LengthBook.of_run(folder)
     stream = PromptStream(job.training, config.trainer.prompts_per_step, config.seed)
     return Run(
         config=config,
         algorithm=algorithm,
         actors=actors,
-        collector=Collector(config, algorithm, stream, actors, measurer),
+        ahead=Ahead(config, Collector(config, algorithm, stream, actors, measurer, lengths)),
         measurer=measurer,
         sync=WeightSync(config, actors.learners, actors.rollouts, job.training),
         evaluator=Evaluator(config, job.heldout, actors.rollouts, actors.verifiers),

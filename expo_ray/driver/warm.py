@@ -22,6 +22,7 @@ FIXED = (
     "rollout.gpu_memory_utilization",
     "learner.ranks",
     "sync.backend",
+    "trainer.async_steps",
     "trainer.wait_s",
 )
 """What engines, verifiers and the learners' group are started with; runs that differ in it cannot share them."""

@@ -36,9 +36,13 @@ class WeightSync:
             tokens=sync.probe_tokens,
             seed=config.seed,
         )
-        self.weight_version = 0
         self._connected: dict[str, Any] = {}
-        rollouts.refresh = lambda: self.push(self.weight_version)
+        rollouts.refresh = self.refresh
+
+    def refresh(self) -> None:
+        """Brings replacements to the weights that the learners have now."""
+        with self.learners.turn:
+            self.push(self.learners.weight_version)
 
     def push(self, weight_version: int) -> SyncProof:
         """Sends the learners' weights to every engine and proves that they arrived.
@@ -54,7 +58,11 @@ class WeightSync:
             LearnersLost: a learner rank is gone, or hangs.
             ActorFailed: a worker was lost more often than trainer.max_restarts.
         """
-        self.weight_version = weight_version
+        with self.learners.turn:
+            self.learners.weight_version = weight_version
+            return self._push(weight_version)
+
+    def _push(self, weight_version: int) -> SyncProof:
         while True:
             members = self.rollouts.members()
             try:
@@ -65,7 +73,7 @@ class WeightSync:
                 if not lost:
                     raise
                 for name in lost:
-                    self.rollouts.lose(name, str(error))
+                    self.rollouts.lose(name, str(error), members[name])
                 continue
             self.rollouts.serve(members)
             return proof
@@ -74,7 +82,9 @@ class WeightSync:
         if members != self._connected:
             self.learners.connect(members)
             self._connected = members
+        self.rollouts.wake(members, "weights")
         bytes_sent, seconds = self.learners.send(weight_version)
+        self.rollouts.wake(members, "kv_cache")
         pairs = [(np.array(ids[:1], np.int32), np.array(ids[1:], np.int32)) for ids in self.probes]
         return prove_sync(
             sequences=self.probes,

@@ -1,5 +1,6 @@
 """All learner ranks, as the driver sees them: one call is one collective call on every rank."""
 
+import threading
 import time
 from typing import Any
 
@@ -33,12 +34,18 @@ class LearnerGroup:
 
     def __init__(self, ranks: dict[str, Any], waiter: Waiter, wait_s: float, sync_s: float) -> None:
         self.ranks, self.waiter, self.wait_s, self.sync_s = ranks, waiter, wait_s, sync_s
+        self.turn = threading.RLock()
+        """Held for calls that belong together: ranks that got two calls in different orders would wait for ever."""
+        self.weight_version = 0
+        """How many updates the weights have had."""
 
     def update(self, batch: TrainingBatch) -> UpdateReport:
         """One update on the batch; the batch is put into the object store once for all ranks."""
         began = time.monotonic()
         shared = ray.put(batch)
-        answers = self.all("update", f"the update of step {batch.step}", shared)
+        with self.turn:
+            answers = self.all("update", f"the update of step {batch.step}", shared)
+            self.weight_version = batch.step + 1
         tokens = sum(len(sample.completion_ids) for sample in batch.samples)
         return UpdateReport(metric_means(merge_metrics(answers)), tokens, time.monotonic() - began)
 
@@ -86,13 +93,14 @@ class LearnerGroup:
             ActorFailed: a rank raised, and all are still there.
         """
         bound = self.wait_s if seconds is None else seconds
-        refs = {name: getattr(handle, method).remote(*arguments) for name, handle in self.ranks.items()}
-        try:
-            return list(self.waiter.gather(refs, what, bound).values())
-        except WaitExpired as error:
-            raise LearnersLost(str(error), error.actors) from error
-        except ActorFailed as error:
-            raise self._diagnosis(error, self.waiter.settle(refs, what, NEWS_S)) from error
+        with self.turn:
+            refs = {name: getattr(handle, method).remote(*arguments) for name, handle in self.ranks.items()}
+            try:
+                return list(self.waiter.gather(refs, what, bound).values())
+            except WaitExpired as error:
+                raise LearnersLost(str(error), error.actors) from error
+            except ActorFailed as error:
+                raise self._diagnosis(error, self.waiter.settle(refs, what, NEWS_S)) from error
 
     def _diagnosis(self, first: ActorFailed, outcomes: dict[str, Any]) -> Exception:
         """What a failed collective call comes to, once every rank has had its time to answer.

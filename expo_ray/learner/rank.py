@@ -126,7 +126,8 @@ class LearnerRank(ActorProcess):
         """Opens the weight transfer to the given rollout actors (again, where one was replaced)."""
         from expo_ray.sync.sender import resolve_backend
 
-        backend = resolve_backend(self.config.sync.backend, device=self.config.profile.device, colocated=False)
+        colocated = self.config.cluster.placement == "colocated"
+        backend = resolve_backend(self.config.sync.backend, device=self.config.profile.device, colocated=colocated)
         self.sender.connect(workers=workers, backend=backend, ranks_per_worker=self.config.rollout.tensor_parallel)
 
     def send(self, weight_version: int) -> tuple[int, float]:

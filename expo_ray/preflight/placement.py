@@ -45,7 +45,7 @@ def bundles(plan: Plan) -> list[Bundle]:
     for row in (plan.actor(actor) for actor in ACTORS):
         if not row.count:
             continue
-        needs = {"CPU": row.ray_cpus, "GPU": float(row.gpus), "memory": row.memory.sure(row.memory.host)}
+        needs = {"CPU": row.ray_cpus, "GPU": row.gpus, "memory": row.memory.sure(row.memory.host)}
         if resource := pinned_to(plan, row.name):
             needs[resource] = PIN
         found.append(Bundle(row.name, row.count, needs))

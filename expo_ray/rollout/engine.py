@@ -21,6 +21,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         seed: seed of the engine's random generator.
     """
     on_cpu = config.profile.device == "cpu"
+    colocated = config.cluster.placement == "colocated"
     if on_cpu:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.rollout.kv_cache_gib)))
     import vllm
@@ -38,6 +39,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         if on_cpu
         else {
             "gpu_memory_utilization": rollout.gpu_memory_utilization,
+            "enable_sleep_mode": colocated,
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
         }
     )
@@ -55,7 +57,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         enable_prefix_caching=True,
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(
-            backend=resolve_backend(config.sync.backend, device=config.profile.device, colocated=False)
+            backend=resolve_backend(config.sync.backend, device=config.profile.device, colocated=colocated)
         ),
         **where,
     )

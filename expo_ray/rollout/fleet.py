@@ -1,5 +1,6 @@
 """All rollout workers, as the driver sees them: whoever of them is lost, every request is sampled once."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,10 +11,13 @@ import ray
 
 from expo_ray.driver.waits import ActorFailed, Waiter
 from expo_ray.messages import Rollout
+from expo_ray.rollout.lengths import share_out
 from expo_ray.rollout.request import RolloutRequest, Sampling
 
 Share = tuple[int, list[RolloutRequest]]
 """A share's number, in [0, rollout.workers), and its requests."""
+Running = tuple[str, Any, Share, float]
+"""A worker's name and handle, the share that it samples, and when it is given up."""
 
 
 class RolloutFleet:
@@ -29,6 +33,7 @@ class RolloutFleet:
         waiter: bounds every wait.
         wait_s: bound on one share.
         start_s: bound on a replacement's start.
+        shares_cards: an engine and a learner rank take turns on each card.
     """
 
     def __init__(
@@ -38,19 +43,23 @@ class RolloutFleet:
         waiter: Waiter,
         wait_s: float,
         start_s: float,
+        shares_cards: bool = False,
     ) -> None:
         self.workers, self.waiter, self.wait_s, self.start_s = workers, waiter, wait_s, start_s
         self.shares = len(workers)
         self.refresh: Callable[[], object] | None = None
         """Brings replacements to the current weights; None where the engines keep those they were started with."""
+        self.shares_cards = shares_cards
         self._replace = replace
         self._joining: dict[str, tuple[Any, Any]] = {}
+        self._guard = threading.RLock()
+        """Sampling ahead and the weight sync are different threads."""
 
     def generate(self, requests: list[RolloutRequest], sampling: Sampling, seed: tuple[int, ...]) -> list[Rollout]:
         """Samples all requests.
 
         Args:
-            requests: one for each prompt; they go round-robin to the shares.
+            requests: one for each prompt; the shares are balanced by their expected tokens.
             sampling: how to sample.
             seed: what the generators are seeded with, together with the share's number.
 
@@ -60,23 +69,25 @@ class RolloutFleet:
         Raises:
             ActorFailed, WaitExpired: workers were lost more often than trainer.max_restarts, or not replaced in time.
         """
-        waiting = deque((number, requests[number :: self.shares]) for number in range(min(self.shares, len(requests))))
+        places = share_out(requests, self.shares)
+        waiting = deque((number, [requests[i] for i in indices]) for number, indices in enumerate(places))
         rollouts: list[Any] = [None] * len(requests)
-        running: dict[Any, tuple[str, Share, float]] = {}
+        running: dict[Any, Running] = {}
         what = f"sampling {len(requests)} prompts"
         while waiting or running:
             self._hand_out(waiting, running, sampling, seed)
-            ends = min(deadline for _, _, deadline in running.values())
+            ends = min(deadline for _, _, _, deadline in running.values())
             ready, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, ends - time.monotonic()))
             if not ready:
                 self._give_up_late(running, waiting, what)
             for ref in ready:
-                name, share, _ = running.pop(ref)
+                name, worker, share, _ = running.pop(ref)
                 try:
-                    rollouts[share[0] :: self.shares] = self.waiter.take(ref, name, what)
+                    for index, rollout in zip(places[share[0]], self.waiter.take(ref, name, what), strict=True):
+                        rollouts[index] = rollout
                 except ActorFailed as error:
                     waiting.appendleft(share)
-                    self.lose(name, str(error))
+                    self.lose(name, str(error), worker)
         return rollouts
 
     def probe(self, workers: dict[str, Any], sequences: list[list[int]]) -> dict[str, Any]:
@@ -84,11 +95,38 @@ class RolloutFleet:
         refs = {name: worker.sync_probe.remote(sequences) for name, worker in workers.items()}
         return self.waiter.gather(refs, "probing the engines after a weight sync", self.wait_s)
 
-    def lose(self, name: str, reason: str) -> None:
-        """Takes a worker out of service and starts another in its place, which serves after the next sync."""
-        self.workers.pop(name, None)
-        handle = self._replace(name, reason)
-        self._joining[name] = (handle, handle.ready.remote())
+    def rest(self) -> None:
+        """Engines that share their card with a learner rank sleep until the next sync; others have nothing to do.
+
+        Raises:
+            ActorFailed, WaitExpired: an engine could not.
+        """
+        if self.shares_cards:
+            self.waiter.gather({n: w.sleep.remote() for n, w in self.workers.items()}, "engines to sleep", self.wait_s)
+
+    def wake(self, workers: dict[str, Any], part: str) -> None:
+        """Gives sleeping engines their memory back: "weights" before a sync, "kv_cache" after it."""
+        if self.shares_cards:
+            refs = {name: worker.wake.remote(part) for name, worker in workers.items()}
+            self.waiter.gather(refs, f"engines to wake ({part})", self.wait_s)
+
+    def lose(self, name: str, reason: str, worker: Any) -> None:
+        """Takes a worker out of service and starts another in its place, which serves after the next sync.
+
+        Sampling and sync may both find the same worker lost; it is replaced once.
+
+        Args:
+            name: its name.
+            reason: what happened.
+            worker: the handle that was seen to fail.
+        """
+        with self._guard:
+            joining = self._joining.get(name, (None, None))[0]
+            if worker not in (self.workers.get(name), joining):
+                return
+            self.workers.pop(name, None)
+            handle = self._replace(name, reason)
+            self._joining[name] = (handle, handle.ready.remote())
 
     def members(self) -> dict[str, Any]:
         """Everyone who can take weights now: those who serve, and replacements whose engines are up.
@@ -112,9 +150,11 @@ class RolloutFleet:
 
     def serve(self, workers: dict[str, Any]) -> None:
         """From now on these serve: they were proved to hold the current weights."""
-        self.workers = dict(workers)
-        for name in workers:
-            self._joining.pop(name, None)
+        with self._guard:
+            for name, worker in workers.items():
+                if self._joining.get(name, (None, None))[0] is worker:
+                    del self._joining[name]
+            self.workers = {name: worker for name, worker in workers.items() if name not in self._joining}
 
     def _come_up(self) -> dict[str, Any]:
         """The replacements whose engines are built; one that failed to start is replaced in its turn."""
@@ -126,25 +166,24 @@ class RolloutFleet:
                 self.waiter.places[name] = self.waiter.take(ref, name, "starting its engine again")
                 up[name] = handle
             except ActorFailed as error:
-                self.lose(name, str(error))
+                self.lose(name, str(error), handle)
         return up
 
-    def _hand_out(
-        self, waiting: deque[Share], running: dict[Any, tuple[str, Share, float]], sampling: Sampling, seed: Any
-    ) -> None:
+    def _hand_out(self, waiting: deque[Share], running: dict[Any, Running], sampling: Sampling, seed: Any) -> None:
         """Gives every idle worker its own share, or one whose worker does not serve."""
         if not self.workers and not running:
             self._bring_in()
-        busy = {name for name, _, _ in running.values()}
-        for name, worker in self.workers.items():
-            orphans = [s for s in waiting if f"rollout-{s[0]}" == name or f"rollout-{s[0]}" not in self.workers]
+        busy = {name for name, _, _, _ in running.values()}
+        serving = dict(self.workers)
+        for name, worker in serving.items():
+            orphans = [s for s in waiting if f"rollout-{s[0]}" == name or f"rollout-{s[0]}" not in serving]
             if name in busy or not orphans:
                 continue
             share = next((s for s in orphans if f"rollout-{s[0]}" == name), orphans[0])
             waiting.remove(share)
             number = int(np.random.SeedSequence([*seed, share[0]]).generate_state(1)[0])
             ref = worker.generate.remote(share[1], sampling, number)
-            running[ref] = (name, share, time.monotonic() + self.wait_s)
+            running[ref] = (name, worker, share, time.monotonic() + self.wait_s)
 
     def _bring_in(self) -> None:
         if self.refresh is not None:
@@ -154,11 +193,11 @@ class RolloutFleet:
 
     def _give_up_late(self, running: dict[Any, Any], waiting: deque[Share], what: str) -> None:
         now = time.monotonic()
-        for ref, (name, share, deadline) in list(running.items()):
+        for ref, (name, worker, share, deadline) in list(running.items()):
             if now >= deadline:
                 del running[ref]
                 waiting.appendleft(share)
-                self.lose(name, str(self.waiter.expired([name], what, self.wait_s)))
+                self.lose(name, str(self.waiter.expired([name], what, self.wait_s)), worker)
 
 
 def _no_room() -> str:

@@ -15,6 +15,8 @@ class RolloutRequest:
     """Free completions; may be 0."""
     explanations: int
     """Self-explanations; may be 0."""
+    expected_tokens: float = 0.0
+    """Of one of its completions (expo_ray.rollout.lengths); decides where and when it is sampled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from expo_ray.actor_process import ActorProcess, begin
 from expo_ray.config.schema import Config
 from expo_ray.messages import Completion, IntArray, Rollout
 from expo_ray.rollout.engine import build_engine, completions, sampling_params
+from expo_ray.rollout.engine_loop import EngineLoop
 from expo_ray.rollout.request import RolloutRequest, Sampling
 from expo_ray.sync.receiver import WeightReceiver
 
@@ -31,8 +32,22 @@ class RolloutWorker(ActorProcess, WeightReceiver):
         self.tokenizer = AutoTokenizer.from_pretrained(
             config.model.path, trust_remote_code=config.model.trust_remote_code
         )
-        self.llm = build_engine(config, context_tokens, seed=config.seed)
+        self.engine = EngineLoop(build_engine(config, context_tokens, seed=config.seed), config.trainer.wait_s)
+        self.asleep = False
         self.update_weight_version(0)
+
+    def sleep(self) -> None:
+        """Gives the card's memory away, weights included: the next sync brings new ones. Nothing may be under way."""
+        self.engine.pause()
+        if not self.asleep:
+            self.engine.llm.sleep(level=2)
+            self.asleep = True
+
+    def wake(self, part: str) -> None:
+        """Takes memory back: "weights" before a sync, "kv_cache" after it. An engine that is awake stays as it is."""
+        if self.asleep:
+            self.engine.llm.wake_up(tags=[part])
+            self.asleep = part != "kv_cache"
 
     def generate(self, requests: list[RolloutRequest], sampling: Sampling, seed: int) -> list[Rollout]:
         """Samples every request's free completions and self-explanations in one batch of engine requests.
@@ -45,23 +60,25 @@ class RolloutWorker(ActorProcess, WeightReceiver):
                 batches of its CPU build.)
 
         Returns:
-            Rollouts in the order of the requests.
+            Rollouts in the order of the requests. Their weight version is the one they were begun with; where the
+            weights change meanwhile (trainer.async_steps), later tokens are of a newer one.
         """
         import torch
 
-        torch.manual_seed(seed)
-        # A cached prefix is computed in other shapes than a fresh one, which moves the last bits.
-        self.llm.reset_prefix_cache()
         jobs: list[tuple[IntArray, int]] = []
         for request in requests:
             jobs += [(request.prompt.free_ids, request.samples), (request.prompt.conditioned_ids, request.explanations)]
         wanted = [(ids, count) for ids, count in jobs if count]
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": ids.tolist()} for ids, _ in wanted],
-            [sampling_params(sampling, count, self.stop_ids) for _, count in wanted],
-            use_tqdm=False,
-        )
-        sampled = iter(completions(outputs, self.tokenizer, self.get_weight_version()))
+        with self.engine.turn() as llm:
+            torch.manual_seed(seed)
+            # A cached prefix is computed in other shapes than a fresh one, which moves the last bits.
+            llm.reset_prefix_cache()
+            version = self.get_weight_version()
+            begun = self.engine.submit(
+                [{"prompt_token_ids": ids.tolist()} for ids, _ in wanted],
+                [sampling_params(sampling, count, self.stop_ids) for _, count in wanted],
+            )
+        sampled = iter(completions(self.engine.results(begun), self.tokenizer, version))
         return [
             Rollout(request.prompt, _next(sampled, request.samples), _next(sampled, request.explanations))
             for request in requests

@@ -7,88 +7,97 @@ import numpy as np
 import torch
 
 from expo_ray.messages import FloatArray
+from expo_ray.rollout.engine_loop import EngineLoop
 from expo_ray.sync.proof import NO_VERSION, Probe
 
 
 class WeightReceiver:
-    """Weight sync methods for an actor whose `self.llm` is a `vllm.LLM` with a weight transfer config."""
+    """Weight sync methods for an actor whose engine is a `vllm.LLM` with a weight transfer config.
 
-    llm: Any
+    A round may begin while completions are sampled: they wait, and go on with the new weights.
+    """
+
+    engine: EngineLoop
     _round_open = False
 
     def init_weight_transfer_engine(self, request: dict[str, Any]) -> None:
         """Connect to the learner, in place of an earlier connection; a round that broke is given up."""
         if self._round_open:
             self._abandon_round()
-        self.llm.init_weight_transfer_engine(request)
+        self.engine.llm.init_weight_transfer_engine(request)
 
     def start_weight_update(self) -> None:
         """Open a round. Until it is finished the engine has no weight version and must not sample."""
+        self.engine.pause()
         if self._round_open:
             self._abandon_round()
-        self.llm.update_weight_version(str(NO_VERSION))
-        self.llm.start_weight_update()
+        self.engine.llm.update_weight_version(str(NO_VERSION))
+        self.engine.llm.start_weight_update()
         self._round_open = True
 
     def update_weights(self, request: dict[str, Any]) -> None:
         """Receive and load weights; blocks until they are loaded."""
-        self.llm.update_weights(request)
+        self.engine.llm.update_weights(request)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Close the round, forget cached prefixes of the old weights, take the version if one is given.
+        """Close the round, forget what the old weights computed, take the version if one is given.
 
-        Raises RuntimeError where requests still hold cached prefixes.
+        Keys and values of completions under way are computed again with the new weights.
         """
-        self.llm.finish_weight_update()
+        self.engine.llm.finish_weight_update()
         self._round_open = False
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("the prefix cache cannot be cleared while requests are running")
+        self.engine.llm.reset_prefix_cache(reset_running_requests=True)
         if weight_version is not None:
-            self.llm.update_weight_version(weight_version)
+            self.engine.llm.update_weight_version(weight_version)
+        self.engine.resume()
 
     def update_weight_version(self, new_version: str | int) -> None:
         """Name the weights that the engine has."""
-        self.llm.update_weight_version(str(new_version))
+        self.engine.llm.update_weight_version(str(new_version))
 
     def get_weight_version(self) -> int:
         """The engine's weight version; -1 during a sync and before the first one."""
-        version = self.llm.get_weight_version()
+        version = self.engine.llm.get_weight_version()
         return int(version) if version.removeprefix("-").isdigit() else NO_VERSION
 
     def shutdown_weight_transfer_engine(self) -> None:
         """Drop the connection to the learner; the engine goes on serving."""
         if self._round_open:
             self._abandon_round()
-        self.llm.shutdown_weight_transfer_engine()
+        self.engine.llm.shutdown_weight_transfer_engine()
 
     def sync_probe(self, sequences: Sequence[Sequence[int]]) -> Probe:
         """This engine's side of a sync proof."""
-        return Probe(self.get_weight_version(), engine_probe(self.llm, sequences))
+        return Probe(self.get_weight_version(), engine_probe(self.engine, sequences))
 
     def _abandon_round(self) -> None:
         # vLLM ends an open round only by finishing it, which would load half a model, or by an update that fails.
         self._round_open = False
         try:
-            self.llm.update_weights({"update_info": {"abandon": True}})
+            self.engine.llm.update_weights({"update_info": {"abandon": True}})
         except (RuntimeError, ValueError):
             return
         raise RuntimeError("the engine accepted an empty weight update")
 
 
-def engine_probe(llm: Any, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
+def engine_probe(engine: EngineLoop, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
     """For each sequence [T]: [T - 1] nats, the log-probability of each token given those before it.
 
     Prompt log-probabilities are plain log-softmax at temperature 1 whatever the engine's logprobs_mode
-    (vLLM's _get_prompt_logprobs_dict), and such requests read no cached prefix. The sampling generators
-    of torch in this process are as they were afterwards.
+    (vLLM's _get_prompt_logprobs_dict), and such requests read no cached prefix. Where nothing else is sampled
+    meanwhile, torch's random generators in this process are as they were afterwards.
     """
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     prompts = [{"prompt_token_ids": [int(token) for token in ids]} for ids in sequences]
     devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
-        outputs = llm.generate(prompts, params, use_tqdm=False)
+    with engine.turn():
+        alone = not engine.busy
+    with torch.random.fork_rng(devices=devices, enabled=alone):
+        with engine.turn():
+            begun = engine.submit(prompts, [params] * len(prompts))
+        outputs = engine.results(begun)
     return [
         np.array(
             [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)], np.float32

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from expo_ray.rollout.engine_loop import EngineLoop
 from expo_ray.sync.receiver import WeightReceiver
 
 VOCABULARY = 131
@@ -74,7 +75,7 @@ class Engine(WeightReceiver):
         from expo_ray.sync.gloo_engine import register
 
         register()
-        self.llm = LLM(
+        llm = LLM(
             model_path,
             dtype="float32",
             enforce_eager=True,
@@ -85,6 +86,7 @@ class Engine(WeightReceiver):
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend="gloo"),
         )
+        self.engine = EngineLoop(llm, wait_s=60.0)
 
     def pid(self) -> int:
         return os.getpid()
@@ -101,7 +103,7 @@ class Engine(WeightReceiver):
 
     def loaded_directly(self) -> bool:
         """How the last round was loaded."""
-        return self.llm.collective_rpc(lambda worker: worker.weight_transfer_engine._direct is not None)[0]
+        return self.engine.llm.collective_rpc(lambda worker: worker.weight_transfer_engine._direct is not None)[0]
 
     def probe_and_sample(self, sequences: list[list[int]], probe_between: bool) -> tuple[list[int], list[int]]:
         """Two samples from one seed, with or without a probe between them."""
@@ -112,7 +114,7 @@ class Engine(WeightReceiver):
         torch.manual_seed(5)
         drawn = []
         for _ in range(2):
-            output = self.llm.generate([{"prompt_token_ids": sequences[0]}], params, use_tqdm=False)[0]
+            output = self.engine.llm.generate([{"prompt_token_ids": sequences[0]}], params, use_tqdm=False)[0]
             drawn.append(list(output.outputs[0].token_ids))
             if probe_between:
                 self.sync_probe(sequences)

@@ -50,10 +50,44 @@ def test_a_recipe_is_planned_for_every_cluster_that_it_names(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_one_card_is_refused_in_a_sentence(recipe):
+def test_one_card_is_shared_or_refused_with_that_remedy(recipe):
+    plan = planned(recipe, "1xh100")
+    assert plan.colocated and plan.gpus == 1
+    apart = [f"experiment={recipe}", "cluster=1xh100", "dry_run=true", "cluster.placement=disaggregated"]
     with pytest.raises(ConfigError, match="ask for 2 GPUs, cluster=1xh100 has 1") as caught:
-        planned(recipe, "1xh100")
-    assert "\n" not in str(caught.value) and "1xh100" not in meant_for(recipe)
+        check_config(compose_config(apart))
+    remedy = str(caught.value).partition(": use ")[2].split(" or ")[0].split()
+    assert remedy[0] == "cluster.placement=colocated"
+    assert check_config(compose_config([*apart[:3], *remedy])).gpus == 1
+
+
+def test_a_shared_card_must_hold_the_learner_beside_its_engine():
+    recipe = ["experiment=math_l5_qwen2.5_3b", "cluster=1xh100", "dry_run=true"]
+    with pytest.raises(ConfigError, match=r"beside the \d+ GiB that a learner rank keeps") as caught:
+        check_config(compose_config([*recipe, "rollout.gpu_memory_utilization=0.6"]))
+    remedy = str(caught.value).partition(": use ")[2].split(" or ")[0]
+    assert remedy.startswith("rollout.gpu_memory_utilization=")
+    plan = check_config(compose_config([*recipe, remedy]))
+    learner, engine = plan.actor("learner").memory.gpu, plan.actor("rollout").memory.gpu_gib
+    kept = sum(learner[name] or 0 for name in ("weights", "gradients", "optimizer"))
+    assert engine is not None and kept + engine <= plan.resources.gpu_memory_gib
+
+
+@pytest.mark.parametrize(
+    "change, remedy",
+    [
+        ("rollout.workers=2", "use rollout.workers=1"),
+        ("trainer.async_steps=1", "use trainer.async_steps=0"),
+        ("rollout.tensor_parallel=2", "use rollout.tensor_parallel=1"),
+        ("sync.backend=nccl", "use sync.backend=auto"),
+        ("profile=cpu", "use cluster.placement=disaggregated"),
+        ("cluster.rollout_resource=fast", "give both the same"),
+    ],
+)
+def test_what_cannot_share_cards_is_refused(change, remedy):
+    with pytest.raises(ConfigError, match="cluster.placement=colocated") as caught:
+        check_config(compose_config(["experiment=math_l5_qwen2.5_3b", "cluster=1xh100", "dry_run=true", change]))
+    assert remedy in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_model_too_large_for_its_cards_is_refused():

@@ -1,0 +1,87 @@
+"""One vLLM engine that several threads use: it samples step by step, and its weights may change between two steps."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+class EngineStuck(RuntimeError):
+    """Another thread did not leave the engine within the bound."""
+
+
+class EngineLoop:
+    """Takes turns on an engine that lives in this process (`vllm.LLM` without multiprocessing).
+
+    vLLM's own `LLM.generate` holds the engine until everything is sampled. Here each engine step is a turn of its
+    own, so that a weight update, or a probe, gets in between; requests under way are kept.
+
+    Args:
+        llm: the engine.
+        wait_s: bound on waiting for a turn.
+    """
+
+    def __init__(self, llm: Any, wait_s: float) -> None:
+        self.llm, self.wait_s = llm, wait_s
+        self.paused = False
+        self._door, self._engine = threading.Lock(), threading.Lock()
+        self._finished: dict[str, Any] = {}
+
+    @contextmanager
+    def turn(self) -> Iterator[Any]:
+        """The engine, for this thread alone; between `pause` and `resume` nobody gets it.
+
+        Raises:
+            EngineStuck: it was not free within the bound.
+        """
+        self._enter()
+        try:
+            yield self.llm
+        finally:
+            self._engine.release()
+
+    def pause(self) -> None:
+        """Keeps everybody out until `resume`, which may come from another thread. Requests under way stay.
+
+        Raises:
+            EngineStuck: a step did not end within the bound.
+        """
+        if not self.paused:
+            self._enter()
+            self.paused = True
+
+    def resume(self) -> None:
+        """Sampling goes on where it stood."""
+        if self.paused:
+            self.paused = False
+            self._engine.release()
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are under way; for a thread that has the turn."""
+        return bool(self.llm.llm_engine.has_unfinished_requests())
+
+    def submit(self, prompts: Sequence[Any], params: Any) -> list[str]:
+        """Hands requests to the engine; for a thread that has the turn. Returns their ids."""
+        return list(self.llm.enqueue(prompts, params, use_tqdm=False))
+
+    def results(self, requests: Sequence[str]) -> list[Any]:
+        """Steps the engine until these requests are finished; returns vLLM's outputs in their order."""
+        wanted = set(requests)
+        while True:
+            with self.turn() as llm:
+                if wanted <= self._finished.keys():
+                    return [self._finished.pop(request) for request in requests]
+                for output in llm.llm_engine.step():
+                    if output.finished:
+                        self._finished[output.request_id] = output
+
+    def _enter(self) -> None:
+        # A lock alone is not fair: the thread that samples would take it again at once. Who waits at the door is next.
+        if not self._door.acquire(timeout=self.wait_s):
+            raise EngineStuck(f"the engine was not free within {self.wait_s:.0f} s")
+        try:
+            if not self._engine.acquire(timeout=self.wait_s):
+                raise EngineStuck(f"the engine was not free within {self.wait_s:.0f} s")
+        finally:
+            self._door.release()

@@ -1,0 +1,104 @@
+"""Sampling ahead: which step's groups are begun when, with which weights, and that none is lost."""
+
+import threading
+
+import pytest
+
+from expo_ray.config.schema import Config
+from expo_ray.driver.ahead import Ahead
+from expo_ray.driver.limits import LimitExceeded, check_staleness, staleness
+from expo_ray.driver.record import StepRecord
+from expo_ray.rollout.lengths import LengthBook
+from tests.unit.test_lengths import group
+
+STEPS = 7
+
+
+class FakeCollector:
+    """Writes down the weight version at which each step's sampling was begun."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.version, self.begun, self.fails_at = 0, {}, fails_at
+        self.lengths = LengthBook()
+        self.free = threading.Event()
+        self.free.set()
+
+    def groups(self, step: int, record: StepRecord):
+        assert step not in self.begun, "a step was sampled twice"
+        self.begun[step] = self.version
+        assert self.free.wait(20)
+        if step == self.fails_at:
+            raise RuntimeError("the engines are gone")
+        record.count({"tokens/generated": 5.0})
+        with record.phase("generate"):
+            return [group(f"p{step}", [step + 1], [])]
+
+
+def ahead(async_steps: int, collector: FakeCollector) -> Ahead:
+    config = Config()
+    config.trainer.async_steps, config.trainer.steps = async_steps, STEPS
+    return Ahead(config, collector)
+
+
+def train(mine: Ahead, collector: FakeCollector) -> list[str]:
+    trained = []
+    for step in range(STEPS):
+        record = StepRecord(step)
+        trained += [g.rollout.prompt.problem.uid for g in mine.groups(step, record)]
+        assert record.metrics["tokens/generated"] == 5
+        mine.settle()  # an update that takes longer than the sampling
+        collector.version = step + 1
+    mine.close()
+    return trained
+
+
+@pytest.mark.parametrize("async_steps", [0, 1, 3])
+def test_every_step_is_sampled_once_with_weights_no_older_than_allowed(async_steps):
+    collector = FakeCollector()
+    assert train(ahead(async_steps, collector), collector) == [f"p{step}" for step in range(STEPS)]
+    assert collector.begun == {step: max(0, step - async_steps) for step in range(STEPS)}
+
+
+def test_times_beside_the_loop_are_told_apart():
+    collector = FakeCollector()
+    mine, record = ahead(1, collector), StepRecord(0)
+    mine.groups(0, record)
+    mine.close()
+    assert set(record.seconds) == {"wait", "beside_generate"}
+
+
+def test_what_sampling_ahead_raises_is_raised_where_its_groups_are_asked_for():
+    collector = FakeCollector(fails_at=1)
+    mine = ahead(1, collector)
+    mine.groups(0, StepRecord(0))
+    mine.settle()
+    with pytest.raises(RuntimeError, match="engines are gone"):
+        mine.groups(1, StepRecord(1))
+    mine.close()
+
+
+def test_close_waits_for_what_is_under_way_and_begins_nothing_more():
+    collector = FakeCollector()
+    mine = ahead(3, collector)
+    mine.groups(0, StepRecord(0))
+    mine.settle()
+    collector.free.clear()
+    mine.groups(1, StepRecord(1))  # begins step 4, which hangs
+    threading.Timer(0.2, collector.free.set).start()
+    mine.close()
+    assert set(collector.begun) <= {0, 1, 2, 3, 4}
+
+
+def test_staleness_is_measured_and_bounded():
+    config = Config()
+    config.trainer.async_steps = 1
+    fresh, old = group("a", [3], [2]), group("b", [3, 3], [])
+    assert staleness([fresh, old], 0) == {"staleness/mean": 0, "staleness/max": 0}
+    assert staleness([fresh], 2) == {"staleness/mean": 2, "staleness/max": 2}
+    assert staleness([], 2) == {}
+    check_staleness([fresh], 1, config)
+    with pytest.raises(LimitExceeded, match=r"problem a was sampled with weights of version 0 for step 2; .* allows 1"):
+        check_staleness([fresh], 2, config)
+    config.trainer.async_steps = 0
+    with pytest.raises(LimitExceeded):
+        check_staleness([fresh], 1, config)

@@ -1,0 +1,104 @@
+"""Threads share an engine step by step; a pause lets nobody in and loses nothing."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from expo_ray.rollout.engine_loop import EngineLoop, EngineStuck
+
+
+class FakeEngine:
+    """Each request takes as many steps as its prompt says; steps and weights are written down."""
+
+    def __init__(self, step_s: float = 0.0) -> None:
+        self.step_s, self.left, self.weights, self.inside = step_s, {}, 0, 0
+        self.seen: list[tuple[str, int]] = []
+        self.llm_engine = self
+        self.count = 0
+
+    def enqueue(self, prompts, params, use_tqdm):
+        ids = [str(self.count + i) for i in range(len(prompts))]
+        self.count += len(prompts)
+        self.left |= dict(zip(ids, prompts, strict=True))
+        return ids
+
+    def has_unfinished_requests(self):
+        return bool(self.left)
+
+    def step(self):
+        self.inside += 1
+        assert self.inside == 1, "two threads are in the engine"
+        time.sleep(self.step_s)
+        done = []
+        for request in list(self.left):
+            self.seen.append((request, self.weights))
+            self.left[request] -= 1
+            if not self.left[request]:
+                del self.left[request]
+                done.append(SimpleNamespace(request_id=request, finished=True))
+            else:
+                done.append(SimpleNamespace(request_id=request, finished=False))
+        self.inside -= 1
+        return done
+
+
+def run(loop: EngineLoop, lengths: list[int]) -> list[str]:
+    with loop.turn():
+        begun = loop.submit(lengths, None)
+    return [output.request_id for output in loop.results(begun)]
+
+
+def test_outputs_come_in_the_order_of_the_requests():
+    assert run(EngineLoop(FakeEngine(), 5.0), [3, 1, 2]) == ["0", "1", "2"]
+
+
+def test_a_short_request_of_another_thread_does_not_wait_for_a_long_one():
+    engine = FakeEngine(step_s=0.002)
+    loop = EngineLoop(engine, 30.0)
+    ended: dict[str, float] = {}
+
+    def work(name: str, length: int) -> None:
+        run(loop, [length])
+        ended[name] = time.monotonic()
+
+    threads = [threading.Thread(target=work, args=("long", 200)), threading.Thread(target=work, args=("short", 2))]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join(30)
+    assert ended["short"] < ended["long"]
+    assert not engine.left
+
+
+def test_weights_change_between_two_steps_and_what_is_under_way_goes_on():
+    engine = FakeEngine(step_s=0.002)
+    loop = EngineLoop(engine, 30.0)
+    sampler = threading.Thread(target=run, args=(loop, [100]))
+    sampler.start()
+    time.sleep(0.03)
+    loop.pause()
+    loop.pause()
+    before = len(engine.seen)
+    engine.weights = 1
+    time.sleep(0.05)
+    assert len(engine.seen) == before, "a step was made during the pause"
+    resumer = threading.Thread(target=loop.resume)
+    resumer.start()
+    resumer.join()
+    sampler.join(30)
+    versions = [weights for _, weights in engine.seen]
+    assert len(versions) == 100
+    assert versions == sorted(versions)
+    assert set(versions) == {0, 1}
+
+
+def test_a_pause_that_does_not_end_is_told_within_the_bound():
+    loop = EngineLoop(FakeEngine(), 0.1)
+    loop.pause()
+    with pytest.raises(EngineStuck, match=r"0 s"):
+        run(loop, [1])
+    loop.resume()
+    assert run(loop, [1]) == ["0"]
