@@ -6,6 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from expo_ray.spans import open_spans
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -14,6 +16,8 @@ class Place:
     pid: int
     node_ip: str
     node_id: str
+    card: str | None = None
+    """Name of its GPU."""
 
 
 class ActorProcess:
@@ -36,7 +40,14 @@ def here() -> Place:
     """This process's place in the Ray cluster."""
     import ray
 
-    return Place(os.getpid(), ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+    node_ip, node_id = ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id()
+    return Place(os.getpid(), node_ip, node_id, _card())
+
+
+def _card() -> str | None:
+    # torch is there where an actor has a card; nobody loads it for the question.
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def process_usage(of_children: bool = True) -> dict[str, float]:
@@ -72,6 +83,7 @@ def begin(name: str, log_folder: str) -> None:
     os.dup2(file, 2)
     os.close(file)
     faulthandler.enable()
+    open_spans(log_folder, name)
 
 
 def environment(device: str, threads: int, deterministic: bool = False) -> dict[str, str]:

@@ -37,6 +37,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from expo_ray.reporting.page import report_page
     from expo_ray.reporting.runs import find_runs, read_run
     from expo_ray.reporting.table import table_by_level
+    from expo_ray.spans import write_trace
 
     if arguments.max_samples < 1:
         raise DataError(f"--max-samples={arguments.max_samples}: at least 1")
@@ -51,6 +52,8 @@ def _report(arguments: argparse.Namespace) -> int:
         aside.replace(out / "report.html")
     except OSError as error:
         raise DataError(f"--out={out}: cannot be written to ({error.strerror})") from error
+    for run in runs:
+        write_trace(run.path)
     draw_curves(runs, out / "curves.png")
     if any(run.summary.get("evaluation") for run in runs):
         Console().print(table_by_level(runs, min(int(run.config.eval.samples) for run in runs)))

@@ -188,6 +188,7 @@ class EvalConfig:
 class LoggingConfig:
     samples_per_step: int = 2
     tensorboard: bool = True
+    prometheus: bool = True  # gauges through Ray's metrics exporter
     wandb_project: str | None = None  # set it to log to Weights & Biases
     progress: bool = True
     usage_every: int = 10  # measure memory, files and threads of all actors every k steps; 0: never

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from expo_ray.algorithms.properties import GroupProperties
+from expo_ray.config.model_shape import model_shape
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
 from expo_ray.driver.limits import staleness
 from expo_ray.driver.samples import batch_line, sample_lines
 from expo_ray.driver.status import Status
+from expo_ray.driver.throughput import peak_of, throughput
 from expo_ray.evaluation.evaluator import Evaluator
-from expo_ray.messages import Group, SyncProof, TrainingBatch, UpdateReport
+from expo_ray.messages import Group, SyncProof, TrainingBatch, TrainingSample, UpdateReport
+from expo_ray.spans import span
 
 
 class Tracker(Protocol):
@@ -37,13 +40,14 @@ class StepRecord:
         self.metrics: dict[str, float] = defaultdict(float)
         self.properties: list[GroupProperties] | None = None
         self.groups: list[Group] = []
+        self.samples: list[TrainingSample] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the time inside to `time/<name>`, and shows the phase in status.json."""
         began = time.monotonic()
         try:
-            with self.status.phase(name) if self.status else nullcontext():
+            with span(name, step=self.step), self.status.phase(name) if self.status else nullcontext():
                 yield
         finally:
             self.seconds[name] += time.monotonic() - began
@@ -61,7 +65,7 @@ class StepRecord:
 
     def finish(self, groups: list[Group], batch: TrainingBatch, update: UpdateReport, proof: SyncProof) -> None:
         """Takes in what the step's phases produced."""
-        self.groups = groups
+        self.groups, self.samples = groups, batch.samples
         self.metrics |= staleness(groups, self.step)
         self.count(batch.metrics)
         self.metrics |= update.metrics | {
@@ -89,10 +93,14 @@ class Recorder:
         folder: the run folder.
         trackers: where scalars are shown as well.
         status: shows the step and phase.
+        card: name of the learners' GPU; None without one.
     """
 
-    def __init__(self, config: Config, folder: Path, trackers: list[Tracker], status: Status) -> None:
+    def __init__(
+        self, config: Config, folder: Path, trackers: list[Tracker], status: Status, card: str | None = None
+    ) -> None:
         self.config, self.folder, self.trackers, self.status = config, folder, trackers, status
+        self.shape, self.peak = model_shape(config.model.path), peak_of(config, card)
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepRecord]:
@@ -102,7 +110,9 @@ class Recorder:
         began = time.monotonic()
         yield record
         record.seconds["step"] = time.monotonic() - began
-        record.metrics["tokens/per_second"] = record.metrics["tokens/generated"] / record.seconds["step"]
+        generated = record.metrics["tokens/generated"]
+        record.metrics["tokens/per_second"] = generated / record.seconds["step"]
+        record.metrics |= throughput(self.config, self.shape, record.samples, generated, record.seconds, self.peak)
         values = dict(sorted(record.metrics.items())) | {f"time/{k}": v for k, v in sorted(record.seconds.items())}
         self._append("metrics.jsonl", {"step": step} | {name: round(value, 8) for name, value in values.items()})
         self._append("batches.jsonl", {"step": step} | batch_line(record.groups))

@@ -25,6 +25,7 @@ from expo_ray.messages import Problem, Prompt
 from expo_ray.preflight.checks import check_context, preflight
 from expo_ray.preflight.tokenizer import generation_ends
 from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.spans import open_spans, write_trace
 
 
 def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> None:
@@ -40,6 +41,7 @@ def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> Non
     """
     began = time.monotonic()
     events = Events(run_folder)
+    open_spans(run_folder / "logs", "driver")
     preflight(config)
     tokenizer = load_tokenizer(config)
     builder = make_builder(tokenizer, config)
@@ -57,6 +59,8 @@ def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> Non
     except BaseException:
         actors.close()
         raise
+    finally:
+        write_trace(run_folder)
     keeper.give_back(actors)
     if warm is None:
         keeper.close()

@@ -1,5 +1,6 @@
-"""Places that show a run's scalars: TensorBoard, Weights & Biases, and the live progress in the terminal."""
+"""Places that show a run's scalars: TensorBoard, Prometheus, Weights & Biases, and the progress in the terminal."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,29 @@ class WandbTracker:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class PrometheusTracker:
+    """Gauges `ray_expo_ray_<metric>` with the run's name, through Ray's own exporter (ray.util.metrics)."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._gauges: dict[str, Any] = {}
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in {"step": float(step), **values}.items():
+            self._gauge(name).set(value, tags={"run": self._run})
+
+    def close(self) -> None:
+        """The exporter keeps the last values until Ray ends."""
+
+    def _gauge(self, name: str) -> Any:
+        if name not in self._gauges:
+            from ray.util.metrics import Gauge
+
+            plain = re.sub(r"[^a-zA-Z0-9_]", "_", f"expo_ray_{name}")
+            self._gauges[name] = Gauge(plain, description=name, tag_keys=("run",))
+        return self._gauges[name]
 
 
 class ProgressTracker:
@@ -93,6 +117,8 @@ def make_trackers(config: Config, folder: Path, first_step: int, settings: dict[
     trackers: list[Tracker] = []
     if config.logging.tensorboard:
         trackers.append(TensorBoardTracker(folder, first_step))
+    if config.logging.prometheus:
+        trackers.append(PrometheusTracker(f"{config.run_name}/{folder.name}"))
     if config.logging.wandb_project:
         trackers.append(WandbTracker(config.logging.wandb_project, folder, settings))
     if config.logging.progress:

@@ -13,6 +13,7 @@ import numpy as np
 from expo_ray.actor_process import ActorProcess, Place, begin
 from expo_ray.config.schema import Config
 from expo_ray.messages import TrainingBatch
+from expo_ray.spans import span
 
 TAG = "learner"
 """DeepSpeed's name for the folder with its files inside a checkpoint."""
@@ -114,13 +115,15 @@ class LearnerRank(ActorProcess):
         from expo_ray.learner.schedule import learning_rate
 
         rate = learning_rate(self.config.learner, self.updates, self.config.trainer.steps)
-        sums = self.updater.update(batch, rate) if batch.samples else {}
+        with span("update", step=batch.step):
+            sums = self.updater.update(batch, rate) if batch.samples else {}
         self.updates += 1
         return sums | {"update/learning_rate": (rate, 1.0)}
 
     def score(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, np.ndarray]:
         """Log-probabilities (temperature 1) of this rank's share of `(context ids, scored ids)` pairs."""
-        return self.updater.score(sequences)
+        with span("score", sequences=len(sequences)):
+            return self.updater.score(sequences)
 
     def connect(self, workers: dict[str, Any]) -> None:
         """Opens the weight transfer to the given rollout actors (again, where one was replaced)."""
@@ -136,7 +139,8 @@ class LearnerRank(ActorProcess):
         Returns:
             Bytes sent and seconds.
         """
-        report = self.sender.send(weight_version)
+        with span("send weights", version=weight_version):
+            report = self.sender.send(weight_version)
         return report.bytes_sent, report.seconds
 
     def save(self, folder: str, background: bool) -> list[str]:

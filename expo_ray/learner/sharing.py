@@ -6,6 +6,8 @@ The gradient does not depend on the outcome: each sample's weight already holds 
 
 from collections.abc import Sequence
 
+from expo_ray.balance import partition
+
 Share = list[list[int]]
 """One rank's micro-batches, each a list of sample indices."""
 
@@ -23,9 +25,9 @@ def deal(
 ) -> list[Share]:
     """Cuts a batch into each rank's micro-batches.
 
-    Units go, longest first, to the rank with the fewest tokens so far (longest-processing-time rule), and
-    are then cut, sorted by length, where a micro-batch would pass `token_budget` tokens: real ones when
-    packed, padded ones otherwise. A unit longer than the budget gets a micro-batch to itself.
+    Units are shared out by tokens (expo_ray.balance), and then cut, sorted by length, where a micro-batch would
+    pass `token_budget` tokens: real ones when packed, padded ones otherwise. A unit longer than the budget gets a
+    micro-batch to itself.
 
     Args:
         lengths: [S] prompt plus completion tokens of each sample.
@@ -38,13 +40,9 @@ def deal(
         [ranks] shares, all with the same number of micro-batches (collectives need that); short ranks get
         empty lists at the end.
     """
-    held: list[list[list[int]]] = [[] for _ in range(ranks)]
-    load = [0] * ranks
-    for unit in sorted(units(unit_of_sample), key=lambda unit: (-sum(lengths[i] for i in unit), unit[0])):
-        rank = min(range(ranks), key=lambda r: (load[r], r))
-        held[rank].append(unit)
-        load[rank] += sum(lengths[i] for i in unit)
-    shares = [_cut(units_of_rank, lengths, token_budget, packed) for units_of_rank in held]
+    together = units(unit_of_sample)
+    held = partition([sum(lengths[i] for i in unit) for unit in together], ranks)
+    shares = [_cut([together[u] for u in of_rank], lengths, token_budget, packed) for of_rank in held]
     rounds = max(len(share) for share in shares)
     return [share + [[] for _ in range(rounds - len(share))] for share in shares]
 

@@ -14,6 +14,7 @@ from expo_ray.config.schema import Config
 from expo_ray.learner.layout import Layout, lay_out
 from expo_ray.learner.sharing import deal, most_scored
 from expo_ray.messages import TrainingBatch, TrainingSample
+from expo_ray.spans import span
 
 
 @dataclass
@@ -65,13 +66,16 @@ class Updater:
             with several steps, the policy term's at the last one under `last_policy/`.
         """
         micro_batches = self.micro_batches(batch.samples)
-        self._fix_references(micro_batches)
+        with span("fix references", micro_batches=len(micro_batches)):
+            self._fix_references(micro_batches)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         parts: list[MetricSums] = []
         for _ in range(self.config.algo.updates_per_batch):
-            parts.append(self.accumulate(micro_batches))
-            self.engine.step()
+            with span("forward and backward", micro_batches=len(micro_batches)):
+                parts.append(self.accumulate(micro_batches))
+            with span("optimizer step"):
+                self.engine.step()
             parts.append({"update/gradient_norm": (float(self.engine.get_global_grad_norm() or 0.0), 1.0)})
         losses = {} if len(parts) <= 2 else {k: v for k, v in parts[-2].items() if k.startswith("policy/")}
         last = {f"last_{name}": value for name, value in losses.items()}

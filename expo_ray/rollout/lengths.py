@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from expo_ray.balance import partition
 from expo_ray.messages import Group
 from expo_ray.rollout.request import RolloutRequest
 
@@ -53,17 +54,10 @@ def share_out(requests: Sequence[RolloutRequest], shares: int) -> list[list[int]
     """Balances requests over engines by expected tokens, in each the longest completions first.
 
     An engine takes up requests in their order; a long completion that is begun last would be decoded alone.
-    Request by request, the largest first, goes to the share with the fewest tokens (longest processing time rule).
 
     Returns:
         For each share that gets any: indices of its requests.
     """
     work = [r.expected_tokens * (r.samples + r.explanations) + len(r.prompt.free_ids) for r in requests]
-    held: list[list[int]] = [[] for _ in range(shares)]
-    load = [0.0] * shares
-    for index in sorted(range(len(requests)), key=lambda i: (-work[i], i)):
-        share = min(range(shares), key=lambda s: (load[s], s))
-        held[share].append(index)
-        load[share] += work[index]
-    longest_first = [sorted(of, key=lambda i: (-requests[i].expected_tokens, i)) for of in held]
+    longest_first = [sorted(of, key=lambda i: (-requests[i].expected_tokens, i)) for of in partition(work, shares)]
     return [indices for indices in longest_first if indices]

@@ -8,6 +8,7 @@ from expo_ray.messages import Completion, IntArray, Rollout
 from expo_ray.rollout.engine import build_engine, completions, sampling_params
 from expo_ray.rollout.engine_loop import EngineLoop
 from expo_ray.rollout.request import RolloutRequest, Sampling
+from expo_ray.spans import span
 from expo_ray.sync.receiver import WeightReceiver
 
 
@@ -40,13 +41,15 @@ class RolloutWorker(ActorProcess, WeightReceiver):
         """Gives the card's memory away, weights included: the next sync brings new ones. Nothing may be under way."""
         self.engine.pause()
         if not self.asleep:
-            self.engine.llm.sleep(level=2)
+            with span("sleep"):
+                self.engine.llm.sleep(level=2)
             self.asleep = True
 
     def wake(self, part: str) -> None:
         """Takes memory back: "weights" before a sync, "kv_cache" after it. An engine that is awake stays as it is."""
         if self.asleep:
-            self.engine.llm.wake_up(tags=[part])
+            with span(f"wake {part}"):
+                self.engine.llm.wake_up(tags=[part])
             self.asleep = part != "kv_cache"
 
     def generate(self, requests: list[RolloutRequest], sampling: Sampling, seed: int) -> list[Rollout]:
@@ -78,7 +81,10 @@ class RolloutWorker(ActorProcess, WeightReceiver):
                 [{"prompt_token_ids": ids.tolist()} for ids, _ in wanted],
                 [sampling_params(sampling, count, self.stop_ids) for _, count in wanted],
             )
-        sampled = iter(completions(self.engine.results(begun), self.tokenizer, version))
+        with span("sample", requests=len(wanted), version=version):
+            outputs = self.engine.results(begun)
+        with span("decode texts"):
+            sampled = iter(completions(outputs, self.tokenizer, version))
         return [
             Rollout(request.prompt, _next(sampled, request.samples), _next(sampled, request.explanations))
             for request in requests

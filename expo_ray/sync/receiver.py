@@ -8,6 +8,7 @@ import torch
 
 from expo_ray.messages import FloatArray
 from expo_ray.rollout.engine_loop import EngineLoop
+from expo_ray.spans import span
 from expo_ray.sync.proof import NO_VERSION, Probe
 
 
@@ -37,7 +38,8 @@ class WeightReceiver:
 
     def update_weights(self, request: dict[str, Any]) -> None:
         """Receive and load weights; blocks until they are loaded."""
-        self.engine.llm.update_weights(request)
+        with span("receive weights"):
+            self.engine.llm.update_weights(request)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Close the round, forget what the old weights computed, take the version if one is given.
@@ -68,7 +70,8 @@ class WeightReceiver:
 
     def sync_probe(self, sequences: Sequence[Sequence[int]]) -> Probe:
         """This engine's side of a sync proof."""
-        return Probe(self.get_weight_version(), engine_probe(self.engine, sequences))
+        with span("probe"):
+            return Probe(self.get_weight_version(), engine_probe(self.engine, sequences))
 
     def _abandon_round(self) -> None:
         # vLLM ends an open round only by finishing it, which would load half a model, or by an update that fails.

@@ -5,6 +5,7 @@ from typing import Any
 from expo_ray.actor_process import ActorProcess, begin
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.messages import Verdict
+from expo_ray.spans import span
 from expo_ray.verifier.pool import Item, VerifierPool
 
 
@@ -28,7 +29,8 @@ class VerifierActor(ActorProcess):
         Raises:
             VerifierStartError: no grading process can be had.
         """
-        return self._pool.judge(items)
+        with span("judge", items=len(items)):
+            return self._pool.judge(items)
 
     def ping(self) -> dict[str, Any]:
         """alive: processes; pids: theirs; restarts: processes replaced so far; isolation: layers in force."""
