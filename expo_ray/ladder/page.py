@@ -13,7 +13,7 @@ from expo_ray.config.errors import DataError
 from expo_ray.ladder.collect import Collection, collect, labels_by_change, levels_of
 from expo_ray.ladder.figures import draw_curves, draw_likelihoods
 from expo_ray.ladder.likelihood import likelihood_sentence, likelihood_table, read_likelihoods
-from expo_ray.ladder.tables import findings, setting_table
+from expo_ray.ladder.tables import findings, setting_table, updates_table
 from expo_ray.sweep.ledger import FILE as SWEEP_FILE
 
 
@@ -45,6 +45,7 @@ def write_page(sources: Sources, page: Path) -> list[Path]:
     ladder = collect(sources.runs, apart)
     k, levels = ladder.samples, levels_of(ladder)
     _same_world(base, ladder, k)
+    hardest = max(level for level in levels if level != "all")
     labels = [[group.label for group in setting.methods] for setting in ladder.settings]
     curves = page.with_name(f"{page.stem}_curves.png")
     draw_curves(ladder.settings, labels, levels, k, base, curves)
@@ -53,6 +54,7 @@ def write_page(sources: Sources, page: Path) -> list[Path]:
     parts = [_head(sources, ladder), *(["## What came out"] if said else []), *said]
     for setting, names in zip(ladder.settings, labels, strict=True):
         parts += [f"## {setting.title.capitalize()}", setting_table(setting, names, levels, k, base)]
+        parts += [f"Level {hardest} by number of updates:", updates_table(setting, names, hardest, k)]
     parts += [
         "## Learning curves",
         f"pass@{k} on held-out problems; lines are means over seeds, bands reach from the lowest to the highest seed.",

@@ -25,7 +25,10 @@ class Cell:
 
 def pass_cell(group: RunGroup, level: str, k: int) -> Cell:
     """pass@k on held-out problems of one level, of the final policies of a method's runs."""
-    values = [run.summary["evaluation"]["pass_at_k"][level][str(k)] for run in group.runs]
+    return _cell([run.summary["evaluation"]["pass_at_k"][level][str(k)] for run in group.runs])
+
+
+def _cell(values: list[float]) -> Cell:
     return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
@@ -56,6 +59,20 @@ def setting_table(setting: Setting, labels: Sequence[str], levels: list[str], k:
     for group, label in zip(setting.methods, labels, strict=True):
         cells = [pass_cell(group, level, k).percent() for level in levels]
         lines.append(f"| {label} | {len(group.runs)} | {updates_made(group):.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def updates_table(setting: Setting, labels: Sequence[str], level: str, k: int) -> str:
+    """pass@k on one level after each evaluated number of updates, in percent: who is ahead at equal numbers of them."""
+    curves = [
+        [{line["steps_done"]: line["pass_at_k"][level][str(k)] for line in run.evaluations} for run in group.runs]
+        for group in setting.methods
+    ]
+    counts = sorted({count for of_group in curves for of_run in of_group for count in of_run if count})
+    lines = ["| policy | " + " | ".join(f"after {count}" for count in counts) + " |", "|---|" + "---|" * len(counts)]
+    for label, of_group in zip(labels, curves, strict=True):
+        found = [[of_run[count] for of_run in of_group if count in of_run] for count in counts]
+        lines.append(f"| {label} | " + " | ".join(_cell(values).percent() if values else "" for values in found) + " |")
     return "\n".join(lines)
 
 

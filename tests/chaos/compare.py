@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-TIMED = ("time/", "memory/", "sync/seconds", "tokens/per_second")
+TIMED = ("time/", "memory/", "sync/seconds", "tokens/per_second", "update/tera_operations", "update/mfu")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from expo_ray.ladder.__main__ import main
 from expo_ray.ladder.collect import collect, labels_by_change, levels_of
 from expo_ray.ladder.figures import heldout_curves
 from expo_ray.ladder.likelihood import likelihood_sentence, read_likelihoods
-from expo_ray.ladder.tables import findings, pass_cell, updates_made
+from expo_ray.ladder.tables import findings, pass_cell, updates_made, updates_table
 
 LEVELS = ("1", "5")
 PROBLEMS = {"1": 2, "5": 4, "all": 6}
@@ -238,3 +238,20 @@ def test_a_run_without_properties_is_refused(tmp_path):
 def test_the_made_up_numbers_are_possible():
     """The fixtures' shape is that of a real evaluation: pass@k grows with k."""
     assert [pass_at_k(4, 1, k) for k in range(1, 5)] == pytest.approx([k / 4 for k in range(1, 5)])
+
+
+def test_the_table_by_updates_has_each_evaluation_of_each_method(make_run, tmp_path):
+    values = {"grpo": [0.0, 0.25, 0.5], "exp_grpo": [1.0, 0.75, 0.5]}
+    for algo, of_seed in values.items():
+        for seed, value in enumerate(of_seed):
+            make_run(tmp_path / f"{algo}_{seed}", algo, seed, value)
+    setting = collect(tmp_path).settings[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in updates_table(setting, ["GRPO", "ExP-GRPO"], "5", 4).split("\n")
+    ]
+    assert rows[0] == ["policy", "after 1", "after 2"]
+    for row, of_seed in zip(rows[2:], values.values(), strict=True):
+        half, final = np.array(of_seed) / 2, np.array(of_seed)
+        assert row[1] == f"{100 * half.mean():.1f} ± {100 * half.std(ddof=1):.1f}"
+        assert row[2] == f"{100 * final.mean():.1f} ± {100 * final.std(ddof=1):.1f}"
