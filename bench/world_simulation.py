@@ -212,7 +212,7 @@ def simulate(config: Config, every: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, config.trainer.steps)
         for part in micro_batches(samples, settings.tokens_per_micro_batch):
-            algorithm.loss(flat_tokens(world, part, algorithm.needs_reference)).loss.backward()
+            algorithm.loss(flat_tokens(world, part, bool(algorithm.reference_terms))).loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(world.policy.parameters(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()

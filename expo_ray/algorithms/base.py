@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.schema import Config
-from expo_ray.messages import FloatArray, Group, IntArray, TrainingBatch
+from expo_ray.messages import FloatArray, Group, IntArray, Term, TrainingBatch
 
 Properties = list[list[SampleProperties]]
 """For each group, one entry for each of its explanations, in their order."""
@@ -20,8 +20,8 @@ class Algorithm(Protocol):
     """One objective. The driver holds one instance (all methods but `loss`), each learner rank another (`loss`)."""
 
     name: str
-    needs_reference: bool
-    """The learner must compute the reference policy's log-probabilities."""
+    reference_terms: frozenset[Term]
+    """The learner must compute the reference policy's log-probabilities of these terms' samples; empty: of none."""
 
     def rollout_ahead(self, step: int) -> int:
         """For how many steps' prompts, this step's first, completions are sampled at `step`.

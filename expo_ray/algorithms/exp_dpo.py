@@ -13,7 +13,7 @@ from expo_ray.algorithms.policy_batch import group_metrics, has_signal
 from expo_ray.algorithms.schedule import steps_ahead
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.schema import Config
-from expo_ray.messages import Group, TrainingBatch
+from expo_ray.messages import Group, Term, TrainingBatch
 
 
 class ExpDpo:
@@ -31,7 +31,7 @@ class ExpDpo:
         self.reuses_pairs = config.algo.dpo_refresh == "offline" and config.algo.dpo_pairs_path is not None
         if self.reuses_pairs:
             self.pairs.read(Path(str(config.algo.dpo_pairs_path)))
-        self.needs_reference = not self.pairs.scored
+        self.reference_terms: frozenset[Term] = frozenset(() if self.pairs.scored else ("chosen", "rejected"))
 
     def rollout_ahead(self, step: int) -> int:
         return 0 if self.reuses_pairs else steps_ahead(step, self.config.trainer.steps, self.period)

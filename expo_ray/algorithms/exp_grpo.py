@@ -25,7 +25,7 @@ class ExpGrpo(Grpo):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.needs_reference = config.algo.kl_coef != 0 or config.algo.kl_conditioned_coef != 0
+        self.reference_terms |= frozenset({"conditioned"} if config.algo.kl_conditioned_coef else ())
         self.store = ExplanationStore()
 
     def explanations_ahead(self, step: int) -> int:

@@ -8,7 +8,7 @@ from expo_ray.algorithms.losses import grpo_loss
 from expo_ray.algorithms.policy_batch import group_metrics, has_signal, policy_samples
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.schema import Config
-from expo_ray.messages import Group, TrainingBatch
+from expo_ray.messages import Group, Term, TrainingBatch
 
 
 class Grpo:
@@ -18,7 +18,7 @@ class Grpo:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.needs_reference = config.algo.kl_coef != 0
+        self.reference_terms: frozenset[Term] = frozenset({"policy"} if config.algo.kl_coef else ())
 
     def rollout_ahead(self, step: int) -> int:
         return 1

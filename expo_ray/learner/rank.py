@@ -84,7 +84,7 @@ class LearnerRank(ActorProcess):
         algorithm = make_algorithm(config)
         self.engine, self.lm = load_policy(config)
         self.writer = BackgroundWriter.install(self.engine)
-        reference = load_reference(config, self.engine, self.lm) if algorithm.needs_reference else None
+        reference = load_reference(config, self.engine, self.lm) if algorithm.reference_terms else None
         self.updater = Updater(config, algorithm, self.engine, reference, self.rank, self.ranks)
         bucket = config.sync.bucket_mib << 20
         entries = None

@@ -28,6 +28,10 @@ class MicroBatch:
     idle: bool
     """True where this rank has nothing left to do: computed with weight 0, because every rank must take
     part in each micro-batch's collectives."""
+    compared: list[int]
+    """Places in `samples` of those whose term needs the reference policy; the shortest sample where there is none."""
+    most_compared: int
+    """The largest number of scored tokens that any rank's `compared` has in this round."""
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
 
@@ -87,11 +91,20 @@ class Updater:
         budget = self.config.learner.tokens_per_micro_batch
         shares = deal(lengths, [s.unit for s in samples], self.ranks, budget, self.packed)
         shortest = int(np.argmin(lengths))
-        most = most_scored(shares, [len(s.completion_ids) for s in samples], shortest)
-        return [
-            self._micro_batch([samples[i] for i in cut or [shortest]], most_of_round, idle=not cut)
-            for cut, most_of_round in zip(shares[self.rank], most, strict=True)
-        ]
+        scored = [len(s.completion_ids) for s in samples]
+        most = most_scored(shares, scored, shortest)
+        wanted = [sample.term in self.algorithm.reference_terms for sample in samples]
+        compared = [[_compared(cut or [shortest], wanted, lengths) for cut in share] for share in shares]
+        most_compared = most_scored(compared, scored, shortest)
+        found = []
+        for number, cut in enumerate(shares[self.rank]):
+            chosen = cut or [shortest]
+            places = [chosen.index(i) for i in compared[self.rank][number]]
+            layout = self._layout([samples[i] for i in chosen])
+            found.append(
+                MicroBatch([samples[i] for i in chosen], layout, most[number], not cut, places, most_compared[number])
+            )
+        return found
 
     def accumulate(self, micro_batches: list[MicroBatch]) -> MetricSums:
         """Adds the gradient of every micro-batch; the reduction over ranks ends with the last one."""
@@ -131,9 +144,9 @@ class Updater:
                 found.update(zip(chosen, np.split(values, ends[:-1]), strict=True))
         return found
 
-    def _micro_batch(self, samples: list[TrainingSample], most: int, idle: bool) -> MicroBatch:
-        layout = lay_out([s.prompt_ids for s in samples], [s.completion_ids for s in samples], self.packed)
-        return MicroBatch(samples, layout.to(self.device), most, idle)
+    def _layout(self, samples: list[TrainingSample]) -> Layout:
+        found = lay_out([s.prompt_ids for s in samples], [s.completion_ids for s in samples], self.packed)
+        return found.to(self.device)
 
     def _fix_references(self, micro_batches: list[MicroBatch]) -> None:
         """Scores what the update itself must not change: the reference policy and, for several steps on
@@ -142,9 +155,19 @@ class Updater:
         for micro in micro_batches:
             with torch.no_grad():
                 if self.reference is not None:
-                    micro.reference_logprobs = self._score(self.reference, micro)[0]
+                    micro.reference_logprobs = self._reference_logprobs(self.reference, micro)
                 if self.config.algo.updates_per_batch > 1:
                     micro.old_logprobs = self._score(self.engine, micro)[0]
+
+    def _reference_logprobs(self, reference: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch) -> Tensor:
+        """[N] nats; 0 where no term asks for them: most samples of a batch are not compared with the reference."""
+        layout = self._layout([micro.samples[i] for i in micro.compared])
+        scored = reference(layout, self.config.rollout.temperature, False, micro.most_compared)[0]
+        found = scored.new_zeros(len(micro.layout.sample_of_token))
+        ends = np.cumsum([len(sample.completion_ids) for sample in micro.samples])
+        for place, values in zip(micro.compared, scored.split(_tokens(micro, micro.compared)), strict=True):
+            found[ends[place] - len(values) : ends[place]] = values
+        return found
 
     def _score(self, model: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch) -> tuple[Tensor, Tensor]:
         with_entropy = self.config.algo.entropy_bonus > 0
@@ -172,6 +195,15 @@ class Updater:
 
     def _floats(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, np.float32), device=self.device)
+
+
+def _compared(cut: list[int], wanted: list[bool], lengths: list[int]) -> list[int]:
+    """The samples of a cut that need the reference; never none, because scoring is a collective call."""
+    return [i for i in cut if wanted[i]] or [min(cut, key=lambda i: (lengths[i], i))]
+
+
+def _tokens(micro: MicroBatch, places: list[int]) -> list[int]:
+    return [len(micro.samples[place].completion_ids) for place in places]
 
 
 def _rollout_logprobs(samples: Iterable[TrainingSample]) -> np.ndarray:

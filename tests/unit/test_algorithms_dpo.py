@@ -117,7 +117,7 @@ def test_pairs_made_ahead_serve_later_steps_and_survive_a_checkpoint():
 def test_offline_pairs_are_stored_inspected_and_used_again(tmp_path):
     first = algorithm(dpo_refresh="offline")
     first.collect([group(["wrong"], uid="a"), group(["wrong", "wrong"], explanations=[RIGHT] * 2, uid="b")], 0)
-    assert first.needs_reference
+    assert first.reference_terms == {"chosen", "rejected"}
     sequences = first.pairs.sequences()
     assert [len(ids) for _, ids in sequences] == [3, 4, 3, 4, 4, 4]
     first.pairs.set_reference([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0])
@@ -126,7 +126,7 @@ def test_offline_pairs_are_stored_inspected_and_used_again(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["uid"], line["chosen_text"]) for line in lines] == [("a", RIGHT[0]), ("b", RIGHT[0]), ("b", RIGHT[0])]
     again = algorithm(dpo_refresh="offline", dpo_pairs_path=str(path))
-    assert not again.needs_reference and again.rollout_ahead(0) == 0
+    assert not again.reference_terms and again.rollout_ahead(0) == 0
     batch = again.training_batch([group([], explanations=[], uid=uid) for uid in ("b", "unseen")], 5)
     assert [s.reference_logprob for s in batch.samples] == [-3.0, -4.0, -5.0, -6.0]
     assert batch.metrics["pairs/prompts_without"] == 1
