@@ -25,7 +25,8 @@ from expo_ray.messages import Problem, Prompt
 from expo_ray.preflight.checks import check_context, preflight
 from expo_ray.preflight.tokenizer import generation_ends
 from expo_ray.prompts.builder import PromptBuilder
-from expo_ray.spans import open_spans, write_trace
+from expo_ray.reporting.trace import write_trace
+from expo_ray.spans import open_spans
 
 
 def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> None:

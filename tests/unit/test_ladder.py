@@ -15,6 +15,7 @@ from expo_ray.ladder.collect import collect, labels_by_change, levels_of
 from expo_ray.ladder.figures import heldout_curves
 from expo_ray.ladder.likelihood import likelihood_sentence, read_likelihoods
 from expo_ray.ladder.tables import findings, pass_cell, updates_made, updates_table
+from expo_ray.likelihood import main as likelihood_main
 
 LEVELS = ("1", "5")
 PROBLEMS = {"1": 2, "5": 4, "all": 6}
@@ -198,7 +199,7 @@ def sample(uid, level, kind, logprob, rise, step=0):
     }
 
 
-def test_likelihoods_are_means_over_problems_of_the_first_step(ladder):
+def test_likelihoods_are_means_over_problems_of_the_first_step(ladder, capsys):
     random = np.random.default_rng(0)
     expected: dict[str, list[float]] = {"gold": [], "explanation": [], "free": []}
     lines = []
@@ -225,11 +226,19 @@ def test_likelihoods_are_means_over_problems_of_the_first_step(ladder):
     assert main([str(ladder)]) == 0
     text = (ladder / "ladder.md").read_text()
     assert cells(text, "gold solution")[0][0] == "30"
+    capsys.readouterr()
+    picture = ladder / "one.png"
+    assert likelihood_main([str(run), "--figure", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert cells(printed, "gold solution") == cells(text, "gold solution")
+    assert picture.stat().st_size > 10_000
     pictures = re.findall(r"\]\((.*\.png)\)", text)
     assert len(pictures) == 2 and all((ladder / name).stat().st_size > 10_000 for name in pictures)
 
 
-def test_a_run_without_properties_is_refused(tmp_path):
+def test_a_run_without_properties_is_refused(tmp_path, capsys):
+    assert likelihood_main([str(tmp_path)]) == 2
+    assert "algo.properties_every=1" in capsys.readouterr().err
     (tmp_path / "samples.jsonl").write_text(json.dumps(sample("p", 1, "free", -1.0, 0.0, step=3)) + "\n")
     with pytest.raises(DataError, match=r"algo\.properties_every=1"):
         read_likelihoods(tmp_path)

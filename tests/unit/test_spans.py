@@ -7,7 +7,8 @@ import time
 import pytest
 
 from expo_ray import spans
-from expo_ray.spans import open_spans, span, write_trace
+from expo_ray.reporting.trace import write_trace
+from expo_ray.spans import open_spans, span
 
 
 @pytest.fixture(autouse=True)
