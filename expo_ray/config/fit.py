@@ -209,11 +209,10 @@ def _layouts(plan: Plan, shards: int | None = None) -> list[Values]:
 
 
 def _shared(plan: Plan) -> list[Values]:
-    """An engine and a rank on each card."""
-    cards = plan.resources.gpus
-    if not (plan.trains and cards) or plan.config.trainer.async_steps:
+    """An engine and a rank on the only card."""
+    if not plan.trains or plan.resources.gpus != 1 or plan.config.trainer.async_steps:
         return []
-    layout = {"rollout.workers": cards, "learner.ranks": cards, "rollout.tensor_parallel": 1}
+    layout = {"rollout.workers": 1, "learner.ranks": 1, "rollout.tensor_parallel": 1}
     budgets = [tenths / 20 for tenths in range(17, 1, -1)]
     return [{"cluster.placement": "colocated", "rollout.gpu_memory_utilization": b, **layout} for b in budgets]
 
