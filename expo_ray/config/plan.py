@@ -97,8 +97,11 @@ def make_plan(config: Config, resources: Resources | None = None) -> Plan:
 
 def without_learners(plan: Plan) -> Plan:
     """The plan of an evaluation: engines and verifiers alone."""
-    changes = {"learner": {"count": 0}, "rollout": {"gpus": math.ceil(plan.actor("rollout").gpus)}}
-    return replace(plan, actors=[replace(row, **changes.get(row.name, {})) for row in plan.actors])
+    rows = [replace(row, count=0) if row.name == "learner" else row for row in plan.actors]
+    # Nobody shares an engine's card then.
+    return replace(
+        plan, actors=[replace(row, gpus=math.ceil(row.gpus)) if row.name == "rollout" else row for row in rows]
+    )
 
 
 def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> list[ActorPlan]:
