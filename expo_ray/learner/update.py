@@ -12,7 +12,7 @@ from expo_ray.algorithms.base import Algorithm
 from expo_ray.algorithms.tokens import MetricSums, PolicyTokens, merge_metrics
 from expo_ray.config.schema import Config
 from expo_ray.learner.layout import Layout, lay_out
-from expo_ray.learner.sharing import deal, most_scored
+from expo_ray.learner.sharing import deal, most_scored, shortest_unit
 from expo_ray.messages import TrainingBatch, TrainingSample
 
 
@@ -82,10 +82,10 @@ class Updater:
         lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
         budget = self.config.learner.tokens_per_micro_batch
         shares = deal(lengths, [s.unit for s in samples], self.ranks, budget, self.packed)
-        shortest = int(np.argmin(lengths))
-        most = most_scored(shares, [len(s.completion_ids) for s in samples], shortest)
+        spare = shortest_unit(lengths, [s.unit for s in samples])
+        most = most_scored(shares, [len(s.completion_ids) for s in samples], spare)
         return [
-            self._micro_batch([samples[i] for i in cut or [shortest]], most_of_round, idle=not cut)
+            self._micro_batch([samples[i] for i in cut or spare], most_of_round, idle=not cut)
             for cut, most_of_round in zip(shares[self.rank], most, strict=True)
         ]
 
@@ -113,7 +113,7 @@ class Updater:
         alone = [-1] * len(sequences)
         shares = deal(lengths, alone, self.ranks, self.config.learner.tokens_per_micro_batch, self.packed)
         shortest = int(np.argmin(lengths))
-        most = most_scored(shares, [len(ids) for _, ids in sequences], shortest)
+        most = most_scored(shares, [len(ids) for _, ids in sequences], [shortest])
         self.engine.eval()
         found: dict[int, np.ndarray] = {}
         for cut, most_of_round in zip(shares[self.rank], most, strict=True):
