@@ -60,7 +60,7 @@ def test_the_largest_number_of_scored_tokens_of_each_round():
     shares = [[[0, 1], [2]], [[3], []]]
     assert most_scored(shares, [5, 6, 7, 9], idle=[0]) == [11, 7]
     assert most_scored(shares, [5, 6, 7, 9], idle=[3]) == [11, 9]
-    assert most_scored(shares, [5, 6, 7, 9], idle=[0, 3]) == [14, 14]
+    assert most_scored(shares, [5, 6, 7, 9], idle=[0, 3]) == [11, 14]
 
 
 def test_an_idle_rank_computes_a_whole_unit():
