@@ -12,7 +12,7 @@ SEED ?= 0
 export OMP_NUM_THREADS ?= 1
 export PROFILE
 
-.PHONY: help setup demo train-math-l5 ladder ablations base-model test test-unit chaos lint format lock clean
+.PHONY: help setup demo train-math-l5 submit ladder ablations base-model test test-unit chaos lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -25,6 +25,14 @@ demo: setup ## the whole pipeline in minutes: GRPO beside ExP-GRPO on the embedd
 
 train-math-l5: setup ## ExP-GRPO on MATH level 5; ARGS="model.path=... data.path=... trainer.steps=2"
 	@$(PY) -m expo_ray.train experiment=math_l5_qwen2.5_3b $(ARGS)
+
+# ADDRESS: the dashboard of a Ray cluster (docs/cluster.md); RUNS: a folder that all its nodes see.
+ADDRESS ?=
+EXPERIMENT ?=
+RUNS ?=
+submit: setup ## train on a Ray cluster; ADDRESS=http://HOST:8265 EXPERIMENT=demo RUNS=/SHARED/FOLDER ARGS="key=value ..."
+	@$(PY) -m expo_ray.submit $(if $(ADDRESS),--address $(ADDRESS)) $(if $(RUNS),--runs '$(RUNS)') \
+	    $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(ARGS)
 
 # A sweep that was stopped goes on by the same command. LADDER and ABLATIONS: their folders. Failed jobs are told at the
 # end of their sweep; the page is made of what has finished.
@@ -61,12 +69,14 @@ test-unit: setup ## the tests that start no engine
 chaos: setup ## kill N processes of a run (SEED=0), which must end as an undisturbed one
 	@$(PY) -m tests.chaos --kills $(N) --seed $(SEED)
 
-lint: setup ## ruff, mypy and the shell scripts
+SCRIPTS = launch/*.sh launch/slurm.sbatch .ci/run
+lint: setup ## ruff, mypy, the shell scripts, and the containers' files
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy expo_ray hydra_plugins
-	@bash -n launch/*.sh .ci/run
-	@if command -v shellcheck >/dev/null; then shellcheck launch/*.sh .ci/run; fi
+	@.venv/bin/shellcheck $(SCRIPTS)
+	@.venv/bin/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
+	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose.yaml
 
 format: setup ## let ruff mend what it can
 	@$(PY) -m ruff check --fix .

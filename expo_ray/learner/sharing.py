@@ -47,16 +47,21 @@ def deal(
     return [share + [[] for _ in range(rounds - len(share))] for share in shares]
 
 
-def most_scored(shares: Sequence[Share], scored: Sequence[int], idle: int) -> list[int]:
+def shortest_unit(lengths: Sequence[int], unit_of_sample: Sequence[int]) -> list[int]:
+    """The samples that a rank with nothing left computes: a whole unit, because a loss may need all of it."""
+    return min(units(unit_of_sample), key=lambda unit: (sum(lengths[i] for i in unit), unit[0]))
+
+
+def most_scored(shares: Sequence[Share], scored: Sequence[int], idle: Sequence[int]) -> list[int]:
     """For each round of micro-batches the largest number of scored tokens that a rank has in it.
 
     Args:
         shares: of all ranks.
         scored: [S] scored tokens of each sample.
-        idle: the sample that a rank with nothing left computes.
+        idle: the samples that a rank with nothing left computes.
     """
     rounds = zip(*shares, strict=True)
-    return [max(sum(scored[i] for i in cut or [idle]) for cut in of_round) for of_round in rounds]
+    return [max(sum(scored[i] for i in cut or idle) for cut in of_round) for of_round in rounds]
 
 
 def _cut(units_of_rank: list[list[int]], lengths: Sequence[int], token_budget: int, packed: bool) -> Share:

@@ -12,7 +12,7 @@ from expo_ray.algorithms.base import Algorithm
 from expo_ray.algorithms.tokens import MetricSums, PolicyTokens, merge_metrics
 from expo_ray.config.schema import Config
 from expo_ray.learner.layout import Layout, lay_out
-from expo_ray.learner.sharing import deal, most_scored
+from expo_ray.learner.sharing import deal, most_scored, shortest_unit
 from expo_ray.messages import TrainingBatch, TrainingSample
 from expo_ray.spans import span
 
@@ -90,15 +90,15 @@ class Updater:
         lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
         budget = self.config.learner.tokens_per_micro_batch
         shares = deal(lengths, [s.unit for s in samples], self.ranks, budget, self.packed)
-        shortest = int(np.argmin(lengths))
+        spare = shortest_unit(lengths, [s.unit for s in samples])
         scored = [len(s.completion_ids) for s in samples]
-        most = most_scored(shares, scored, shortest)
+        most = most_scored(shares, scored, spare)
         wanted = [sample.term in self.algorithm.reference_terms for sample in samples]
-        compared = [[_compared(cut or [shortest], wanted, lengths) for cut in share] for share in shares]
-        most_compared = most_scored(compared, scored, shortest)
+        compared = [[_compared(cut or spare, wanted, lengths) for cut in share] for share in shares]
+        most_compared = most_scored(compared, scored, spare)
         found = []
         for number, cut in enumerate(shares[self.rank]):
-            chosen = cut or [shortest]
+            chosen = cut or spare
             places = [chosen.index(i) for i in compared[self.rank][number]]
             layout = self._layout([samples[i] for i in chosen])
             found.append(
@@ -130,7 +130,7 @@ class Updater:
         alone = [-1] * len(sequences)
         shares = deal(lengths, alone, self.ranks, self.config.learner.tokens_per_micro_batch, self.packed)
         shortest = int(np.argmin(lengths))
-        most = most_scored(shares, [len(ids) for _, ids in sequences], shortest)
+        most = most_scored(shares, [len(ids) for _, ids in sequences], [shortest])
         self.engine.eval()
         found: dict[int, np.ndarray] = {}
         for cut, most_of_round in zip(shares[self.rank], most, strict=True):

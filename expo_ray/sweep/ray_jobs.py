@@ -4,26 +4,19 @@ The token is neither put into a job's environment nor into its metadata: every n
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
-from queue import Empty, Queue
-from typing import Any, TypeVar
+from typing import Any
 
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import GIB, Resources
+from expo_ray.submission.dashboard import ENDED, Answer, NoAnswer, ask, first_line
 from expo_ray.sweep.job import Job
 from expo_ray.sweep.processes import last_error, log_file
 from expo_ray.sweep.side_by_side import Exit, Share
 
-Answer = TypeVar("Answer")
 SWEEP, NUMBER = "expo_ray_sweep", "expo_ray_job"
 """Metadata by which a later call finds jobs that still run."""
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-
-
-class NoAnswer(RuntimeError):
-    """The cluster's dashboard did not answer in time, could not be reached, or did not let us in."""
 
 
 class RayJobs:
@@ -54,7 +47,7 @@ class RayJobs:
         except (NoAnswer, RuntimeError) as error:
             where = address or "the default address"
             raise ConfigError(
-                f"hydra.launcher.address: no Ray dashboard that takes jobs at {where} ({_first_line(error)}): start "
+                f"hydra.launcher.address: no Ray dashboard that takes jobs at {where} ({first_line(error)}): start "
                 "Ray with --head, give hydra.launcher.address=http://HOST:8265, and set RAY_AUTH_MODE=token and the "
                 "token where the cluster asks for one"
             ) from error
@@ -69,14 +62,14 @@ class RayJobs:
         """
         from ray.util.state import list_nodes
 
-        def ask() -> list[Any]:
+        def nodes() -> list[Any]:
             return list_nodes(self._client.get_address(), limit=10_000, detail=True, timeout=int(self.request_s))
 
         try:
-            totals = [node.resources_total for node in self._ask(ask) if node.state == "ALIVE"]
+            totals = [node.resources_total for node in self._ask(nodes) if node.state == "ALIVE"]
         except (NoAnswer, RuntimeError) as error:
             raise ConfigError(
-                f"the cluster does not say what it has ({_first_line(error)}): give cluster=NAME, its resources"
+                f"the cluster does not say what it has ({first_line(error)}): give cluster=NAME, its resources"
             ) from error
 
         def total(name: str) -> float:
@@ -100,7 +93,7 @@ class RayJobs:
                 )
             )
         except (NoAnswer, RuntimeError) as error:
-            raise ConfigError(f"job {job.number} could not be submitted: {_first_line(error)}") from error
+            raise ConfigError(f"job {job.number} could not be submitted: {first_line(error)}") from error
 
     def poll(self, job: Job) -> Exit | None:
         name = self._ids[job.number]
@@ -111,7 +104,7 @@ class RayJobs:
         except (NoAnswer, RuntimeError) as error:
             if time.monotonic() - self._last_answer[job.number] < self.lost_s:
                 return None
-            return Exit(False, f"{name}: nothing was heard of it for {self.lost_s:.0f} s ({_first_line(error)})", None)
+            return Exit(False, f"{name}: nothing was heard of it for {self.lost_s:.0f} s ({first_line(error)})", None)
         self._last_answer[job.number] = time.monotonic()
         if status not in ENDED:
             return None
@@ -137,28 +130,4 @@ class RayJobs:
         return found
 
     def _ask(self, call: Callable[[], Answer]) -> Answer:
-        """One request. Ray's client sets no time limit of its own, so it runs in a thread that may be left behind."""
-        from ray.exceptions import RayError
-
-        answers: Queue[tuple[Answer | None, Exception | None]] = Queue()
-
-        def run() -> None:
-            try:
-                answers.put((call(), None))
-            except Exception as error:  # handed to the caller's thread
-                answers.put((None, error))
-
-        threading.Thread(target=run, daemon=True).start()
-        try:
-            answer, error = answers.get(timeout=self.request_s)
-        except Empty as empty:
-            raise NoAnswer(f"no answer within {self.request_s:.0f} s") from empty
-        if isinstance(error, OSError | RayError):  # RayError: the wrong token, among others
-            raise NoAnswer(_first_line(error)) from error
-        if error is not None:
-            raise error
-        return answer  # type: ignore[return-value]
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return ask(call, self.request_s)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expo_ray.learner.layout import lay_out
-from expo_ray.learner.sharing import deal, most_scored
+from expo_ray.learner.sharing import deal, most_scored, shortest_unit
 
 
 @given(
@@ -58,5 +58,13 @@ def test_an_empty_context_is_refused():
 
 def test_the_largest_number_of_scored_tokens_of_each_round():
     shares = [[[0, 1], [2]], [[3], []]]
-    assert most_scored(shares, [5, 6, 7, 9], idle=0) == [11, 7]
-    assert most_scored(shares, [5, 6, 7, 9], idle=3) == [11, 9]
+    assert most_scored(shares, [5, 6, 7, 9], idle=[0]) == [11, 7]
+    assert most_scored(shares, [5, 6, 7, 9], idle=[3]) == [11, 9]
+    assert most_scored(shares, [5, 6, 7, 9], idle=[0, 3]) == [11, 14]
+
+
+def test_an_idle_rank_computes_a_whole_unit():
+    """Half a DPO pair has no loss; one pair on two ranks ended a run."""
+    assert shortest_unit([9, 2, 3, 4], [0, 0, 1, 1]) == [2, 3]
+    assert shortest_unit([9, 2, 3], [0, 0, -1]) == [2]
+    assert shortest_unit([5, 5], [7, 7]) == [0, 1]
