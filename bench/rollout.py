@@ -1,4 +1,4 @@
-"""Rollout phase against bare vLLM: `python -m bench.rollout [pairs]`.
+"""Rollout phase against bare vLLM: `python -m bench.rollout [pairs [key=value ...]]`, the demo by default.
 
 The same requests, in turns in one run: through the fleet (Ray, one batch of requests, token ids and
 log-probabilities back as messages, texts decoded) and straight to `vllm.LLM.generate` inside the same actor.
@@ -76,7 +76,7 @@ def measure(config: Config, pairs: int) -> list[tuple[float, float]]:
 
 def main() -> None:
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 6
-    found = measure(compose_config(["experiment=demo"]), pairs)
+    found = measure(compose_config(sys.argv[2:] or ["experiment=demo"]), pairs)
     ratios = sorted(fleet / bare for fleet, bare in found)
     print(f"fleet {statistics.median(f for f, _ in found):.3f} s, bare {statistics.median(b for _, b in found):.3f} s")
     print(f"ratio of pairs: min {ratios[0]:.3f}, median {statistics.median(ratios):.3f}, max {ratios[-1]:.3f}")

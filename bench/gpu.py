@@ -1,0 +1,107 @@
+"""The figures of one GPU, on a machine that has one: where a step's time goes, MFU, sampling, sync, mismatch.
+
+    python -m bench.gpu model.path=FOLDER data.path=math_train.jsonl            # about 20 minutes on one card
+    python -m bench.gpu --dry-run                                               # says what would be run; needs no card
+
+Three parts, each a process of its own: a training run of the level-5 recipe with engine and learner on the same card;
+the rollout phase beside bare `vllm.LLM.generate` (bench.rollout); the card's own copy of as many bytes as a sync moves.
+Everything printed is read from the run's metrics.jsonl, or measured here.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+
+from expo_ray.config.check import check_config
+from expo_ray.config.compose import compose_config
+from expo_ray.config.plan import plan_text
+
+RECIPE = ["experiment=math_l5_qwen2.5_3b", "cluster=1xh100", "trainer.steps=24", "trainer.checkpoint_every=0"]
+PART_S = 3600.0
+UNMEASURED = 2
+"""First steps of the run, in which kernels compile and caches fill."""
+SHOWN = {
+    "time/step": "s", "time/generate": "s", "time/verify": "s", "time/properties": "s", "time/update": "s",
+    "time/sync": "s", "sync/seconds": "s", "sync/max_difference": "nats", "update/mfu": "share of the peak",
+    "tokens/per_second_of_an_engine_card": "tokens/s", "tokens/per_second_of_a_rank": "tokens/s",
+    "tokens/mean_sequence": "tokens", "mismatch/mean_abs": "nats", "mismatch/max": "nats",
+}  # fmt: skip
+GOAL_OF_COPY = 0.7
+"""Of what a device-to-device copy of the same bytes would allow."""
+
+
+def commands(overrides: list[str], folder: Path) -> dict[str, list[str]]:
+    """Part -> its command."""
+    python = [sys.executable, "-m"]
+    return {
+        "training": [*python, "expo_ray.train", *RECIPE, *overrides, f"run_dir={folder}"],
+        "sampling": [*python, "bench.rollout", "4", *RECIPE, *overrides, "cluster.placement=disaggregated"],
+        "copy": [*python, "bench.gpu", "--copy-bytes"],
+    }
+
+
+def training_figures(folder: Path) -> dict[str, float]:
+    """Median over the measured steps of each shown metric; those that no step had are left out.
+
+    Args:
+        folder: the run folder.
+    """
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][UNMEASURED:]
+    found = {name: [line[name] for line in steps if line.get(name) is not None] for name in SHOWN}
+    figures = {name: statistics.median(values) for name, values in found.items() if values}
+    return figures | {"sync/bytes": float(steps[-1]["sync/bytes"])}
+
+
+def copy_seconds(size: int) -> float:
+    """Seconds in which the card copies `size` bytes to another place in its own memory, best of 10."""
+    import torch
+
+    source = torch.empty(size, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(10):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the parts one after the other and prints their figures. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="plan and print, start nothing")
+    parser.add_argument("--copy-bytes", type=int, metavar="N", help="only measure the card's copy of N bytes")
+    chosen, overrides = parser.parse_known_args(arguments)
+    if chosen.copy_bytes:
+        print(copy_seconds(chosen.copy_bytes))
+        return 0
+    folder = Path(mkdtemp(prefix="bench_gpu_")) / "run"
+    parts = commands(overrides, folder)
+    if chosen.dry_run:
+        print(plan_text(check_config(compose_config([*RECIPE, *overrides, f"run_dir={folder}", "dry_run=true"]))))
+        for name, command in parts.items():
+            print(f"{name}: {' '.join(command)}")
+        return 0
+    subprocess.run(parts["training"], check=True, timeout=PART_S)
+    figures = training_figures(folder)
+    for name, value in figures.items():
+        print(f"{name:<40} {value:.4g} {SHOWN.get(name, 'bytes')}")
+    size = int(figures["sync/bytes"])
+    copy = float(subprocess.check_output([*parts["copy"], str(size)], timeout=PART_S, text=True))
+    print(f"a copy of these {size / 2**30:.2f} GiB on the card takes {copy:.4f} s")
+    print(
+        f"sync: {copy / figures['sync/seconds']:.2f} of what the copy allows (goal {GOAL_OF_COPY}, or 0.2 s for 0.6 B)"
+    )
+    subprocess.run(parts["sampling"], check=True, timeout=PART_S)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
