@@ -66,6 +66,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
 def sampling_params(sampling: Sampling, count: int, stop_ids: Sequence[int]) -> Any:
     """vLLM's parameters: log-probability of each sampled token, no text (detokenising there costs 4x)."""
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         n=count,
@@ -77,6 +78,7 @@ def sampling_params(sampling: Sampling, count: int, stop_ids: Sequence[int]) -> 
         logprobs=0,
         flat_logprobs=True,
         detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 

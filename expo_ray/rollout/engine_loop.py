@@ -1,5 +1,6 @@
 """One vLLM engine that several threads use: it samples step by step, and its weights may change between two steps."""
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ class EngineLoop:
         self.paused = False
         self._door, self._engine = threading.Lock(), threading.Lock()
         self._finished: dict[str, Any] = {}
+        self._numbers = itertools.count()
 
     @contextmanager
     def turn(self) -> Iterator[Any]:
@@ -61,17 +63,32 @@ class EngineLoop:
         """Whether requests are under way; for a thread that has the turn."""
         return bool(self.llm.llm_engine.has_unfinished_requests())
 
-    def submit(self, prompts: Sequence[Any], params: Any) -> list[str]:
-        """Hands requests to the engine; for a thread that has the turn. Returns their ids."""
-        return list(self.llm.enqueue(prompts, params, use_tqdm=False))
+    def submit(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[str]:
+        """Hands requests to the engine; for a thread that has the turn. Returns their ids.
+
+        Args:
+            prompts: vLLM's prompts.
+            params: the SamplingParams of each; `output_kind` must be FINAL_ONLY.
+        """
+        ids = [str(next(self._numbers)) for _ in prompts]
+        for request, prompt, wanted in zip(ids, prompts, params, strict=True):
+            self.llm.llm_engine.add_request(request, prompt, wanted)
+        return ids
 
     def results(self, requests: Sequence[str]) -> list[Any]:
-        """Steps the engine until these requests are finished; returns vLLM's outputs in their order."""
+        """Steps the engine until these requests are finished; returns vLLM's outputs in their order.
+
+        Raises:
+            RuntimeError: the engine has nothing left to do and a request is not finished.
+        """
         wanted = set(requests)
         while True:
             with self.turn() as llm:
                 if wanted <= self._finished.keys():
                     return [self._finished.pop(request) for request in requests]
+                if not self.busy:
+                    missing = sorted(wanted - self._finished.keys())
+                    raise RuntimeError(f"the engine has ended without requests {', '.join(missing[:5])}")
                 for output in llm.llm_engine.step():
                     if output.finished:
                         self._finished[output.request_id] = output

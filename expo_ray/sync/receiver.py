@@ -91,8 +91,15 @@ def engine_probe(engine: EngineLoop, sequences: Sequence[Sequence[int]]) -> list
     meanwhile, torch's random generators in this process are as they were afterwards.
     """
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
-    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        prompt_logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
     prompts = [{"prompt_token_ids": [int(token) for token in ids]} for ids in sequences]
     devices = list(range(torch.cuda.device_count()))
     with engine.turn():

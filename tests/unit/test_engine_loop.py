@@ -16,13 +16,10 @@ class FakeEngine:
         self.step_s, self.left, self.weights, self.inside = step_s, {}, 0, 0
         self.seen: list[tuple[str, int]] = []
         self.llm_engine = self
-        self.count = 0
 
-    def enqueue(self, prompts, params, use_tqdm):
-        ids = [str(self.count + i) for i in range(len(prompts))]
-        self.count += len(prompts)
-        self.left |= dict(zip(ids, prompts, strict=True))
-        return ids
+    def add_request(self, request, prompt, params):
+        if prompt:
+            self.left[request] = prompt
 
     def has_unfinished_requests(self):
         return bool(self.left)
@@ -46,7 +43,7 @@ class FakeEngine:
 
 def run(loop: EngineLoop, lengths: list[int]) -> list[str]:
     with loop.turn():
-        begun = loop.submit(lengths, None)
+        begun = loop.submit(lengths, [None] * len(lengths))
     return [output.request_id for output in loop.results(begun)]
 
 
@@ -102,3 +99,8 @@ def test_a_pause_that_does_not_end_is_told_within_the_bound():
         run(loop, [1])
     loop.resume()
     assert run(loop, [1]) == ["0"]
+
+
+def test_an_engine_that_forgets_a_request_is_told():
+    with pytest.raises(RuntimeError, match="without requests 1"):
+        run(EngineLoop(FakeEngine(), 5.0), [2, 0])
