@@ -56,6 +56,8 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         generation_config="vllm",
         enable_prefix_caching=True,
         disable_log_stats=True,
+        # By priority a probe gets ahead of what is sampled meanwhile; in turn nothing is, and ties must stay in order.
+        scheduling_policy="priority" if config.trainer.async_steps else "fcfs",
         weight_transfer_config=WeightTransferConfig(
             backend=resolve_backend(config.sync.backend, device=config.profile.device, colocated=colocated)
         ),

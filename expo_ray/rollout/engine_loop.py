@@ -20,22 +20,29 @@ class EngineLoop:
     Args:
         llm: the engine.
         wait_s: bound on waiting for a turn.
+        priorities: it schedules by priority, so that a probe need not wait for all that is under way.
     """
 
-    def __init__(self, llm: Any, wait_s: float) -> None:
-        self.llm, self.wait_s = llm, wait_s
+    def __init__(self, llm: Any, wait_s: float, priorities: bool = False) -> None:
+        self.llm, self.wait_s, self.priorities = llm, wait_s, priorities
         self.paused = False
         self._door, self._engine = threading.Lock(), threading.Lock()
         self._finished: dict[str, Any] = {}
         self._numbers = itertools.count()
 
     @contextmanager
-    def turn(self) -> Iterator[Any]:
+    def turn(self, in_pause: bool = False) -> Iterator[Any]:
         """The engine, for this thread alone; between `pause` and `resume` nobody gets it.
+
+        Args:
+            in_pause: but for the one who keeps the others out.
 
         Raises:
             EngineStuck: it was not free within the bound.
         """
+        if in_pause and self.paused:
+            yield self.llm
+            return
         self._enter()
         try:
             yield self.llm
@@ -63,27 +70,33 @@ class EngineLoop:
         """Whether requests are under way; for a thread that has the turn."""
         return bool(self.llm.llm_engine.has_unfinished_requests())
 
-    def submit(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[str]:
+    def submit(self, prompts: Sequence[Any], params: Sequence[Any], first: bool = False) -> list[str]:
         """Hands requests to the engine; for a thread that has the turn. Returns their ids.
 
         Args:
             prompts: vLLM's prompts.
             params: the SamplingParams of each; `output_kind` must be FINAL_ONLY.
+            first: before all that waits.
         """
         ids = [str(next(self._numbers)) for _ in prompts]
+        priority = -1 if first and self.priorities else 0
         for request, prompt, wanted in zip(ids, prompts, params, strict=True):
-            self.llm.llm_engine.add_request(request, prompt, wanted)
+            self.llm.llm_engine.add_request(request, prompt, wanted, priority=priority)
         return ids
 
-    def results(self, requests: Sequence[str]) -> list[Any]:
+    def results(self, requests: Sequence[str], in_pause: bool = False) -> list[Any]:
         """Steps the engine until these requests are finished; returns vLLM's outputs in their order.
+
+        Args:
+            requests: their ids.
+            in_pause: as in `turn`.
 
         Raises:
             RuntimeError: the engine has nothing left to do and a request is not finished.
         """
         wanted = set(requests)
         while True:
-            with self.turn() as llm:
+            with self.turn(in_pause) as llm:
                 if wanted <= self._finished.keys():
                     return [self._finished.pop(request) for request in requests]
                 if not self.busy:

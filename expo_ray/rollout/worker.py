@@ -33,7 +33,8 @@ class RolloutWorker(ActorProcess, WeightReceiver):
         self.tokenizer = AutoTokenizer.from_pretrained(
             config.model.path, trust_remote_code=config.model.trust_remote_code
         )
-        self.engine = EngineLoop(build_engine(config, context_tokens, seed=config.seed), config.trainer.wait_s)
+        llm = build_engine(config, context_tokens, seed=config.seed)
+        self.engine = EngineLoop(llm, config.trainer.wait_s, priorities=config.trainer.async_steps > 0)
         self.asleep = False
         self.update_weight_version(0)
 

@@ -44,14 +44,14 @@ class WeightReceiver:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Close the round, forget what the old weights computed, take the version if one is given.
 
-        Keys and values of completions under way are computed again with the new weights.
+        Keys and values of completions under way are computed again with the new weights. Sampling goes on after
+        the probe.
         """
         self.engine.llm.finish_weight_update()
         self._round_open = False
         self.engine.llm.reset_prefix_cache(reset_running_requests=True)
         if weight_version is not None:
             self.engine.llm.update_weight_version(weight_version)
-        self.engine.resume()
 
     def update_weight_version(self, new_version: str | int) -> None:
         """Name the weights that the engine has."""
@@ -69,9 +69,11 @@ class WeightReceiver:
         self.engine.llm.shutdown_weight_transfer_engine()
 
     def sync_probe(self, sequences: Sequence[Sequence[int]]) -> Probe:
-        """This engine's side of a sync proof."""
+        """This engine's side of a sync proof. Then sampling goes on."""
         with span("probe"):
-            return Probe(self.get_weight_version(), engine_probe(self.engine, sequences))
+            found = Probe(self.get_weight_version(), engine_probe(self.engine, sequences))
+        self.engine.resume()
+        return found
 
     def _abandon_round(self) -> None:
         # vLLM ends an open round only by finishing it, which would load half a model, or by an update that fails.
@@ -102,12 +104,12 @@ def engine_probe(engine: EngineLoop, sequences: Sequence[Sequence[int]]) -> list
     )
     prompts = [{"prompt_token_ids": [int(token) for token in ids]} for ids in sequences]
     devices = list(range(torch.cuda.device_count()))
-    with engine.turn():
+    with engine.turn(in_pause=True):
         alone = not engine.busy
     with torch.random.fork_rng(devices=devices, enabled=alone):
-        with engine.turn():
-            begun = engine.submit(prompts, [params] * len(prompts))
-        outputs = engine.results(begun)
+        with engine.turn(in_pause=True):
+            begun = engine.submit(prompts, [params] * len(prompts), first=True)
+        outputs = engine.results(begun, in_pause=True)
     return [
         np.array(
             [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)], np.float32

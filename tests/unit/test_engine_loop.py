@@ -15,11 +15,12 @@ class FakeEngine:
     def __init__(self, step_s: float = 0.0) -> None:
         self.step_s, self.left, self.weights, self.inside = step_s, {}, 0, 0
         self.seen: list[tuple[str, int]] = []
-        self.llm_engine = self
+        self.llm_engine, self.priorities = self, {}
 
-    def add_request(self, request, prompt, params):
+    def add_request(self, request, prompt, params, priority):
         if prompt:
             self.left[request] = prompt
+        self.priorities[request] = priority
 
     def has_unfinished_requests(self):
         return bool(self.left)
@@ -104,3 +105,20 @@ def test_a_pause_that_does_not_end_is_told_within_the_bound():
 def test_an_engine_that_forgets_a_request_is_told():
     with pytest.raises(RuntimeError, match="without requests 1"):
         run(EngineLoop(FakeEngine(), 5.0), [2, 0])
+
+
+def test_who_keeps_the_others_out_may_use_the_engine_and_goes_first():
+    engine = FakeEngine(step_s=0.002)
+    loop = EngineLoop(engine, 30.0, priorities=True)
+    sampler = threading.Thread(target=run, args=(loop, [60]))
+    sampler.start()
+    time.sleep(0.03)
+    loop.pause()
+    with loop.turn(in_pause=True):
+        begun = loop.submit([2], [None], first=True)
+    assert [output.request_id for output in loop.results(begun, in_pause=True)] == begun
+    assert engine.priorities == {"0": 0, begun[0]: -1}
+    assert loop.paused and sampler.is_alive()
+    loop.resume()
+    sampler.join(30)
+    assert not sampler.is_alive() and not engine.left
