@@ -92,6 +92,8 @@ class Verdict:
     """What decided: exact, numeric, symbolic, set, interval, matrix, text, none."""
     ms: float = 0.0
     """Wall-clock milliseconds spent on it."""
+    credit: float = 0.0
+    """Of a wrong answer: the share of the reward that it earns all the same, 0 to below 1."""
 
 
 @dataclass(frozen=True, slots=True)

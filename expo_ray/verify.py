@@ -1,7 +1,8 @@
 """Grade a file of responses: `python -m expo_ray.verify --input FILE.jsonl --output OUT.jsonl`.
 
 Each input line is a JSON object with `response` (text) and `answer` (a gold answer, or a list of them, any one of
-which counts). The output has the same lines in the same order with `verdict`, `extracted`, `method` and `ms` added.
+which counts). The output has the same lines in the same order with `verdict`, `extracted`, `method` and `ms` added,
+and `credit` where a wrong answer earns a part of the reward.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.messages import Verdict
 from expo_ray.verifier.pool import Item, VerifierPool
+from expo_ray.verifier.tasks import task_problem
 
 OUTCOMES = ("correct", "wrong", "no_answer", "timeout", "error")
 
@@ -97,6 +99,7 @@ def write_output(path: Path, records: list[dict[str, Any]], verdicts: list[Verdi
         for record, verdict in zip(records, verdicts, strict=True):
             found: dict[str, Any] = {"verdict": verdict.outcome, "extracted": verdict.extracted}
             found |= {"method": verdict.method, "ms": round(verdict.ms, 3)}
+            found |= {"credit": verdict.credit} if verdict.credit else {}
             file.write(json.dumps(record | found) + "\n")
     os.replace(partial, path)
 
@@ -124,6 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1 or options.timeout <= 0:
         parser.error("--workers must be at least 1 and --timeout above 0")
+    if problem := task_problem(options.task):
+        print(f"error: {problem.replace('verifier.name=', '--task ', 1)}", file=sys.stderr)
+        return 2
     try:
         records, bad = read_items(options.input, options.skip_bad)
     except (BadLine, OSError) as error:

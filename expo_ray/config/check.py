@@ -15,6 +15,7 @@ from expo_ray.config.schema import Config
 from expo_ray.preflight.tokenizer import tokenizer_problems
 from expo_ray.preflight.weights import weight_problems
 from expo_ray.sweep.objective import parse_objective
+from expo_ray.verifier.tasks import task_problem
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "algo.name": ("grpo", "exp_grpo", "sft_gt_grpo", "exp_dpo", "dpo_gt", "explanation_sft"),
@@ -110,7 +111,6 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "seed": (0, 2**31 - 1),
 }
 
-TASKS = ("math", "gsm8k", "choice", "toy", "reasoning_gym")
 LEVELS = (1, 2, 3, 4, 5)
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
 WITH_GROUP = ("grpo", "exp_grpo", "sft_gt_grpo")
@@ -203,11 +203,10 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"rollout.top_p={rollout.top_p} makes the importance ratio wrong: use rollout.top_p=1.0"
     if algo.name in WITH_GROUP and rollout.top_k > 0:
         yield f"rollout.top_k={rollout.top_k} makes the importance ratio wrong: use rollout.top_k=0"
-    if config.verifier.name not in TASKS and ":" not in config.verifier.name:
-        yield (
-            f"verifier.name={config.verifier.name} is neither a task{did_you_mean(config.verifier.name, TASKS)} "
-            f"({', '.join(TASKS)}) nor an import path package.module:Class"
-        )
+    # On a running cluster a class of the user's may be where the verifiers are, and not here.
+    here = config.cluster.address is None or ":" not in config.verifier.name
+    if here and (problem := task_problem(config.verifier.name)):
+        yield problem
     if not 0 < config.eval.top_p <= 1:
         yield f"eval.top_p={config.eval.top_p} is not a share: use a number above 0, up to 1"
     if (wanted := parse_objective(config.eval.objective)[0]) > config.eval.samples:

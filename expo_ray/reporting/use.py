@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.base import Algorithm, Properties
 from expo_ray.algorithms.properties import SampleProperties
-from expo_ray.config.schema import Config
-from expo_ray.messages import Completion, Group, IntArray, Problem, Prompt, Rollout, Verdict
+from expo_ray.config.schema import Config, VerifierConfig
+from expo_ray.messages import Completion, Group, IntArray, Outcome, Problem, Prompt, Rollout, Verdict
 from expo_ray.reporting.json_lines import finite
 
 Lines = list[dict[str, Any]]
@@ -57,7 +57,7 @@ class Replay:
         reason = self._unknown(lines, algorithm, int(step))
         if reason:
             return None, reason
-        group, properties = _group(lines), _properties(lines)
+        group, properties = _group(lines, self.config.verifier), _properties(lines)
         batch = algorithm.training_batch([group], int(step), properties)
         found: list[list[tuple[str, float]]] = [[] for _ in lines]
         for sample in batch.samples:
@@ -98,7 +98,17 @@ def _marked(line: dict[str, Any], mark: int) -> Completion:
     )
 
 
-def _group(lines: Lines) -> Group:
+def _verdict(line: dict[str, Any], config: VerifierConfig) -> Verdict:
+    """The recorded verdict; what a wrong answer earned tells its partial credit."""
+    outcome: Outcome = line.get("outcome") or "error"
+    earned = finite(line.get("reward"))
+    span = config.reward_correct - config.reward_wrong
+    if outcome != "wrong" or earned is None or not span:
+        return Verdict(outcome, line.get("extracted"))
+    return Verdict(outcome, line.get("extracted"), credit=(earned - config.reward_wrong) / span)
+
+
+def _group(lines: Lines, config: VerifierConfig) -> Group:
     first = lines[0]
     gold: IntArray | None = None
     parts: dict[str, list[tuple[Completion, Verdict]]] = {"free": [], "explanation": []}
@@ -106,8 +116,7 @@ def _group(lines: Lines) -> Group:
         if line["kind"] == "gold":
             gold = np.full(1, mark, np.int32)
         else:
-            verdict = Verdict(line.get("outcome") or "error", line.get("extracted"))
-            parts[line["kind"]].append((_marked(line, mark), verdict))
+            parts[line["kind"]].append((_marked(line, mark), _verdict(line, config)))
     answers = tuple(str(answer) for answer in first.get("answers") or [])
     problem = Problem(str(first.get("uid")), str(first.get("question")), answers, None, first.get("level"))
     prompt = Prompt(problem, free_ids=EMPTY, conditioned_ids=EMPTY, gold_ids=gold)

@@ -342,14 +342,16 @@ class VerifierPool:
 
 def _checked(reply: Any, index: int) -> Verdict:
     """The verdict in a reply of an untrusted process, or BadFrame."""
-    if not isinstance(reply, list) or len(reply) != 5 or reply[0] != index:
+    if not isinstance(reply, list) or len(reply) != 6 or reply[0] != index:
         raise wire.BadFrame("not the reply to the item that was due")
-    _index, outcome, extracted, method, ms = reply
+    _index, outcome, extracted, method, ms, credit = reply
     if outcome not in get_args(Outcome) or not isinstance(method, str) or not isinstance(ms, float):
         raise wire.BadFrame("not a verdict")
+    if not isinstance(credit, float) or not 0 <= credit < 1 or (credit and outcome != "wrong"):
+        raise wire.BadFrame("not a partial credit")
     if extracted is not None and not isinstance(extracted, str):
         raise wire.BadFrame("not an extracted answer")
-    return Verdict(outcome, extracted, method, ms)
+    return Verdict(outcome, extracted, method, ms, credit)
 
 
 def _at_end(process: _Process) -> bool:

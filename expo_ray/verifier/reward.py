@@ -18,7 +18,7 @@ def reward(verdict: Verdict, config: VerifierConfig) -> float | None:
         return config.reward_correct
     if verdict.outcome in FAILURES and not config.count_failures_as_wrong:
         return None
-    return config.reward_wrong
+    return config.reward_wrong + verdict.credit * (config.reward_correct - config.reward_wrong)
 
 
 def check_failure_rate(verdicts: Iterable[Verdict], config: VerifierConfig) -> float:
@@ -31,9 +31,10 @@ def check_failure_rate(verdicts: Iterable[Verdict], config: VerifierConfig) -> f
     failed = {outcome: outcomes.count(outcome) for outcome in FAILURES}
     rate = sum(failed.values()) / len(outcomes) if outcomes else 0.0
     if rate > config.max_failure_rate:
+        own = f" An exception in {config.name} is an error: call it by hand to see it." if ":" in config.name else ""
         raise VerifierFailureRate(
             f"{failed['timeout']} timeouts and {failed['error']} errors in {len(outcomes)} verdicts: {rate:.1%} is "
             f"more than verifier.max_failure_rate={config.max_failure_rate:.1%}. Raise verifier.timeout_s or "
-            f"verifier.memory_mib, or look at the responses."
+            f"verifier.memory_mib, or look at the responses.{own}"
         )
     return rate

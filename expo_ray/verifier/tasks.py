@@ -1,15 +1,20 @@
 """What an answer is and when it is right: one small class for each task (`verifier.name`)."""
 
+import ast
 import importlib
+import importlib.util
+import re
+from pathlib import Path
 from typing import Any
 
+from expo_ray.config.errors import did_you_mean
 from expo_ray.verifier import extract
 from expo_ray.verifier.limits import NotDecided
 
 __all__ = ["NotDecided", "Task", "make_task"]
 
-Graded = tuple[bool, str]
-"""Whether it is right, and the method that decided."""
+Graded = tuple[float, str]
+"""How right it is, and the method that decided. True or 1: right; less: wrong, with that share of the reward."""
 
 
 class Task:
@@ -30,7 +35,11 @@ class Task:
         raise NotImplementedError
 
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
-        """Compare with one gold answer. NotDecided: it would take too much to know."""
+        """Compare with one gold answer: right or not, or a share from 0 to 1 as partial credit.
+
+        Raises:
+            NotDecided: it would take too much to know.
+        """
         raise NotImplementedError
 
 
@@ -132,6 +141,40 @@ TASKS: dict[str, type[Task]] = {
     "toy": ToyTask,
     "reasoning_gym": ReasoningGymTask,
 }
+
+
+def task_problem(name: str) -> str | None:
+    """What is wrong with `verifier.name`, in one sentence; None where nothing is seen.
+
+    A user's module is read and not run: it may import what is slow, or what only the grading machines have.
+    """
+    if name in TASKS:
+        return None
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        known = ", ".join(TASKS)
+        return (
+            f"verifier.name={name} is neither a task{did_you_mean(name, TASKS)} ({known}) "
+            "nor an import path package.module:Class"
+        )
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return f"verifier.name={name}: no module {module} is found from here: start in the folder where it is"
+    if not (spec.origin or "").endswith(".py"):
+        return None
+    source = Path(str(spec.origin)).read_text(encoding="utf-8")
+    try:
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        return f"verifier.name={name}: {spec.origin} line {error.lineno} is not Python ({error.msg}): mend it"
+    # A name that is mentioned at all may be imported, or made while the module runs.
+    if re.search(rf"\b{re.escape(attribute)}\b", source):
+        return None
+    classes = [node.name for node in body if isinstance(node, ast.ClassDef)]
+    return f"verifier.name={name}: {spec.origin} has no class {attribute}{did_you_mean(attribute, classes)}"
 
 
 def make_task(name: str, config: dict[str, Any]) -> Task:

@@ -16,13 +16,11 @@ from collections import OrderedDict
 from typing import Any
 
 from expo_ray.verifier import sandbox, wire
-from expo_ray.verifier.tasks import NotDecided, Task, make_task
+from expo_ray.verifier.tasks import Graded, NotDecided, Task, make_task
 
 ANSWER_CACHE = 8192
 MAX_SHOWN = 2000
 """Characters of an extracted answer that a verdict carries."""
-
-Graded = tuple[bool, str]
 
 
 class Grader:
@@ -32,17 +30,17 @@ class Grader:
         self.task = task
         self.cache: OrderedDict[tuple[str, ...], Graded] = OrderedDict()
 
-    def verdict(self, response: str, golds: list[str], meta: dict[str, Any]) -> tuple[str, str | None, str]:
-        """(outcome, extracted, method) of one response; the caller bounds its time."""
+    def verdict(self, response: str, golds: list[str], meta: dict[str, Any]) -> tuple[str, str | None, str, float]:
+        """(outcome, extracted, method, credit) of one response; the caller bounds its time."""
         extracted: str | None = None
         try:
             extracted = self.task.extract(response)
             if extracted is None:
-                return "no_answer", None, "none"
-            right, method = self._grade(extracted, golds, meta)
+                return "no_answer", None, "none", 0.0
+            share, method = self._grade(extracted, golds, meta)
         except NotDecided:
-            return "error", extracted, "none"
-        return ("correct" if right else "wrong"), extracted, method
+            return "error", extracted, "none", 0.0
+        return ("correct", extracted, method, 0.0) if share >= 1 else ("wrong", extracted, method, float(share))
 
     def _grade(self, extracted: str, golds: list[str], meta: dict[str, Any]) -> Graded:
         key = (extracted, *golds)
@@ -51,17 +49,21 @@ class Grader:
         if key in self.cache:
             self.cache.move_to_end(key)
             return self.cache[key]
-        graded: Graded = (False, "none")
+        graded: Graded = (0.0, "none")
         undecided: NotDecided | None = None
         for gold in golds:
             try:
-                graded = self.task.grade(extracted, gold, meta)
+                found = self.task.grade(extracted, gold, meta)
             except NotDecided as error:
                 undecided = error
                 continue
-            if graded[0]:
+            if not 0 <= found[0] <= 1:
+                raise ValueError(f"grade gives {found[0]}, which is no share from 0 to 1")
+            if found[0] >= graded[0]:
+                graded = found
+            if graded[0] >= 1:
                 break
-        if undecided is not None and not graded[0]:
+        if undecided is not None and graded[0] < 1:
             raise undecided
         self.cache[key] = graded
         if len(self.cache) > ANSWER_CACHE:
@@ -77,16 +79,16 @@ def serve(descriptor: int, grader: Grader, timeout_s: float) -> None:
             start = time.perf_counter()
             fatal = False
             try:
-                outcome, extracted, method = grader.verdict(response, golds, meta)
+                outcome, extracted, method, credit = grader.verdict(response, golds, meta)
             except (MemoryError, RecursionError):
                 # After either, half-built state of the libraries is not worth keeping.
-                outcome, extracted, method, fatal = "error", None, "none", True
+                outcome, extracted, method, credit, fatal = "error", None, "none", 0.0, True
             except Exception:
                 # Any failure of a library on hostile text is the third outcome, never a wrong answer.
-                outcome, extracted, method = "error", None, "none"
+                outcome, extracted, method, credit = "error", None, "none", 0.0
             ms = (time.perf_counter() - start) * 1000
             shown = None if extracted is None else extracted[:MAX_SHOWN]
-            wire.write_all(descriptor, wire.pack([number, outcome, shown, method, ms]))
+            wire.write_all(descriptor, wire.pack([number, outcome, shown, method, ms, credit]))
             if fatal:
                 os._exit(0)
 

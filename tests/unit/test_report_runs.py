@@ -12,6 +12,7 @@ from expo_ray.algorithms.properties import GroupProperties, SampleProperties
 from expo_ray.config.errors import DataError
 from expo_ray.config.schema import Config
 from expo_ray.driver.samples import sample_lines
+from expo_ray.messages import Verdict
 from expo_ray.reporting.groups import differences, group_runs
 from expo_ray.reporting.runs import find_runs, read_run
 from expo_ray.reporting.samples import MAX_CHARACTERS, read_samples, recorded_groups, thinned
@@ -133,6 +134,8 @@ def test_uses_told_from_the_file_are_those_of_the_training_batch(name, scope):
         whole = group(outcomes, lengths=[3, 4, 5, 6], explanations=told[: config.rollout.explanations_per_prompt])
         measured = [GroupProperties([MEASURED] * len(whole.rollout.explanations), MEASURED, [MEASURED] * 2)]
         object.__setattr__(whole.rollout.prompt.problem, "solution", "x is 5")
+        if whole.verdicts[2].outcome == "wrong":
+            whole.verdicts[2] = Verdict("wrong", credit=0.25)
         lines = [json.loads(json.dumps({"step": 0} | line)) for line in sample_lines([whole], measured, config)]
         uses, _ = Replay(config).uses(lines)
         batch = make_algorithm(config).training_batch([whole], 0, [measured[0].explanations])

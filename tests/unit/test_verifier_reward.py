@@ -7,6 +7,8 @@ from expo_ray.messages import Verdict
 from expo_ray.verifier import wire
 from expo_ray.verifier.pool import _checked
 from expo_ray.verifier.reward import VerifierFailureRate, check_failure_rate, reward
+from expo_ray.verifier.tasks import Task
+from expo_ray.verifier.worker import Grader
 
 
 def test_rewards() -> None:
@@ -15,6 +17,18 @@ def test_rewards() -> None:
     assert {outcome: reward(Verdict(outcome), config) for outcome in expected} == expected
     config.count_failures_as_wrong = True
     assert reward(Verdict("timeout"), config) == -0.5
+
+
+def test_partial_credit_is_a_share_of_the_way_to_the_whole_reward() -> None:
+    config = VerifierConfig(reward_correct=2.0, reward_wrong=-0.5)
+    assert reward(Verdict("wrong", credit=0.0), config) == -0.5
+    assert reward(Verdict("wrong", credit=0.2), config) == pytest.approx(0.0)
+    assert reward(Verdict("correct"), config) == 2.0
+
+
+def test_failures_of_a_class_of_ones_own_name_it() -> None:
+    with pytest.raises(VerifierFailureRate, match="An exception in mine:Task is an error"):
+        check_failure_rate([Verdict("error")], VerifierConfig(name="mine:Task"))
 
 
 def test_failure_rate_is_bounded() -> None:
@@ -43,8 +57,54 @@ def test_frames_have_a_limit() -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    [None, 5, [], [1, "correct", "x", "exact", 0.1], [0, "great", "x", "exact", 0.1], [0, "correct", 5, "exact", 0.1]],
+    [
+        None,
+        5,
+        [],
+        [0, "correct", "x", "exact", 0.1],
+        [1, "correct", "x", "exact", 0.1, 0.0],
+        [0, "great", "x", "exact", 0.1, 0.0],
+        [0, "correct", 5, "exact", 0.1, 0.0],
+        [0, "correct", "x", "exact", 0.1, 0.5],
+        [0, "wrong", "x", "exact", 0.1, 1.0],
+        [0, "wrong", "x", "exact", 0.1, -0.1],
+        [0, "wrong", "x", "exact", 0.1, float("nan")],
+        [0, "wrong", "x", "exact", 0.1, "0.5"],
+    ],
 )
 def test_a_lying_process_is_not_believed(reply: object) -> None:
     with pytest.raises(wire.BadFrame):
         _checked(reply, 0)
+
+
+def test_an_honest_process_is_believed() -> None:
+    assert _checked([0, "wrong", "x", "exact", 0.1, 0.5], 0) == Verdict("wrong", "x", "exact", 0.1, 0.5)
+
+
+class Shares(Task):
+    """Gives the share that the gold answer names."""
+
+    def extract(self, response: str) -> str | None:
+        return response
+
+    def grade(self, extracted: str, gold: str, meta: dict) -> tuple[float, str]:
+        return float(gold), gold
+
+
+@pytest.mark.parametrize(
+    ("golds", "expected"),
+    [
+        (["0.25"], ("wrong", "x", "0.25", 0.25)),
+        (["0.25", "0.75", "0.5"], ("wrong", "x", "0.75", 0.75)),
+        (["0.25", "1", "0.5"], ("correct", "x", "1", 0.0)),
+        (["0"], ("wrong", "x", "0", 0.0)),
+    ],
+)
+def test_the_nearest_gold_answer_counts(golds: list[str], expected: tuple[str, str, str, float]) -> None:
+    assert Grader(Shares({})).verdict("x", golds, {}) == expected
+
+
+@pytest.mark.parametrize("gold", ["1.5", "-0.1", "nan"])
+def test_what_is_no_share_is_refused(gold: str) -> None:
+    with pytest.raises(ValueError, match="no share from 0 to 1"):
+        Grader(Shares({})).verdict("x", [gold], {})

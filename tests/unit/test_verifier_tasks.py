@@ -2,7 +2,7 @@
 
 import pytest
 
-from expo_ray.verifier.tasks import MathTask, Task, make_task
+from expo_ray.verifier.tasks import MathTask, Task, make_task, task_problem
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,27 @@ def test_a_task_by_import_path() -> None:
 def test_what_is_no_task_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="verifier"):
         make_task(name, {})
+
+
+def test_an_import_path_is_looked_at_without_being_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_task.py").write_text("raise SystemExit\nclass Mine: ...\nOther = Mine\n")
+    (tmp_path / "own_broken.py").write_text("\nclass Mine(:\n")
+    for name in ("math", "own_task:Mine", "own_task:Other", "expo_ray.verifier.tasks:MathTask"):
+        assert task_problem(name) is None
+    told = {
+        name: task_problem(name) or ""
+        for name in ("own_tasks:Mine", "no.such:Mine", "own_task:Mime", "own_broken:Mine")
+    }
+    assert "no module own_tasks is found" in told["own_tasks:Mine"]
+    assert "no module no.such is found" in told["no.such:Mine"]
+    assert told["own_task:Mime"].endswith("own_task.py has no class Mime; did you mean 'Mine'?")
+    assert "own_broken.py line 2 is not Python" in told["own_broken:Mine"]
+
+
+def test_a_task_that_does_not_exist_has_a_neighbour() -> None:
+    told = task_problem("mth") or ""
+    assert "did you mean 'math'?" in told and "reasoning_gym" in told and "package.module:Class" in told
 
 
 def test_import_path_finds_the_built_in_class() -> None:
