@@ -24,39 +24,46 @@ def small_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def token_cluster() -> Iterator[dict[str, str]]:
+def token_cluster(tmp_path_factory) -> Iterator[dict[str, str]]:
     """A Ray head on this machine that lets in only who has its token: the environment that reaches it."""
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))
         port, dashboard = first.getsockname()[1], second.getsockname()[1]
     there = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    there["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "300"  # Ray's own 60 are too few where other jobs keep the cores busy
+    head = _start_head(port, dashboard, there, tmp_path_factory.mktemp("head") / "ray.log")
+    try:
+        yield there | {"ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        _end(head)
+
+
+def _start_head(port: int, dashboard: int, environment: dict[str, str], log: Path, tries: int = 3) -> subprocess.Popen:
+    """Waits for the dashboard. Ray gives its own node 30 s to come up, which a busy machine can miss."""
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
     command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats"]
-    head = subprocess.Popen(
-        command,
-        env={**os.environ, **there},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        _wait_for(dashboard)
-        yield there | {"ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
+    with log.open("ab") as file:
+        head = subprocess.Popen(
+            command, env={**os.environ, **environment}, stdout=file, stderr=file, start_new_session=True
+        )
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and head.poll() is None:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+            if probe.connect_ex(("127.0.0.1", dashboard)) == 0:
+                return head
         time.sleep(0.5)
-    pytest.fail("Ray's dashboard did not start within 180 s")
+    late = head.poll() is None
+    _end(head)
+    if late or tries == 1:
+        pytest.fail(f"Ray's dashboard did not start: {log.read_text()[-2000:]}")
+    return _start_head(port, dashboard, environment, log, tries - 1)
+
+
+def _end(head: subprocess.Popen) -> None:
+    head.send_signal(signal.SIGTERM)
+    try:
+        head.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
