@@ -83,12 +83,12 @@ def _connect(address: str | None, seconds: float) -> Any:
     Raises:
         ConfigError: no dashboard there, or it does not let us in.
     """
+    from ray.job_submission import JobSubmissionClient
+
     from expo_ray.config.errors import ConfigError
     from expo_ray.submission.dashboard import NoAnswer, ask, first_line
 
     def connect() -> Any:
-        from ray.job_submission import JobSubmissionClient
-
         client = JobSubmissionClient(address)
         client.list_jobs()  # the first request that the token is asked for
         return client

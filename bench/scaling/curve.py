@@ -85,7 +85,7 @@ def draw(found: Sequence[Curve], file: Path) -> None:
         )
     left.set(xscale="log", yscale="log", xlabel="GPUs (H100)", ylabel="free completions per second")
     left.set_title("Predicted throughput")
-    right.set_title("Seconds of a synchronous step, 3B, the recipe's own 64 prompts")
+    right.set_title("A synchronous step, 3B, own batch")
     _stack(right, next(curve for curve in found if curve.model == "3B" and curve.mode == "own batch"))
     for axes in (left, right):
         axes.legend(fontsize=8)

@@ -34,6 +34,7 @@ def start(address: str, *arguments: str, **environment: str) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell would have it ignored
     )
 
 
@@ -71,8 +72,9 @@ def test_what_is_wrong_here_is_never_submitted(here, tmp_path):
 def test_ctrl_c_without_a_terminal_leaves_the_job_which_can_be_followed_and_stopped(here, tmp_path):
     first = start(here, *SMALL, "trainer.steps=1000", f"run_dir={tmp_path}/long")
     assert first.stdout is not None and first.stderr is not None
+    told = next(line for line in first.stderr if line.startswith("submit: "))  # Ray's client says something before
+    name = told.split()[1].rstrip(":")
     first.stdout.readline()
-    name = first.stderr.readline().split()[1].rstrip(":")
     first.send_signal(signal.SIGINT)
     left = finish(first)
     assert left.returncode == 130 and f"{name} runs on" in left.stderr, left.stderr
