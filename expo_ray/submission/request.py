@@ -12,7 +12,7 @@ from expo_ray.sweep.job import quoted
 
 LEFT_HERE = (
     "/.git/",
-    "/.venv/",
+    "/.venv*/",
     "/runs/",
     "/outputs/",
     "/multirun/",
