@@ -8,6 +8,7 @@ Exit code: 0; 1 where the bar is missed, or where the two sides did not do the s
 
 import argparse
 import json
+import signal
 import sys
 from dataclasses import asdict
 from datetime import datetime
@@ -86,6 +87,7 @@ def main() -> int:
     case = Case(**asdict(CASES[arguments.case]) | chosen)
     if case.name == "smollm2" and arguments.model is None:
         parser.error("smollm2 needs --model FOLDER")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a side that runs is ended too
     folder = (arguments.folder / f"{case.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute()
     folder.mkdir(parents=True)
     write_problems(folder / "problems.jsonl")

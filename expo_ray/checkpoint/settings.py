@@ -31,6 +31,7 @@ CHANGEABLE = (
     "trainer.steps",
     "trainer.eval_every",
     "trainer.max_mismatch",
+    "trainer.async_steps",
     "learner.learning_rate",
     "learner.warmup_steps",
     "learner.schedule",

@@ -55,8 +55,10 @@ def draw_curves(
             axis.title.set_fontsize(9)
             axis.grid(alpha=0.3)
         axes[row][0].set_ylabel(f"held-out pass@{k}, percent")
-    handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower center", ncol=min(4, len(names)), frameon=False, fontsize=9)
+    # A method may be missing in one setting.
+    named = {name: handle for row in axes for handle, name in zip(*row[0].get_legend_handles_labels(), strict=True)}
+    names = list(named)
+    figure.legend(list(named.values()), names, loc="lower center", ncol=min(4, len(names)), frameon=False, fontsize=9)
     lines = -(-len(names) // 4)
     figure.tight_layout(rect=(0, 0.3 * lines / figure.get_figheight(), 1, 1))
     figure.savefig(path, dpi=110)
