@@ -12,7 +12,7 @@ SEED ?= 0
 export OMP_NUM_THREADS ?= 1
 export PROFILE
 
-.PHONY: help setup demo train-math-l5 submit ladder ablations base-model test test-unit chaos lint format lock clean
+.PHONY: help setup demo train-math-l5 submit ladder ablations base-model test test-unit bench-trl chaos lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -69,10 +69,13 @@ test: setup ## all tests, unit tests first
 test-unit: setup ## the tests that start no engine
 	@$(PY) -m pytest -q tests/unit $(ARGS)
 
+bench-trl: setup ## beside TRL's GRPOTrainer; ARGS="fixed", "mixed" or "smollm2 --model FOLDER"
+	@bench/trl/setup.sh && $(PY) -m bench.trl $(ARGS)
+
 chaos: setup ## kill N processes of a run (SEED=0), which must end as an undisturbed one
 	@$(PY) -m tests.chaos --kills $(N) --seed $(SEED)
 
-SCRIPTS = launch/*.sh launch/slurm.sbatch .ci/run
+SCRIPTS = launch/*.sh launch/slurm.sbatch bench/trl/setup.sh .ci/run
 lint: setup ## ruff, mypy, the shell scripts, and the containers' files
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -94,4 +97,4 @@ lock: setup ## compile requirements/*.lock again from setup.cfg (UPGRADE=1: newe
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra gpu --extra sweep --extra dev -o requirements/gpu.lock
 
 clean: ## remove .venv and what the checkers keep; runs/ stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-trl .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -55,13 +55,14 @@ def our_overrides(case: Case, model: Path, scratch: Path, more: list[str]) -> li
     data = (
         ["data=toy"] if small else ["data=jsonl", f"data.path={scratch / 'problems.jsonl'}", "data.solution_key=null"]
     )
-    style = ["model.prompt_style=toy", "rollout.max_prompt_tokens=32"] if small else ["rollout.max_prompt_tokens=256"]
+    style, longest = ("toy", 32) if small else ("chat", 256)
     return [
         "experiment=demo",
         "algo=grpo",
         "profile=cpu",
         f"model.path={model}",
-        *style,
+        f"model.prompt_style={style}",
+        f"rollout.max_prompt_tokens={longest}",
         *data,
         "verifier.name=bench.trl.task:CoinTask",
         f"rollout.samples_per_prompt={case.group}",

@@ -86,6 +86,7 @@ def test_the_overrides_compose_and_ask_for_the_same_as_the_case(name, tmp_path):
     assert (config.algo.name, config.algo.kl_coef, config.algo.updates_per_batch) == ("grpo", 0.0, 1)
     assert (config.rollout.dtype, config.learner.dtype) == ("float32", "float32")
     assert config.rollout.explanations_per_prompt == 0
+    assert config.model.prompt_style == ("chat" if name == "smollm2" else "toy")
     assert config.rollout.workers == 1  # what is given last wins
     assert all(case.completions % size == 0 for size in case.micro_batches)
 
