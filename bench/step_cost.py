@@ -9,21 +9,19 @@ verification that nothing overlaps takes under 5 % of step time. Exit code: 0; 1
 """
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean, median
 
+from bench.training import STEPS_ONLY, train
 from expo_ray.reporting.runs import RunFolder, read_run
 
 ALGORITHMS = ("grpo", "exp_grpo")
 SLACK = 1.10
 VERIFY_BAR = 0.05
 WARM_STEPS = 1
-WAIT_S = 3600.0
 
 
 def allowed(samples: int, explanations: int) -> float:
@@ -74,20 +72,11 @@ def cost(pairs: int, steps: int, overrides: list[str], folder: Path) -> int:
         f"algo={','.join(ALGORITHMS)}",  # the last key varies fastest: the algorithms take turns
         f"trainer.steps={steps}",
         "trainer.resume=never",
-        "trainer.checkpoint_every=0",
-        "eval.before=false",
-        "eval.samples=1",
-        "eval.max_problems=1",
-        "algo.properties_every=0",
-        "algo.kl_conditioned_coef=0",
-        "learner.learning_rate=1e-6",
-        "logging.tensorboard=false",
-        "logging.progress=false",
+        *STEPS_ONLY,
         *overrides,
         f"run_dir={folder}",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "expo_ray.train", *arguments], env=environment, check=True, timeout=WAIT_S)
+    train(arguments)
     runs = [read_run(folder / str(job)) for job in range(2 * pairs)]
     ratios = pair_ratios(runs)
     rollout = runs[1].config.rollout

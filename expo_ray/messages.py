@@ -80,6 +80,11 @@ class Rollout:
     explanations: list[Completion]
     """explanations_per_prompt self-explanations, c~ ~ pi(. | q, a*); may be empty."""
 
+    @property
+    def sampled(self) -> list[Completion]:
+        """The completions, then the explanations."""
+        return [*self.completions, *self.explanations]
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

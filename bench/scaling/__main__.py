@@ -9,12 +9,11 @@
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.training import STEPS_ONLY, train
 from expo_ray.config.errors import InputError
 
 BAR = 0.15
@@ -30,28 +29,15 @@ FITTED = ("sizes/0", "sizes/2", "sizes/3", "sizes/5")
 SETTINGS = (
     "experiment=demo",
     f"trainer.steps={STEPS}",
-    "trainer.checkpoint_every=0",
-    "eval.before=false",
-    "eval.samples=1",
-    "eval.max_problems=1",
-    "algo.properties_every=0",
-    "algo.kl_conditioned_coef=0",
-    "learner.learning_rate=1e-6",
-    "logging.tensorboard=false",
-    "logging.progress=false",
+    *STEPS_ONLY,
     "logging.samples_per_step=16",
 )
-WAIT_S = 3600.0
 
 
 def measure(folder: Path, overrides: list[str]) -> int:
     """Runs the sweeps, and says how to go on. Finished jobs of an earlier call are kept."""
     for name, keys in JOBS.items():
-        arguments = ["-m", *SETTINGS, *keys, *overrides, f"run_dir={folder / name}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [sys.executable, "-m", "expo_ray.train", *arguments], env=environment, check=True, timeout=WAIT_S
-        )
+        train(["-m", *SETTINGS, *keys, *overrides, f"run_dir={folder / name}"])
     runs = sorted(str(file.parent.relative_to(folder)) for file in folder.glob("*/*/metrics.jsonl"))
     held_out = [run for run in runs if run not in FITTED]
     fitted, others = (" ".join(str(folder / run) for run in some) for some in (FITTED, held_out))

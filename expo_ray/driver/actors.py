@@ -1,6 +1,5 @@
 """The actors' lifetimes and placement: Ray, rollout workers, verifiers and learner ranks, started side by side."""
 
-import math
 import os
 import signal
 from collections import Counter
@@ -13,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from expo_ray.actor_process import environment, process_usage
-from expo_ray.config.plan import make_plan
+from expo_ray.config.plan import make_plan, without_learners
 from expo_ray.config.schema import Config
 from expo_ray.driver.events import Events
 from expo_ray.driver.ray_node import join_or_start_ray
@@ -72,7 +71,7 @@ class Actors:
         self.log_folder = str(run_folder / "logs")
         self.events = events or Events(run_folder)
         self.waiter = Waiter(self.log_folder)
-        self.plan = make_plan(config)
+        self.plan = make_plan(config) if with_learners else without_learners(make_plan(config))
         self._started: dict[str, Any] = {}
         self._losses: dict[str, int] = {}
         self.on_gpu = config.profile.device == "cuda"
@@ -87,9 +86,9 @@ class Actors:
             ranks = {name: self._start(name) for name in self.names("learner", self.ranks)}
             verifiers = {name: self._start(name) for name in self.names("verifier", config.verifier.workers)}
             self.verifiers = VerifierFleet(verifiers, self.replace, self.waiter, wait_s)
-            self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s, self._shared)
+            self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s, self.plan.colocated)
             self.learners = LearnerGroup(ranks, self.waiter, wait_s, sync_s + SYNC_GRACE_S)
-            if self._shared:  # an engine measures its card when it starts, and must find it free
+            if self.plan.colocated:  # an engine measures its card when it starts, and must find it free
                 self._begin(workers | verifiers, {})
                 self.rollouts.rest()
                 self._begin({}, ranks)
@@ -220,7 +219,7 @@ class Actors:
     def _learner(self, rank: int, name: str) -> Any:
         from expo_ray.learner.rank import LearnerRank
 
-        options = self._options("learner", bundle=rank if self._shared else self.config.rollout.workers + rank)
+        options = self._options("learner", bundle=rank if self.plan.colocated else self.config.rollout.workers + rank)
         return ray.remote(LearnerRank).options(**options).remote(self.config, rank, self.log_folder)
 
     def _verifier(self, index: int, name: str) -> Any:
@@ -229,10 +228,6 @@ class Actors:
         cpus = self.plan.actor("verifier").ray_cpus
         options = {"num_cpus": cpus, "runtime_env": {"env_vars": environment("cpu", 1)}}
         return ray.remote(VerifierActor).options(**options).remote(self.config.verifier, name, self.log_folder)
-
-    @property
-    def _shared(self) -> bool:
-        return self.plan.colocated and self.ranks > 0
 
     def _options(self, name: str, bundle: int) -> dict[str, Any]:
         profile, cluster = self.config.profile, self.config.cluster
@@ -243,7 +238,7 @@ class Actors:
             "resources": {wanted: PIN} if wanted else {},
         }
         if self._group is not None:
-            options["num_gpus"] = self.plan.actor(name).gpus if self._shared else math.ceil(self.plan.actor(name).gpus)
+            options["num_gpus"] = self.plan.actor(name).gpus
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=bundle
             )
@@ -259,7 +254,7 @@ class Actors:
         if pin := config.cluster.learner_resource:
             rank[pin] = PIN
         bundles = [engine] * config.rollout.workers + [rank] * self.ranks
-        if self._shared:
+        if self.plan.colocated:
             bundles = [engine | rank | {"CPU": cpus["rollout"] + cpus["learner"]}] * self.ranks
         group = placement_group(bundles, strategy=strategy(bundles, ray.nodes()))
         if not group.wait(timeout_seconds=config.trainer.start_s):

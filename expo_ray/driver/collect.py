@@ -97,7 +97,7 @@ class Collector:
             return []
         with record.phase("generate"):
             rollouts = self.actors.rollouts.generate(requests, self.sampling, (self.config.seed, *seed))
-        sampled = [c for r in rollouts for c in (*r.completions, *r.explanations)]
+        sampled = [completion for rollout in rollouts for completion in rollout.sampled]
         record.count({"tokens/generated": float(sum(len(c.token_ids) for c in sampled))})
         with record.phase("verify"):
             return self.actors.verifiers.judge(rollouts)

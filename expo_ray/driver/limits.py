@@ -11,8 +11,7 @@ class LimitExceeded(RuntimeError):
 
 def staleness(groups: list[Group], step: int) -> dict[str, float]:
     """How many updates the learners' weights are ahead of those that the step's samples were begun with."""
-    sampled = [c for g in groups for c in (*g.rollout.completions, *g.rollout.explanations)]
-    behind = [step - completion.weight_version for completion in sampled]
+    behind = [step - completion.weight_version for group in groups for completion in group.rollout.sampled]
     if not behind:
         return {}
     return {"staleness/mean": sum(behind) / len(behind), "staleness/max": float(max(behind))}
@@ -26,7 +25,7 @@ def check_staleness(groups: list[Group], step: int, config: Config) -> None:
     """
     allowed = range(step - config.trainer.async_steps, step + 1)
     for group in groups:
-        for completion in (*group.rollout.completions, *group.rollout.explanations):
+        for completion in group.rollout.sampled:
             if completion.weight_version not in allowed:
                 raise LimitExceeded(
                     f"problem {group.rollout.prompt.problem.uid} was sampled with weights of version "

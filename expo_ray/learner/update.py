@@ -29,7 +29,8 @@ class MicroBatch:
     """True where this rank has nothing left to do: computed with weight 0, because every rank must take
     part in each micro-batch's collectives."""
     compared: list[int]
-    """Places in `samples` of those whose term needs the reference policy; the shortest sample where there is none."""
+    """Places in `samples`, ascending, of those whose term needs the reference policy; of the shortest sample where
+    none does."""
     most_compared: int
     """The largest number of scored tokens that any rank's `compared` has in this round."""
     old_logprobs: Tensor | None = None
@@ -163,10 +164,9 @@ class Updater:
         """[N] nats; 0 where no term asks for them: most samples of a batch are not compared with the reference."""
         layout = self._layout([micro.samples[i] for i in micro.compared])
         scored = reference(layout, self.config.rollout.temperature, False, micro.most_compared)[0]
-        found = scored.new_zeros(len(micro.layout.sample_of_token))
-        ends = np.cumsum([len(sample.completion_ids) for sample in micro.samples])
-        for place, values in zip(micro.compared, scored.split(_tokens(micro, micro.compared)), strict=True):
-            found[ends[place] - len(values) : ends[place]] = values
+        of_token = micro.layout.sample_of_token
+        found = scored.new_zeros(len(of_token))
+        found[torch.isin(of_token, torch.tensor(micro.compared, device=of_token.device))] = scored
         return found
 
     def _score(self, model: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -200,10 +200,6 @@ class Updater:
 def _compared(cut: list[int], wanted: list[bool], lengths: list[int]) -> list[int]:
     """The samples of a cut that need the reference; never none, because scoring is a collective call."""
     return [i for i in cut if wanted[i]] or [min(cut, key=lambda i: (lengths[i], i))]
-
-
-def _tokens(micro: MicroBatch, places: list[int]) -> list[int]:
-    return [len(micro.samples[place].completion_ids) for place in places]
 
 
 def _rollout_logprobs(samples: Iterable[TrainingSample]) -> np.ndarray:

@@ -31,8 +31,7 @@ class LengthBook:
     def learn(self, groups: Sequence[Group]) -> None:
         """Takes in a step's groups."""
         for group in groups:
-            sampled = len(group.rollout.completions) + len(group.rollout.explanations)
-            self._note(group.rollout.prompt.problem.uid, sampled, sampled_tokens(group))
+            self._note(group.rollout.prompt.problem.uid, len(group.rollout.sampled), sampled_tokens(group))
 
     def expected(self, uid: str) -> float:
         """Tokens of a completion; the mean over all known problems for one that is not known, 0 for the first."""
@@ -47,7 +46,7 @@ class LengthBook:
 
 def sampled_tokens(group: Group) -> int:
     """Tokens of all completions and explanations of a group."""
-    return sum(len(c.token_ids) for c in (*group.rollout.completions, *group.rollout.explanations))
+    return sum(len(completion.token_ids) for completion in group.rollout.sampled)
 
 
 def share_out(requests: Sequence[RolloutRequest], shares: int) -> list[list[int]]:

@@ -23,7 +23,7 @@ class VerifierFleet:
 
     def judge(self, rollouts: list[Rollout]) -> list[Group]:
         """Verdicts for every completion and explanation of the rollouts, one batch for all."""
-        items = [_item(rollout, done) for rollout in rollouts for done in (*rollout.completions, *rollout.explanations)]
+        items = [_item(rollout, done) for rollout in rollouts for done in rollout.sampled]
         verdicts = iter(Judging(self.handles, items, self.replace, self.waiter, self.wait_s).run())
         return [
             Group(rollout, _take(verdicts, rollout.completions), _take(verdicts, rollout.explanations))
