@@ -1,6 +1,7 @@
 """Who did what, and when: each process appends its spans to a file of its own (expo_ray.reporting.trace reads them)."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,8 +32,18 @@ def span(name: str, **about: float | str) -> Iterator[None]:
     try:
         yield
     finally:
-        if _file is not None:
-            lane = threading.current_thread().name
-            line = {"name": name, "began": began, "seconds": time.perf_counter() - clock, "lane": lane, "about": about}
-            with _file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        lane = threading.current_thread().name
+        _write({"name": name, "began": began, "seconds": time.perf_counter() - clock, "lane": lane, "about": about})
+
+
+def _write(line: dict[str, object]) -> None:
+    """A disk that is full must cost the trace, never the work that is traced."""
+    global _file
+    if _file is None:
+        return
+    try:
+        with _file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        print(f"spans: {_file} cannot be written ({error}); this process is traced no further", file=sys.stderr)
+        _file = None

@@ -88,7 +88,9 @@ install_packages() {
     index=$(pip_setting index-url | awk '{print $1}')
     if [[ -n $index && -z ${UV_DEFAULT_INDEX:-} ]]; then export UV_DEFAULT_INDEX=$index; fi
     say "installing requirements/$profile.lock"
-    VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --no-deps "${options[@]}" -r "requirements/$profile.lock" ||
+    # Each of a run's processes loads thousands of modules. Where Python may not write byte code (as in many
+    # containers), every one of them would compile them again at every start: a minute here saves one a run.
+    VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --no-deps --compile-bytecode "${options[@]}" -r "requirements/$profile.lock" ||
         fail "the packages could not be installed (see above); where PyTorch's CPU index is not in reach, set" \
             "PIP_FIND_LINKS to a folder with the wheel of torch $(sed -n 's/^torch==//p' "requirements/$profile.lock")," \
             "or TORCH_CPU_INDEX to another index"

@@ -5,6 +5,7 @@ https://ui.perfetto.dev and chrome://tracing open it.
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def write_trace(run_folder: Path) -> Path | None:
     as they are.
 
     Returns:
-        The file; None where the run has no spans.
+        The file; None where the run has no spans, or the file cannot be written (said on standard error).
     """
     events: list[dict[str, Any]] = []
     files = sorted((run_folder / "logs" / FOLDER).glob("*.jsonl"))
@@ -28,8 +29,12 @@ def write_trace(run_folder: Path) -> Path | None:
     if not files:
         return None
     aside = run_folder / ".trace.json.partial"
-    aside.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
-    os.replace(aside, run_folder / "trace.json")
+    try:
+        aside.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+        os.replace(aside, run_folder / "trace.json")
+    except OSError as error:  # it is written at a run's end, whose own error must not be hidden
+        print(f"trace: {run_folder / 'trace.json'} cannot be written ({error})", file=sys.stderr)
+        return None
     return run_folder / "trace.json"
 
 

@@ -24,6 +24,11 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     colocated = config.cluster.placement == "colocated"
     if on_cpu:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.rollout.kv_cache_gib)))
+    if on_cpu and config.rollout.enforce_eager:
+        import torch._dynamo
+
+        # Eager still compiles one helper of the sampler, which costs the first probe 4 to 10 s.
+        torch._dynamo.config.disable = True
     import vllm
     from vllm.config import WeightTransferConfig
 

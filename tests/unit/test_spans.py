@@ -56,6 +56,23 @@ def test_a_trace_has_a_row_for_each_thread_of_each_actor(tmp_path):
     assert done["driver", "generate"]["tid"] != step["tid"]
 
 
+def test_a_full_disk_costs_the_trace_and_nothing_else(tmp_path, capsys):
+    open_spans(tmp_path / "logs", "driver")
+    with span("generate"):
+        pass
+    file = tmp_path / "logs" / "spans" / "driver.jsonl"
+    (tmp_path / ".trace.json.partial").mkdir()
+    assert write_trace(tmp_path) is None
+    assert "trace.json cannot be written" in capsys.readouterr().err
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ValueError, match="lost"), span("update"):
+        raise ValueError("lost")
+    with span("update"):
+        pass
+    assert capsys.readouterr().err.count("is traced no further") == 1
+
+
 def test_times_nest_as_they_were_taken(tmp_path):
     open_spans(tmp_path / "logs", "driver")
     with span("outer"), span("inner"):
