@@ -31,6 +31,6 @@ index=${PIP_INDEX_URL:-$(.venv/bin/python -m pip config get global.index-url 2>/
 if [[ -n $index && -z ${UV_DEFAULT_INDEX:-} ]]; then export UV_DEFAULT_INDEX=$index; fi
 
 "$UV" venv --quiet --clear --python .venv/bin/python .venv-trl
-VIRTUAL_ENV=$PWD/.venv-trl "$UV" pip install --quiet --no-deps "${options[@]}" -r "$LOCK"
+VIRTUAL_ENV=$PWD/.venv-trl "$UV" pip install --quiet --no-deps --compile-bytecode "${options[@]}" -r "$LOCK"
 echo "$stamp" >"$STAMP"
 echo ".venv-trl is ready (trl $(sed -n 's/^trl==//p' "$LOCK"))" >&2
