@@ -1,11 +1,15 @@
 """What tests share: a tiny real language model, a small configuration, one Ray."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs pytest behind a script ignores it, and so would every command that a test sends a Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
