@@ -110,12 +110,12 @@ def _submit(client: Any, name: str, line: str, seconds: float) -> None:
         ConfigError: it was not taken.
     """
     from expo_ray.config.errors import ConfigError
-    from expo_ray.submission.dashboard import NoAnswer, ask, first_line
+    from expo_ray.submission.dashboard import NoAnswer, first_line, submit
     from expo_ray.submission.follow import how_to, tell
     from expo_ray.submission.request import runtime_env
 
     try:
-        ask(lambda: client.submit_job(entrypoint=line, runtime_env=runtime_env(), submission_id=name), seconds)
+        submit(client, seconds, entrypoint=line, runtime_env=runtime_env(), submission_id=name)
     except KeyboardInterrupt:
         tell(f"{name} may have been submitted by now; {how_to(client, name)}")
         raise

@@ -1,13 +1,16 @@
 """Requests to a Ray dashboard, each with a bound. The token of RAY_AUTH_MODE=token is read by Ray's own client."""
 
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, Queue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Answer = TypeVar("Answer")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 """A job's last states."""
+AGENT_S = 60.0
+"""A head answers some seconds before it knows of an agent, which is what starts jobs."""
 
 
 class NoAnswer(RuntimeError):
@@ -45,6 +48,35 @@ def ask(call: Callable[[], Answer], seconds: float) -> Answer:
     if error is not None:
         raise error
     return answer  # type: ignore[return-value]
+
+
+def submit(client: Any, seconds: float, **job: Any) -> str:
+    """Submits a job, and waits for the agent of a cluster that has just started.
+
+    Args:
+        client: Ray's JobSubmissionClient.
+        seconds: bound on each request.
+        job: of its submit_job.
+
+    Returns:
+        The job's name.
+
+    Raises:
+        NoAnswer, RuntimeError, ValueError: it was not taken.
+    """
+    deadline = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return ask(lambda: client.submit_job(**job), seconds)
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise NoAnswer(
+                    f"no node of the cluster has an agent that starts jobs, for {AGENT_S:.0f} s by now; where several "
+                    "Rays share a machine, give each its own port (ray start --dashboard-agent-listen-port)"
+                ) from error
+        time.sleep(1.0)
 
 
 def first_line(error: BaseException) -> str:

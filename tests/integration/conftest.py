@@ -26,23 +26,29 @@ def small_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def token_cluster(tmp_path_factory) -> Iterator[dict[str, str]]:
     """A Ray head on this machine that lets in only who has its token: the environment that reaches it."""
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        port, dashboard = first.getsockname()[1], second.getsockname()[1]
+    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+        for probe in (first, second, third):
+            probe.bind(("127.0.0.1", 0))
+        port, dashboard, agent = (probe.getsockname()[1] for probe in (first, second, third))
     there = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     there["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "300"  # Ray's own 60 are too few where other jobs keep the cores busy
-    head = _start_head(port, dashboard, there, tmp_path_factory.mktemp("head") / "ray.log")
+    head = _start_head(port, dashboard, agent, there, tmp_path_factory.mktemp("head") / "ray.log")
     try:
         yield there | {"ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
         _end(head)
 
 
-def _start_head(port: int, dashboard: int, environment: dict[str, str], log: Path, tries: int = 3) -> subprocess.Popen:
-    """Waits for the dashboard. Ray gives its own node 30 s to come up, which a busy machine can miss."""
+def _start_head(
+    port: int, dashboard: int, agent: int, environment: dict[str, str], log: Path, tries: int = 3
+) -> subprocess.Popen:
+    """Waits for the dashboard. Ray gives its own node 30 s to come up, which a busy machine can miss.
+
+    With its agent's usual port taken by another Ray on the machine, a head takes no jobs.
+    """
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
+    command += [f"--dashboard-agent-listen-port={agent}"]
     command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats"]
     with log.open("ab") as file:
         head = subprocess.Popen(
@@ -58,7 +64,7 @@ def _start_head(port: int, dashboard: int, environment: dict[str, str], log: Pat
     _end(head)
     if late or tries == 1:
         pytest.fail(f"Ray's dashboard did not start: {log.read_text()[-2000:]}")
-    return _start_head(port, dashboard, environment, log, tries - 1)
+    return _start_head(port, dashboard, agent, environment, log, tries - 1)
 
 
 def _end(head: subprocess.Popen) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from expo_ray import submit
 from expo_ray.config.errors import ConfigError
+from expo_ray.submission import dashboard
 from expo_ray.submission.dashboard import NoAnswer
 from expo_ray.submission.follow import Follower, Limits
 from expo_ray.submission.request import complete, entrypoint, runtime_env
@@ -209,6 +210,32 @@ def test_the_question_in_a_terminal(typed, wish):
     out, err = child.communicate(timeout=120)
     os.close(above), os.close(below)
     assert out.decode().strip() == f"wish {wish}" and "Stop the job?" in err.decode()
+
+
+class FreshHead:
+    """Answers before it knows of an agent, `late` times."""
+
+    def __init__(self, late: int, said: str = "Request failed with status code 500: No available agent to submit job."):
+        self.late, self.said, self.taken = late, said, []
+
+    def submit_job(self, **job):
+        self.late -= 1
+        if self.late >= 0:
+            raise RuntimeError(self.said)
+        self.taken.append(job)
+        return "raysubmit_1"
+
+
+def test_a_cluster_that_has_just_started_is_given_time(monkeypatch):
+    monkeypatch.setattr(dashboard.time, "sleep", lambda _: None)
+    head = FreshHead(late=3)
+    assert dashboard.submit(head, 5.0, entrypoint="true") == "raysubmit_1"
+    assert head.taken == [{"entrypoint": "true"}], "never twice"
+    with pytest.raises(RuntimeError, match="wrong environment"):
+        dashboard.submit(FreshHead(late=1, said="wrong environment"), 5.0, entrypoint="true")
+    monkeypatch.setattr(dashboard, "AGENT_S", -1.0)
+    with pytest.raises(NoAnswer, match="--dashboard-agent-listen-port"):
+        dashboard.submit(FreshHead(late=1), 5.0, entrypoint="true")
 
 
 def test_wrong_input_ends_with_2_before_any_cluster_is_asked(monkeypatch, capsys):
