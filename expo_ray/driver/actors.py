@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -24,6 +25,8 @@ from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.verifier.fleet import VerifierFleet
 
 USAGE_S = 20.0
+END_S = 10.0
+"""For a process that Ray ends on request; one that does not answer is killed then."""
 ENGINE_THREADS = 4
 """Of a rollout worker that samples while weights arrive: one each for sampling, sync and questions, one to spare."""
 SYNC_GRACE_S = 30.0
@@ -179,8 +182,14 @@ class Actors:
         if self.owns_ray:
             ray.shutdown()
             return
-        for name in list(self._started):
-            self._end(name)
+        local = [psutil.Process(pid) for pid in self._local_pids() if psutil.pid_exists(pid)]
+        for handle in self._started.values():
+            ray.kill(handle)
+        self._started.clear()
+        # One that is killed from outside before Ray has ended it counts as lost, and Ray says so on the terminal.
+        _, stuck = psutil.wait_procs(local, timeout=END_S)
+        for process in stuck:
+            process.kill()
 
     def _begin(self, workers: dict[str, Any], ranks: dict[str, Any]) -> None:
         """Waits until engines are built and the learners have joined their group, both at the same time."""
@@ -197,6 +206,10 @@ class Actors:
         handle = getattr(self, f"_{kind}")(int(number), name)
         self._started[name] = handle
         return handle
+
+    def _local_pids(self) -> list[int]:
+        here = ray.get_runtime_context().get_node_id()
+        return [place.pid for place in self.waiter.places.values() if place.node_id == here]
 
     def _end(self, name: str) -> None:
         """Ends an actor's process, even one that does not answer."""

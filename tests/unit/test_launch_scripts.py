@@ -20,6 +20,7 @@ case "$1 $2" in
     "start --block")
         if [[ " $* " == *" --refuse "* ]]; then echo "no"; exit 1; fi
         trap 'echo ended >>"$HOME/calls"; exit 0' TERM
+        echo up >>"$HOME/calls"
         printf '%s\\n' "Local node IP: 10.1.2.3" "Ray runtime started."
         while :; do sleep 0.1; done ;;
 esac
@@ -28,7 +29,9 @@ PYTHON = """#!/usr/bin/env bash
 echo "$RAY_AUTH_MODE python $*" >>"$HOME/calls"
 case "$*" in
     -c*) echo 5ec2e75ec2e7 ;;
-    *wait_for_nodes*) exit "${NODES_CODE:-0}" ;;
+    *wait_for_nodes*)
+        until (($(grep -cx up "$HOME/calls") >= ${STEPS:-0})); do sleep 0.05; done
+        exit "${NODES_CODE:-0}" ;;
     *expo_ray.train*trainer.steps=0*) exit 7 ;;
     *expo_ray.train*)
         trap 'echo checkpoint >>"$HOME/calls"; exit 130' TERM
@@ -193,7 +196,8 @@ def test_a_machine_that_is_gone_or_holds_another_token_is_named_before_anything_
     assert "usage" in run(world, "launch/ssh.sh", "up", str(tmp_path / "none")).stderr
 
 
-SLURM = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_CPUS_ON_NODE": "64"}
+# STEPS: of Ray, for which the stand-in of wait_for_nodes.py waits.
+SLURM = {"STEPS": "2", "SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_CPUS_ON_NODE": "64"}
 
 
 def slurm(world, *overrides: str, **more: str) -> subprocess.Popen[str]:
