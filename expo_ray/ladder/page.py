@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,11 @@ from expo_ray.ladder.collect import Collection, collect, labels_by_change, level
 from expo_ray.ladder.figures import draw_curves, draw_likelihoods
 from expo_ray.ladder.likelihood import likelihood_sentence, likelihood_table, read_likelihoods
 from expo_ray.ladder.tables import findings, setting_table, updates_table
+from expo_ray.reporting.groups import ABSENT, differences
 from expo_ray.sweep.ledger import FILE as SWEEP_FILE
+
+OWN = ("data.levels", "rollout.explanations_per_prompt")
+"""Settings that belong to a training setting or a method."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,26 @@ def _head(sources: Sources, ladder: Collection) -> str:
     if config.data.name == "toy":
         seed = OmegaConf.select(OmegaConf.load(sources.base / "config.yaml"), "seed")
         told += f" Problems are drawn by the seed, so each seed has its own; the base had those of seed {seed}."
-    parts = ["# The ladder of methods on the embedded world", told, _commands(sources.runs), _machine(run.path)]
-    return "\n\n".join(parts)
+    parts = [told, _unequal(ladder), _commands(sources.runs), _machine(run.path)]
+    return "\n\n".join(["# The ladder of methods on the embedded world", *(part for part in parts if part)])
+
+
+def _unequal(ladder: Collection) -> str:
+    """What the methods were given that is not the same for all of them, besides their own settings (algo)."""
+    groups = [group for setting in ladder.settings for group in setting.methods]
+    said = []
+    for key, values in differences([group.settings for group in groups]).items():
+        # A key that some runs lack came with a later version of the schema, at what was meant before.
+        if key.startswith("algo.") or key in OWN or ABSENT in values:
+            continue
+        usual = Counter(values).most_common(1)[0][0]
+        own: dict[str, set[str]] = defaultdict(set)
+        for group, value in zip(groups, values, strict=True):
+            if value != usual:
+                own[value].add(group.label)
+        others = "; ".join(f"{value} for {', '.join(sorted(labels))}" for value, labels in own.items())
+        said.append(f"`{key}` is {usual}, but {others}.")
+    return " ".join(["**Not equal for all methods**:", *said]) if said else ""
 
 
 def _commands(folder: Path) -> str:

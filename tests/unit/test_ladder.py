@@ -88,6 +88,18 @@ def cells(page: str, row: str) -> list[list[str]]:
     ]
 
 
+def test_what_is_not_equal_for_all_methods_is_told(ladder, make_run):
+    assert main([str(ladder), "--page", str(ladder / "page.md")]) == 0
+    assert "Not equal for all" not in (ladder / "page.md").read_text()
+    for number, seed in enumerate((0, 1)):
+        slow = {"learner.learning_rate": 0.125, "rollout.explanations_per_prompt": 0, "algo.beta": 0.5}
+        make_run(ladder / "slow" / str(number), "exp_dpo", seed, 0.5, **slow)
+    assert main([str(ladder), "--page", str(ladder / "page.md")]) == 0
+    usual = compose_config(["experiment=ladder"]).learner.learning_rate
+    (told,) = [line for line in (ladder / "page.md").read_text().splitlines() if "Not equal for all" in line]
+    assert told == f"**Not equal for all methods**: `learner.learning_rate` is {usual}, but 0.125 for ExP-DPO."
+
+
 def test_the_tables_numbers_are_means_and_deviations_over_seeds(ladder):
     page = ladder / "out" / "ladder.md"
     assert main([str(ladder), "--page", str(page)]) == 0
