@@ -4,8 +4,9 @@
     python -m bench.verifier hang [--items 10000] [--timeout 1]
     python -m bench.verifier pairs
 
-`speed` and `hang` take their items from the MATH training file in $EXPO_SHARED/data (or ../shared/data) where it is,
-else they make arithmetic ones. `pairs` prints agreement with the labelled lists for both verifiers.
+`speed` and `hang` take their items from the MATH training file, $EXPO_SHARED/data/math_train.jsonl, where it is
+(without the variable: in a folder `shared` beside the repository), else they make arithmetic ones. `pairs` prints
+agreement with the labelled lists for both verifiers.
 """
 
 import argparse

@@ -14,7 +14,7 @@ if [[ ! -x $UV ]]; then
     echo "bench/trl/setup.sh: .venv is not there: run make setup first" >&2
     exit 1
 fi
-stamp="$PWD $(sha256sum "$LOCK" | cut -d' ' -f1)"
+stamp="$PWD $(cat "$LOCK" bench/trl/setup.sh | sha256sum | cut -d' ' -f1)"
 if [[ -f $STAMP && "$(<"$STAMP")" == "$stamp" ]]; then exit 0; fi
 
 # As in launch/setup.sh: the folder that pip knows and that has the wheel, else PyTorch's index.

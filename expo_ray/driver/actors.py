@@ -1,7 +1,5 @@
 """The actors' lifetimes and placement: Ray, rollout workers, verifiers and learner ranks, started side by side."""
 
-import os
-import signal
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -118,7 +116,7 @@ class Actors:
         if self._losses[name] > limit:
             often = f"{name} was lost {self._losses[name]} times without a completed step between them"
             raise ActorFailed(f"{often} (trainer.max_restarts={limit}); the last time: {reason}", name)
-        self._end(name)
+        self._end([name])
         return self._start(name)
 
     def restart_learners(self) -> None:
@@ -127,8 +125,7 @@ class Actors:
         Raises:
             WaitExpired: no node has room for it, or it is not up within trainer.start_s.
         """
-        for name in self.learners.ranks:
-            self._end(name)
+        self._end(list(self.learners.ranks))
         self.learners.ranks = {name: self._start(name) for name in self.learners.ranks}
         self._begin({}, self.learners.ranks)
 
@@ -182,14 +179,7 @@ class Actors:
         if self.owns_ray:
             ray.shutdown()
             return
-        local = [psutil.Process(pid) for pid in self._local_pids() if psutil.pid_exists(pid)]
-        for handle in self._started.values():
-            ray.kill(handle)
-        self._started.clear()
-        # One that is killed from outside before Ray has ended it counts as lost, and Ray says so on the terminal.
-        _, stuck = psutil.wait_procs(local, timeout=END_S)
-        for process in stuck:
-            process.kill()
+        self._end(list(self._started), grace_s=END_S)
 
     def _begin(self, workers: dict[str, Any], ranks: dict[str, Any]) -> None:
         """Waits until engines are built and the learners have joined their group, both at the same time."""
@@ -207,18 +197,23 @@ class Actors:
         self._started[name] = handle
         return handle
 
-    def _local_pids(self) -> list[int]:
-        here = ray.get_runtime_context().get_node_id()
-        return [place.pid for place in self.waiter.places.values() if place.node_id == here]
+    def _end(self, names: list[str], grace_s: float = 0.0) -> None:
+        """Ends actors' processes, even those that do not answer.
 
-    def _end(self, name: str) -> None:
-        """Ends an actor's process, even one that does not answer."""
-        ray.kill(self._started.pop(name))
-        place = self.waiter.places.pop(name, None)
-        if place is not None and place.node_id == ray.get_runtime_context().get_node_id():
-            # A stopped process does not hear Ray.
-            with suppress(ProcessLookupError):
-                os.kill(place.pid, signal.SIGKILL)
+        Ray has `grace_s` to do it: one that is killed from outside before counts as lost, and Ray says so on the
+        terminal.
+        """
+        here, local = ray.get_runtime_context().get_node_id(), []
+        for name in names:
+            ray.kill(self._started.pop(name))
+            place = self.waiter.places.pop(name, None)
+            if place is not None and place.node_id == here:
+                with suppress(psutil.NoSuchProcess):
+                    local.append(psutil.Process(place.pid))
+        _, left = psutil.wait_procs(local, timeout=grace_s)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()  # a stopped process does not hear Ray
 
     def _rollout(self, index: int, name: str) -> Any:
         from expo_ray.rollout.worker import RolloutWorker

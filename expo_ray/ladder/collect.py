@@ -69,12 +69,17 @@ def collect(folder: Path, apart: Sequence[Path] = ()) -> Collection:
 def labels_by_change(groups: Sequence[RunGroup]) -> list[str]:
     """Each group by the settings in which it departs from what most groups have; "unchanged" where it does not."""
     changed = differences([group.settings for group in groups])
-    usual = {key: Counter(values).most_common(1)[0][0] for key, values in changed.items()}
+    usual = {key: most_common(values) for key, values in changed.items()}
     found = []
     for i, _ in enumerate(groups):
         own = [f"{key} = {values[i]}" for key, values in changed.items() if values[i] != usual[key]]
         found.append(", ".join(own) or "unchanged")
     return found
+
+
+def most_common(values: Sequence[str]) -> str:
+    """The value that most have; the first of them where several are as common."""
+    return Counter(values).most_common(1)[0][0]
 
 
 def levels_of(collection: Collection) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from expo_ray.config.errors import DataError
-from expo_ray.ladder.collect import Collection, collect, labels_by_change, levels_of
+from expo_ray.ladder.collect import Collection, collect, labels_by_change, levels_of, most_common
 from expo_ray.ladder.figures import draw_curves, draw_likelihoods
 from expo_ray.ladder.likelihood import likelihood_sentence, likelihood_table, read_likelihoods
 from expo_ray.ladder.tables import findings, setting_table, updates_table
@@ -137,7 +137,7 @@ def _unequal(ladder: Collection) -> str:
         # A key that some runs lack came with a later version of the schema, at what was meant before.
         if key.startswith("algo.") or key in OWN or ABSENT in values:
             continue
-        usual = Counter(values).most_common(1)[0][0]
+        usual = most_common(values)
         own: dict[str, set[str]] = defaultdict(set)
         for group, value in zip(groups, values, strict=True):
             if value != usual:

@@ -10,7 +10,7 @@ from typing import Any
 
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import GIB, Resources
-from expo_ray.submission.dashboard import AGENT_S, ENDED, Answer, NoAnswer, ask, first_line, submit
+from expo_ray.submission.dashboard import ENDED, Answer, NoAnswer, ask, first_line, submit
 from expo_ray.sweep.job import Job
 from expo_ray.sweep.processes import last_error, log_file
 from expo_ray.sweep.side_by_side import Exit, Share
@@ -63,19 +63,14 @@ class RayJobs:
         from ray.util.state import list_nodes
 
         def nodes() -> list[Any]:
-            found = list_nodes(self._client.get_address(), limit=10_000, detail=True, timeout=int(self.request_s))
-            return [node for node in found if node.state == "ALIVE"]
+            return list_nodes(self._client.get_address(), limit=10_000, detail=True, timeout=int(self.request_s))
 
-        deadline = time.monotonic() + AGENT_S  # a head that has just started knows of no node yet
         try:
-            while not (alive := self._ask(nodes)) and time.monotonic() < deadline:
-                time.sleep(1.0)
+            totals = [node.resources_total for node in self._ask(nodes) if node.state == "ALIVE"]
         except (NoAnswer, RuntimeError) as error:
             raise ConfigError(
                 f"the cluster does not say what it has ({first_line(error)}): give cluster=NAME, its resources"
             ) from error
-
-        totals = [node.resources_total for node in alive]
 
         def total(name: str) -> float:
             return sum(float(node.get(name, 0.0)) for node in totals)

@@ -27,9 +27,15 @@ def overrides(*more: str) -> list[str]:
     ]
 
 
-def test_killed_three_times_and_resumed_it_ends_as_if_never_stopped(tmp_path):
-    # ZeRO-2 with checkpoints written in the foreground has the same in test_chaos.py.
-    more = ["learner.zero_stage=3", "trainer.checkpoint_async=true", "algo.explanation_refresh_steps=3"]
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["learner.zero_stage=2", "algo.explanation_refresh_steps=3"],
+        ["learner.zero_stage=3", "trainer.checkpoint_async=true"],
+    ],
+    ids=["zero2_stored_explanations", "zero3_async_checkpoints"],
+)
+def test_killed_three_times_and_resumed_it_ends_as_if_never_stopped(tmp_path, more):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     Chaos(overrides(*more), whole, []).run()
     kills = [Kill("driver", "generate", 2), Kill("driver", "checkpoint", 3), Kill("driver", "update", 5)]
