@@ -3,12 +3,15 @@
 import logging
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 
 from expo_ray.config.schema import Config
+from expo_ray.driver.waits import WaitExpired
 
 OBJECT_STORE_BYTES = 256 << 20
 """Enough for the batches of a small machine; Ray's default takes 30 % of memory."""
@@ -41,16 +44,30 @@ def start_ray(**options: Any) -> None:
         options: of ray.init.
 
     Raises:
-        Exception: what Ray raises, the last time or for any other reason.
+        WaitExpired: it was too short every time; with what the raylet said last.
+        Exception: what Ray raises for any other reason.
     """
-    for attempt in range(TRIES):
+    for _ in range(TRIES):
         try:
             ray.init(address="local", include_dashboard=False, **options)
             return
         except Exception as error:  # Ray raises no narrower class here
-            if "timed out during startup" not in str(error) or attempt == TRIES - 1:
+            if "timed out during startup" not in str(error):
                 raise
             _end_half_started()
+    logs = Path(get_default_ray_temp_dir(), "session_latest", "logs")
+    raise WaitExpired(
+        f"Ray did not come up in {TRIES} tries; {_last_words(logs / 'raylet.err')}; logs: {logs}", ["Ray"]
+    )
+
+
+def _last_words(file: Path) -> str:
+    """The first line on the raylet's standard error: a fatal one comes before its stack."""
+    try:
+        said = file.read_text(errors="replace").strip()
+    except OSError as error:
+        return f"its raylet left nothing to read ({error})"
+    return f"its raylet said: {said.splitlines()[0]}" if said else "its raylet reported no error: a busy machine?"
 
 
 def _end_half_started() -> None:

@@ -1,0 +1,60 @@
+"""A Ray that does not come up: tried again, then one sentence with what its raylet said."""
+
+import pytest
+import ray
+
+from expo_ray.driver.ray_node import TRIES, start_ray
+from expo_ray.driver.waits import WaitExpired
+
+TIMED_OUT = "The current node timed out during startup. This could happen because ..."
+
+
+def failing(error, times, calls):
+    def init(**options):
+        calls.append(options)
+        if len(calls) <= times:
+            raise error
+
+    return init
+
+
+@pytest.fixture
+def logs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    folder = tmp_path / "ray" / "session_latest" / "logs"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_start_that_timed_out_is_tried_again(monkeypatch):
+    calls = []
+    monkeypatch.setattr(ray, "init", failing(RuntimeError(TIMED_OUT), TRIES - 1, calls))
+    start_ray(num_cpus=3)
+    assert len(calls) == TRIES and all(options["num_cpus"] == 3 for options in calls)
+
+
+def test_the_last_failure_names_the_raylets_error(monkeypatch, logs):
+    fatal = "dlmalloc.cc:161: create_buffer failed to open file /dev/shm/plasmaLpGP88, errorPermission denied"
+    (logs / "raylet.err").write_text(f"[2026-11-22] {fatal}\n*** StackTrace Information ***\nraylet(+0xff)\n")
+    calls = []
+    monkeypatch.setattr(ray, "init", failing(RuntimeError(TIMED_OUT), TRIES, calls))
+    with pytest.raises(WaitExpired, match="/dev/shm/plasmaLpGP88, errorPermission denied") as raised:
+        start_ray()
+    assert len(calls) == TRIES and str(logs) in str(raised.value) and "StackTrace" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_it_says_so_where_the_raylet_left_nothing(monkeypatch, logs, content):
+    if content is not None:
+        (logs / "raylet.err").write_text(content)
+    monkeypatch.setattr(ray, "init", failing(RuntimeError(TIMED_OUT), TRIES, []))
+    with pytest.raises(WaitExpired, match="left nothing to read" if content is None else "reported no error"):
+        start_ray()
+
+
+def test_another_error_is_not_tried_again(monkeypatch):
+    calls = []
+    monkeypatch.setattr(ray, "init", failing(ValueError("num_cpus must not be negative"), 1, calls))
+    with pytest.raises(ValueError, match="negative"):
+        start_ray()
+    assert len(calls) == 1
