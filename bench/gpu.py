@@ -27,7 +27,8 @@ UNMEASURED = 2
 """First steps of the run, in which kernels compile and caches fill."""
 SHOWN = {
     "time/step": "s", "time/generate": "s", "time/verify": "s", "time/properties": "s", "time/update": "s",
-    "time/sync": "s", "sync/seconds": "s", "sync/max_difference": "nats", "update/mfu": "share of the peak",
+    "time/sync": "s", "sync/seconds": "s", "sync/max_difference": "nats", "sync/mean_difference": "nats",
+    "update/mfu": "share of the peak",
     "tokens/per_second_of_an_engine_card": "tokens/s", "tokens/per_second_of_a_rank": "tokens/s",
     "tokens/mean_sequence": "tokens", "mismatch/mean_abs": "nats", "mismatch/max": "nats",
 }  # fmt: skip
@@ -78,11 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="plan and print, start nothing")
     parser.add_argument("--copy-bytes", type=int, metavar="N", help="only measure the card's copy of N bytes")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="for the run and its one checkpoint, 46 GiB with 3 B weights (default: a new one in /tmp)",
+    )
     chosen, overrides = parser.parse_known_args(arguments)
     if chosen.copy_bytes:
         print(copy_seconds(chosen.copy_bytes))
         return 0
-    folder = Path(mkdtemp(prefix="bench_gpu_")) / "run"
+    folder = (chosen.folder or Path(mkdtemp(prefix="bench_gpu_"))).absolute() / "run"
     parts = commands(overrides, folder)
     if chosen.dry_run:
         print(plan_text(check_config(compose_config([*RECIPE, *overrides, f"run_dir={folder}", "dry_run=true"]))))

@@ -217,6 +217,7 @@ def measure(path: str, rounds: int, bucket_bytes: int) -> None:
         {"engine": found},
         weight_version=rounds,
         tolerance=1e-3,
+        mean_tolerance=1e-3,
         bytes_sent=report.bytes_sent,
         seconds=report.seconds,
     )

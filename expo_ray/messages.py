@@ -159,6 +159,9 @@ class SyncProof:
     worker_versions: list[int]
     max_difference: float
     """Largest absolute difference, in nats, of a probe token's log-probability between learner and engines."""
+    mean_difference: float
+    """Mean over the probe tokens of the engine in which it is largest."""
     tolerance: float
+    mean_tolerance: float
     bytes_sent: int
     seconds: float

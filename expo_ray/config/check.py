@@ -84,6 +84,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "sync.probe_prompts": (1, None),
     "sync.probe_tokens": (1, None),
     "sync.tolerance": (0, None),
+    "sync.mean_tolerance": (0, None),
     "verifier.workers": (1, None),
     "verifier.processes": (1, None),
     "verifier.timeout_s": (0.01, None),

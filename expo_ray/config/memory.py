@@ -76,7 +76,8 @@ def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
     optimizer: Parts = {"optimizer": trained * 12 / (ranks if stage >= 1 else 1) / GIB}
     parts: Parts = {
         "weights": (trained + frozen) * size / (ranks if stage == 3 else 1) / GIB,
-        "gradients": trained * size / (ranks if stage >= 2 else 1) / GIB,
+        # From stage 2 on they are added up in float32, whatever the weights' type.
+        "gradients": trained * (4 / ranks if stage >= 2 else size) / GIB,
     }
     if _needs_reference(config) and not config.model.lora.rank:
         parts["reference policy"] = shape.parameters * size / (ranks if stage == 3 else 1) / GIB

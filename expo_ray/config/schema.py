@@ -133,7 +133,8 @@ class SyncConfig:
     timeout_s: float = 300.0
     probe_prompts: int = 4
     probe_tokens: int = 48
-    tolerance: float = 1e-3  # nats
+    tolerance: float = 1e-3  # nats, the largest difference of a probe token
+    mean_tolerance: float = 1e-3  # nats, the mean difference of an engine's probe tokens
 
 
 @dataclass

@@ -76,6 +76,8 @@ class StepRecord:
             "sync/bytes": float(proof.bytes_sent),
             "sync/max_difference": proof.max_difference,
             "sync/tolerance": proof.tolerance,
+            "sync/mean_difference": proof.mean_difference,
+            "sync/mean_tolerance": proof.mean_tolerance,
         }
 
     def usage(self, actors: Actors) -> None:

@@ -92,6 +92,7 @@ class WeightSync:
             workers=self.rollouts.probe(members, self.probes),
             weight_version=weight_version,
             tolerance=self.config.sync.tolerance,
+            mean_tolerance=self.config.sync.mean_tolerance,
             bytes_sent=bytes_sent,
             seconds=seconds,
         )

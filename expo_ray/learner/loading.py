@@ -26,7 +26,9 @@ def deepspeed_config(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
         "lr": config.learning_rate,
         "betas": [config.adam_beta1, config.adam_beta2],
         "weight_decay": config.weight_decay,
-        "torch_adam": not (on_gpu and not config.offload_optimizer),
+        # DeepSpeed's own kernel would be compiled at the start, by a CUDA toolkit that need not be installed.
+        "torch_adam": True,
+        "fused": on_gpu and not config.offload_optimizer,
     }
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
@@ -45,6 +47,8 @@ def deepspeed_config(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": config.offload_optimizer,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.dtype == "bfloat16"},
+        # In bfloat16 a sum over many micro-batches would depend on how the batch was cut.
+        "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage >= 2 else None},
         "steps_per_print": 1 << 30,
     }
 

@@ -118,12 +118,15 @@ class LearnerRank(ActorProcess):
         with span("update", step=batch.step):
             sums = self.updater.update(batch, rate) if batch.samples else {}
         self.updates += 1
+        self._yield_card()
         return sums | {"update/learning_rate": (rate, 1.0)}
 
     def score(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, np.ndarray]:
         """Log-probabilities (temperature 1) of this rank's share of `(context ids, scored ids)` pairs."""
         with span("score", sequences=len(sequences)):
-            return self.updater.score(sequences)
+            found = self.updater.score(sequences)
+        self._yield_card()
+        return found
 
     def connect(self, workers: dict[str, Any]) -> None:
         """Opens the weight transfer to the given rollout actors (again, where one was replaced)."""
@@ -141,6 +144,7 @@ class LearnerRank(ActorProcess):
         """
         with span("send weights", version=weight_version):
             report = self.sender.send(weight_version)
+        self._yield_card()
         return report.bytes_sent, report.seconds
 
     def save(self, folder: str, background: bool) -> list[str]:
@@ -193,6 +197,13 @@ class LearnerRank(ActorProcess):
         self.sender.close()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    def _yield_card(self) -> None:
+        """Where an engine shares the card: what torch keeps for later would be missing when the engine wakes."""
+        if self.config.cluster.placement == "colocated":
+            import torch
+
+            torch.cuda.empty_cache()
 
 
 def _host_address() -> str:

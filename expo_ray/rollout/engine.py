@@ -70,8 +70,15 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     )
 
 
-def sampling_params(sampling: Sampling, count: int, stop_ids: Sequence[int]) -> Any:
-    """vLLM's parameters: log-probability of each sampled token, no text (detokenising there costs 4x)."""
+def sampling_params(sampling: Sampling, count: int, stop_ids: Sequence[int], seed: int | None = None) -> Any:
+    """vLLM's parameters: log-probability of each sampled token, no text (detokenising there costs 4x).
+
+    Args:
+        sampling: how to sample.
+        count: samples of one prompt.
+        stop_ids: token ids that end a completion.
+        seed: of the request; None: the engine's generator decides.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -86,6 +93,7 @@ def sampling_params(sampling: Sampling, count: int, stop_ids: Sequence[int]) -> 
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
+        seed=seed,
     )
 
 

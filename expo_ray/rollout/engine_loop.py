@@ -21,10 +21,11 @@ class EngineLoop:
         llm: the engine.
         wait_s: bound on waiting for a turn.
         priorities: it schedules by priority, so that a probe need not wait for all that is under way.
+        stream: the CUDA stream that it was built on, for whichever thread has the turn; None without a GPU.
     """
 
-    def __init__(self, llm: Any, wait_s: float, priorities: bool = False) -> None:
-        self.llm, self.wait_s, self.priorities = llm, wait_s, priorities
+    def __init__(self, llm: Any, wait_s: float, priorities: bool = False, stream: Any = None) -> None:
+        self.llm, self.wait_s, self.priorities, self.stream = llm, wait_s, priorities, stream
         self.paused = False
         self._door, self._engine = threading.Lock(), threading.Lock()
         self._finished: dict[str, Any] = {}
@@ -45,6 +46,11 @@ class EngineLoop:
             return
         self._enter()
         try:
+            if self.stream is not None:
+                import torch
+
+                # The thread that joined an NCCL group has one of its own, which the engine's copies do not wait for.
+                torch.cuda.set_stream(self.stream)
             yield self.llm
         finally:
             self._engine.release()

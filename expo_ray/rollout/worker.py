@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from expo_ray.actor_process import ActorProcess, begin
 from expo_ray.config.schema import Config
 from expo_ray.messages import Completion, IntArray, Rollout
@@ -30,11 +32,15 @@ class RolloutWorker(ActorProcess, WeightReceiver):
         from transformers import AutoTokenizer
 
         self.stop_ids = stop_ids
+        self.on_gpu = config.profile.device == "cuda"
         self.tokenizer = AutoTokenizer.from_pretrained(
             config.model.path, trust_remote_code=config.model.trust_remote_code
         )
         llm = build_engine(config, context_tokens, seed=config.seed)
-        self.engine = EngineLoop(llm, config.trainer.wait_s, priorities=config.trainer.async_steps > 0)
+        import torch
+
+        stream = torch.cuda.current_stream() if self.on_gpu else None
+        self.engine = EngineLoop(llm, config.trainer.wait_s, config.trainer.async_steps > 0, stream)
         self.asleep = False
         self.update_weight_version(0)
 
@@ -59,9 +65,9 @@ class RolloutWorker(ActorProcess, WeightReceiver):
         Args:
             requests: what to sample for each prompt.
             sampling: how.
-            seed: reseeds the generator before the batch. With the same weights, the same call gives the same
-                rollouts in any engine, whatever it did before. (vLLM's per-request seeds end the engine on some
-                batches of its CPU build.)
+            seed: seeds the generator before the batch, or on GPU every request. With the same weights, the same
+                call gives the same rollouts in any engine, whatever it did before. (vLLM's per-request seeds end
+                the engine on some batches of its CPU build; its GPU workers do not read torch's generator.)
 
         Returns:
             Rollouts in the order of the requests. Their weight version is the one they were begun with; where the
@@ -78,9 +84,13 @@ class RolloutWorker(ActorProcess, WeightReceiver):
             # A cached prefix is computed in other shapes than a fresh one, which moves the last bits.
             llm.reset_prefix_cache()
             version = self.get_weight_version()
+            seeds = np.random.default_rng(seed).integers(1 << 31, size=len(wanted)).tolist()
             begun = self.engine.submit(
                 [{"prompt_token_ids": ids.tolist()} for ids, _ in wanted],
-                [sampling_params(sampling, count, self.stop_ids) for _, count in wanted],
+                [
+                    sampling_params(sampling, count, self.stop_ids, of_request if self.on_gpu else None)
+                    for (_, count), of_request in zip(wanted, seeds, strict=True)
+                ],
             )
         with span("sample", requests=len(wanted), version=version):
             outputs = self.engine.results(begun)

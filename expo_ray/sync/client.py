@@ -30,7 +30,7 @@ class BoundedWeightSyncClient:
         self.waiting_for: list[str] = []
         """The workers that have not answered it."""
         self.seconds: dict[str, float] = {}
-        """How long each call of this round took."""
+        """How long the calls of each phase of this round took, together."""
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -94,7 +94,7 @@ class BoundedWeightSyncClient:
                 name = names[ready[0]]
                 raise SyncError(f"rollout worker {name} failed in phase {phase}: {reason}", (name,)) from error
         self.phase, self.waiting_for = "", []
-        self.seconds[phase] = time.monotonic() - began
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - began
 
     def late(self, after_s: float) -> str:
         """One sentence that names who is waited for, and where."""

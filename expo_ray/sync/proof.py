@@ -41,17 +41,18 @@ def prove_sync(
     *,
     weight_version: int,
     tolerance: float,
+    mean_tolerance: float,
     bytes_sent: int,
     seconds: float,
 ) -> SyncProof:
     """Compare every worker's version and log-probabilities (nats) with the learner's.
 
     Raises SyncProofFailed, with one sentence that says what differs, where a version is not
-    `weight_version`, a probe is missing or a difference is above `tolerance` or not a number.
+    `weight_version`, a probe is missing, or an engine's largest difference is above `tolerance`, its mean
+    one above `mean_tolerance`, or one is not a number.
     """
     if not workers:
         raise SyncProofFailed("the sync cannot be proved: no rollout worker was probed")
-    largest = 0.0
     for name, probe in {"the learner": learner, **workers}.items():
         if probe.version != weight_version:
             raise SyncProofFailed(f"{name} holds weight version {probe.version}, expected {weight_version}")
@@ -59,22 +60,30 @@ def prove_sync(
         expected = [len(ids) - 1 for ids in sequences]
         if lengths != expected:
             raise SyncProofFailed(f"{name} answered probes of lengths {lengths}, expected {expected}")
-    for name, probe in workers.items():
-        largest = max(largest, _largest_difference(name, sequences, learner, probe, tolerance))
+    found = [
+        _differences(name, sequences, learner, probe, tolerance, mean_tolerance) for name, probe in workers.items()
+    ]
     return SyncProof(
         weight_version=weight_version,
         worker_versions=[probe.version for probe in workers.values()],
-        max_difference=largest,
+        max_difference=max(largest for largest, _ in found),
+        mean_difference=max(mean for _, mean in found),
         tolerance=tolerance,
+        mean_tolerance=mean_tolerance,
         bytes_sent=bytes_sent,
         seconds=seconds,
     )
 
 
-def _largest_difference(
-    name: str, sequences: Sequence[Sequence[int]], learner: Probe, worker: Probe, tolerance: float
-) -> float:
-    """Largest absolute difference in nats; raises SyncProofFailed above `tolerance`."""
+def _differences(
+    name: str,
+    sequences: Sequence[Sequence[int]],
+    learner: Probe,
+    worker: Probe,
+    tolerance: float,
+    mean_tolerance: float,
+) -> tuple[float, float]:
+    """Largest and mean absolute difference in nats; raises SyncProofFailed where one is above its tolerance."""
     differences = [
         np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))
         for ours, theirs in zip(learner.logprobs, worker.logprobs, strict=True)
@@ -84,12 +93,13 @@ def _largest_difference(
     probe = int(np.argmax([difference.max() for difference in ranked]))
     position = int(np.argmax(ranked[probe]))
     largest = float(ranked[probe][position])
-    if largest <= tolerance:
-        return largest
-    mean = float(np.mean(np.concatenate(differences)))
+    mean = float(np.mean(np.concatenate(ranked)))
+    if largest <= tolerance and mean <= mean_tolerance:
+        return largest, mean
     raise SyncProofFailed(
         f"{name} does not hold the learner's weights at version {worker.version}: probe {probe}, position "
         f"{position + 1} (token {sequences[probe][position + 1]}) has log-probability "
         f"{worker.logprobs[probe][position]:.6f} in the engine and {learner.logprobs[probe][position]:.6f} in the "
-        f"learner; largest difference {largest:.3g}, mean {mean:.3g}, tolerance {tolerance:.3g} nats"
+        f"learner; largest difference {largest:.3g} (tolerance {tolerance:.3g}), mean {mean:.3g} "
+        f"(tolerance {mean_tolerance:.3g}) nats"
     )

@@ -10,6 +10,7 @@ from expo_ray.messages import FloatArray
 from expo_ray.rollout.engine_loop import EngineLoop
 from expo_ray.spans import span
 from expo_ray.sync.proof import NO_VERSION, Probe
+from expo_ray.sync.reload import forget_half_loaded
 
 
 class WeightReceiver:
@@ -20,11 +21,13 @@ class WeightReceiver:
 
     engine: EngineLoop
     _round_open = False
+    _round_broke = False
 
     def init_weight_transfer_engine(self, request: dict[str, Any]) -> None:
         """Connect to the learner, in place of an earlier connection; a round that broke is given up."""
         if self._round_open:
             self._abandon_round()
+        self.engine.llm.shutdown_weight_transfer_engine()
         self.engine.llm.init_weight_transfer_engine(request)
 
     def start_weight_update(self) -> None:
@@ -35,6 +38,9 @@ class WeightReceiver:
         self.engine.llm.update_weight_version(str(NO_VERSION))
         self.engine.llm.start_weight_update()
         self._round_open = True
+        if self._round_broke:
+            self.engine.llm.apply_model(forget_half_loaded)
+            self._round_broke = False
 
     def update_weights(self, request: dict[str, Any]) -> None:
         """Receive and load weights; blocks until they are loaded."""
@@ -77,7 +83,7 @@ class WeightReceiver:
 
     def _abandon_round(self) -> None:
         # vLLM ends an open round only by finishing it, which would load half a model, or by an update that fails.
-        self._round_open = False
+        self._round_open, self._round_broke = False, True
         try:
             self.engine.llm.update_weights({"update_info": {"abandon": True}})
         except (RuntimeError, ValueError):

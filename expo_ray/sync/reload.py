@@ -8,11 +8,16 @@ import torch
 def start_reload(model: torch.nn.Module) -> None:
     """Put the model's layers in the state in which checkpoint weights can be loaded."""
     from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
     initialize_layerwise_reload(model)
+    forget_half_loaded(model)
+
+
+def forget_half_loaded(model: torch.nn.Module) -> None:
+    """Forget what a broken round had loaded: vLLM keeps it, and would count those tensors twice in the next round."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
     for layer in model.modules():
-        # vLLM leaves a layer of a broken round as it was, and would count its tensors twice.
         info = get_layerwise_info(layer)
         info.load_numel = 0
         info.loaded_weights.clear()

@@ -88,6 +88,8 @@ class WeightSender:
         began = time.perf_counter()
         client.weight_version = weight_version
         client.restart_clock()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the last update, before another thread's streams read the weights
         try:
             self._bounded(client, engine.send_weights)
         except BaseException:
@@ -119,12 +121,18 @@ class WeightSender:
                 master_port=_free_port(address),
                 world_size=1 + len(peers),
                 packed_buffer_size_bytes=self._bucket_bytes,
+                # With two, vLLM packs on two streams in turn, and the second reads what the first still gathers.
+                packed_num_buffers=1,
                 rank=self._rank,
             )
         if backend == "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-            return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=self._bucket_bytes, rank=self._rank)
+            # vLLM's buffer takes no tensor larger than itself.
+            largest = max(tensor_bytes(meta) for meta in self._source.metadata())
+            return IPCTrainerInitInfo(
+                packed=True, packed_buffer_size_bytes=max(self._bucket_bytes, largest), rank=self._rank
+            )
         raise ValueError(f"unknown weight transfer backend {backend!r}")
 
     def _bounded(self, client: BoundedWeightSyncClient, work: Callable[[], T]) -> T:

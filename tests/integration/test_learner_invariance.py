@@ -175,3 +175,16 @@ def test_fewer_samples_than_ranks(start, config):
     batch = TrainingBatch(0, batch.samples[:1], 0.04)
     gradient = start(config, 3)
     assert relative_difference(gradient(batch), reference_gradient(config, batch)) < BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_in_bfloat16_micro_batches_are_added_up_in_float32(start, config, stage):
+    """Against each sample's own gradient, computed alone and added up here: a sum in bfloat16 is off by percents."""
+    config.learner.dtype, config.learner.zero_stage, config.learner.tokens_per_micro_batch = "bfloat16", stage, 1
+    batch = make_batch()
+    gradient = start(config, 1)
+    together = gradient(batch)
+    alone = [gradient(TrainingBatch(0, [sample], 0.04)) for sample in batch.samples]
+    summed = {name: sum(part[name].astype(np.float64) for part in alone) for name in together}
+    assert relative_difference(together, summed) < BOUND

@@ -63,6 +63,7 @@ def sync_and_prove(learners: list[Any], engines: dict[str, Any], version: int) -
         dict(zip(engines, found, strict=True)),
         weight_version=version,
         tolerance=TOLERANCE,
+        mean_tolerance=TOLERANCE,
         bytes_sent=report.bytes_sent,
         seconds=report.seconds,
     )
@@ -124,7 +125,14 @@ def test_untied_engine_and_a_version_that_differs(one: list[Any], paths: dict[st
     stale = ray.get(engine.sync_probe.remote(sequences), timeout=WAIT_S)
     with pytest.raises(SyncProofFailed, match="untied holds weight version 6, expected 7"):
         prove_sync(
-            sequences, learner, {"untied": stale}, weight_version=7, tolerance=TOLERANCE, bytes_sent=0, seconds=0
+            sequences,
+            learner,
+            {"untied": stale},
+            weight_version=7,
+            tolerance=TOLERANCE,
+            mean_tolerance=TOLERANCE,
+            bytes_sent=0,
+            seconds=0,
         )
     ray.kill(engine)
 

@@ -79,3 +79,38 @@ def test_registering_twice_is_harmless():
     register()
     assert WeightTransferEngineFactory._registry["gloo"]().__name__ == "GlooWeightTransferEngine"
     assert WeightTransferTrainerFactory._registry["gloo"]().__name__ == "GlooTrainerWeightTransferEngine"
+
+
+def test_vllms_ipc_buffer_holds_the_largest_tensor_and_nccl_packs_on_one_stream():
+    from expo_ray.sync.sender import WeightSender
+
+    source = ZeroWeightSource(torch.nn.Linear(1000, 250))
+    for bucket, expected in ((1 << 10, 1_000_000), (1 << 21, 1 << 21)):
+        sender = WeightSender(source, rank=0, bucket_bytes=bucket, timeout_s=1.0)
+        assert sender._init_info(["rollout-0"], "ipc", 1).packed_buffer_size_bytes == expected
+        assert sender._init_info(["rollout-0"], "nccl", 1).packed_num_buffers == 1
+
+
+def test_after_a_round_that_broke_what_it_had_loaded_is_forgotten():
+    from types import SimpleNamespace
+
+    from expo_ray.sync.receiver import WeightReceiver
+    from expo_ray.sync.reload import forget_half_loaded
+
+    calls = []
+
+    def refuse(request):
+        raise ValueError(f"not an update: {request}")
+
+    llm = SimpleNamespace(
+        update_weight_version=lambda version: None,
+        start_weight_update=lambda: calls.append("start"),
+        update_weights=refuse,
+        apply_model=calls.append,
+    )
+    worker = WeightReceiver()
+    worker.engine = SimpleNamespace(llm=llm, pause=lambda: None)
+    worker.start_weight_update()
+    assert calls == ["start"]
+    worker.start_weight_update()  # the round before was never finished
+    assert calls == ["start", "start", forget_half_loaded]

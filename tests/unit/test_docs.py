@@ -69,7 +69,7 @@ def emitted() -> set[str]:
     names |= set(property_metrics([GroupProperties([PROPERTIES], PROPERTIES, [PROPERTIES])]))
     names |= {f"memory/<actor>_{what}" for what in process_usage()}
     record = StepRecord(0, Status(Path(os.devnull), dict))
-    proof = SyncProof(1, [1], 0.0, 1e-3, 1, 0.1)
+    proof = SyncProof(1, [1], 0.0, 0.0, 1e-3, 1e-3, 1, 0.1)
     record.finish(groups, TrainingBatch(0, []), UpdateReport({}, 0, 0.0), proof)
     beside = StepRecord(0)
     for phase in re.findall(r'record\.phase\("(\w+)"\)', (REPOSITORY / "expo_ray/driver/collect.py").read_text()):

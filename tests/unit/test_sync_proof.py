@@ -14,14 +14,16 @@ def probe(version: int = 3, bump: float = 0.0, at: tuple[int, int] = (1, 2)) -> 
     return Probe(version, logprobs)
 
 
-def prove(learner: Probe, workers: dict[str, Probe], tolerance: float = 1e-3):
-    return prove_sync(SEQUENCES, learner, workers, weight_version=3, tolerance=tolerance, bytes_sent=10, seconds=0.5)
+def prove(learner: Probe, workers: dict[str, Probe], tolerance: float = 1e-3, mean_tolerance: float = 1e-3):
+    bounds = {"tolerance": tolerance, "mean_tolerance": mean_tolerance}
+    return prove_sync(SEQUENCES, learner, workers, weight_version=3, bytes_sent=10, seconds=0.5, **bounds)
 
 
 def test_agreement_is_recorded():
     proof = prove(probe(), {"a": probe(), "b": probe(bump=5e-4)})
     assert proof.worker_versions == [3, 3]
     assert proof.max_difference == pytest.approx(5e-4, rel=1e-2)
+    assert proof.mean_difference == pytest.approx(1e-4, rel=1e-2)  # one of five tokens
     assert (proof.weight_version, proof.tolerance, proof.bytes_sent, proof.seconds) == (3, 1e-3, 10, 0.5)
 
 
@@ -31,8 +33,16 @@ def test_a_difference_names_worker_probe_position_and_both_sides():
     sentence = str(failure.value)
     assert sentence.startswith("b does not hold the learner's weights at version 3: probe 1, position 3 (token 4)")
     assert "-3.750000 in the engine and -4.000000 in the learner" in sentence
-    assert "largest difference 0.25, mean 0.05" in sentence
+    assert "largest difference 0.25 (tolerance 0.001), mean 0.05 (tolerance 0.001) nats" in sentence
     assert "\n" not in sentence
+
+
+def test_a_single_token_may_differ_where_only_the_mean_is_bounded_closely():
+    assert prove(probe(), {"a": probe(bump=0.2)}, tolerance=2.0, mean_tolerance=0.05).max_difference == pytest.approx(
+        0.2
+    )
+    with pytest.raises(SyncProofFailed, match=r"a does not hold .* mean 0.06 \(tolerance 0.05\)"):
+        prove(probe(), {"a": probe(bump=0.3)}, tolerance=2.0, mean_tolerance=0.05)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
