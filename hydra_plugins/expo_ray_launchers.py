@@ -102,11 +102,17 @@ class RayJobsLauncher(LocalLauncher):
         from expo_ray.sweep.ray_jobs import RayJobs
         from expo_ray.sweep.room import Room
 
-        environment: Any = OmegaConf.to_container(self.runtime_env)
-        backend = RayJobs(self.address, str(self.sweep_folder), self.python, environment, self.request_s, self.lost_s)
+        backend = RayJobs(
+            self.address, str(self.sweep_folder), self.python, self.environment(), self.request_s, self.lost_s
+        )
         there = of_cluster(jobs[0].config().cluster) or backend.resources()
         cards, cores = list(range(there.gpus)), list(range(int(there.cores)))
         return backend, Room(cores, cards, there.memory_gib, self.max_jobs), there
+
+    def environment(self) -> dict[str, Any]:
+        """Each job's runtime environment. Between SIGTERM and SIGKILL Ray itself leaves 3 s, less than a step takes."""
+        found: Any = OmegaConf.to_container(self.runtime_env)
+        return found | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(int(self.stop_s))} | found.get("env_vars", {})}
 
 
 def _job_return(end: "JobEnd") -> JobReturn:

@@ -116,7 +116,7 @@ class RayJobs:
         return Exit(False, last_error(logs, f"{name} {status.lower()}"), log)
 
     def stop(self, job: Job, at_once: bool) -> None:
-        """Ray sends SIGTERM, and SIGKILL a few seconds later: a long step is lost, its checkpoint is not."""
+        """Ray sends SIGTERM, and SIGKILL after the launcher's stop_s."""
         with contextlib.suppress(NoAnswer, RuntimeError):  # it is asked again, and given up in the end
             self._ask(lambda: self._client.stop_job(self._ids[job.number]))
 

@@ -322,3 +322,18 @@ def test_no_dashboard_is_told_in_one_sentence(monkeypatch):
     with pytest.raises(ConfigError) as caught:
         RayJobs("http://nowhere:1", "/s", "python", {}, 5, 5)
     assert "http://nowhere:1" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_job_of_a_cluster_has_time_for_its_checkpoint_when_it_is_stopped():
+    from omegaconf import OmegaConf
+
+    from hydra_plugins.expo_ray_launchers import RayJobsLauncher
+
+    def environment(own):
+        bounds = {"max_jobs": 0, "job_s": 9.0, "stop_s": 1800.0, "poll_s": 1.0}
+        return RayJobsLauncher(None, "python", OmegaConf.create(own), 5.0, 5.0, **bounds).environment()
+
+    wait = "RAY_JOB_STOP_WAIT_TIME_S"  # as ray.dashboard.modules.job.job_supervisor reads it
+    assert environment({}) == {"env_vars": {wait: "1800"}}
+    assert environment({"pip": ["a"], "env_vars": {"A": "1"}}) == {"pip": ["a"], "env_vars": {wait: "1800", "A": "1"}}
+    assert environment({"env_vars": {wait: "7"}})["env_vars"][wait] == "7"
