@@ -89,7 +89,12 @@ def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
         # The first rank copies the weights below stage 3, each rank its part of the optimizer: here a rank's mean.
         copied["checkpoint copy"] = (trained * 12 + (trained + frozen) * size) / ranks / GIB
     offloaded = gpu and learner.offload_optimizer
-    if not offloaded:
+    if offloaded:
+        # Gradients come to the optimizer: 4 bytes and a copy of 2, at stage 3 4 and 4, there none stays on the card.
+        optimizer = {"optimizer": trained * (20 if stage == 3 else 18) / (ranks if stage >= 1 else 1) / GIB}
+        if stage == 3:
+            del parts["gradients"]
+    else:
         parts |= optimizer
     host = process | copied | optimizer if offloaded else process | copied
     return MemoryEstimate(host=host, gpu=parts) if gpu else MemoryEstimate(host=host | parts)

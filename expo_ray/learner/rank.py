@@ -95,6 +95,7 @@ class LearnerRank(ActorProcess):
         dtype = DTYPES[config.rollout.dtype]
         self.source = ZeroWeightSource(self.lm, dtype=dtype, bucket_bytes=bucket, entries=entries)
         self.sender = WeightSender(self.source, rank=self.rank, bucket_bytes=bucket, timeout_s=config.sync.timeout_s)
+        self._yield_card()
 
     def rebuild(self, config: Config) -> None:
         """Forgets the policy and starts from the base model again, for another run in the same group."""
@@ -188,6 +189,7 @@ class LearnerRank(ActorProcess):
             raise FileNotFoundError(f"{folder}: no learner state there that DeepSpeed can load")
         self.updates = int(state["updates"])
         set_random_state(torch.load(Path(folder) / TAG / f"random_state_{self.rank}.pt", weights_only=False))
+        self._yield_card()
         return self.updates
 
     def close(self) -> None:

@@ -42,18 +42,23 @@ class EngineLoop:
             EngineStuck: it was not free within the bound.
         """
         if in_pause and self.paused:
+            self.take_stream()
             yield self.llm
             return
         self._enter()
         try:
-            if self.stream is not None:
-                import torch
-
-                # The thread that joined an NCCL group has one of its own, which the engine's copies do not wait for.
-                torch.cuda.set_stream(self.stream)
+            self.take_stream()
             yield self.llm
         finally:
             self._engine.release()
+
+    def take_stream(self) -> None:
+        """Lets this thread work on the engine's stream: one that joins an NCCL group gets another from vLLM, for which
+        the engine's copies do not wait."""
+        if self.stream is not None:
+            import torch
+
+            torch.cuda.set_stream(self.stream)
 
     def pause(self) -> None:
         """Keeps everybody out until `resume`, which may come from another thread. Requests under way stay.

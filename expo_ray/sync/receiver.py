@@ -29,6 +29,7 @@ class WeightReceiver:
             self._abandon_round()
         self.engine.llm.shutdown_weight_transfer_engine()
         self.engine.llm.init_weight_transfer_engine(request)
+        self.engine.take_stream()
 
     def start_weight_update(self) -> None:
         """Open a round. Until it is finished the engine has no weight version and must not sample."""

@@ -106,7 +106,11 @@ def test_learner_memory_by_zero_stage(stage, weights, gradients, optimizer):
 def test_offloading_moves_the_optimizer_to_the_host():
     memory = make_plan(compose_config(["profile=gpu", "cluster=2xh100", "learner.offload_optimizer=true"]))
     row = memory.actor("learner").memory
-    assert "optimizer" not in row.gpu and row.host["optimizer"] == pytest.approx(12 * 3_085_938_688 / GIB)
+    assert "optimizer" not in row.gpu and "gradients" in row.gpu
+    assert row.host["optimizer"] == pytest.approx(18 * 3_085_938_688 / GIB)  # 12, gradients of 4, and a copy of 2
+    overrides = ["profile=gpu", "cluster=2xh100", "learner.offload_optimizer=true", "learner.zero_stage=3"]
+    row = make_plan(compose_config(overrides)).actor("learner").memory
+    assert "gradients" not in row.gpu and row.host["optimizer"] == pytest.approx(20 * 3_085_938_688 / GIB)
 
 
 def test_a_reference_policy_is_counted_when_there_is_one():
