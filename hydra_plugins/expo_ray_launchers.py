@@ -110,9 +110,11 @@ class RayJobsLauncher(LocalLauncher):
         return backend, Room(cores, cards, there.memory_gib, self.max_jobs), there
 
     def environment(self) -> dict[str, Any]:
-        """Each job's runtime environment. Between SIGTERM and SIGKILL Ray itself leaves 3 s, less than a step takes."""
+        """Each job's runtime environment, with `stop_s` for a job that is stopped where it does not say how long."""
+        from expo_ray.submission.dashboard import time_to_stop
+
         found: Any = OmegaConf.to_container(self.runtime_env)
-        return found | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(int(self.stop_s))} | found.get("env_vars", {})}
+        return found | {"env_vars": time_to_stop(self.stop_s) | found.get("env_vars", {})}
 
 
 def _job_return(end: "JobEnd") -> JobReturn:

@@ -73,12 +73,14 @@ def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
     size, ranks, stage = BYTES[learner.dtype], learner.ranks, learner.zero_stage
     trained = shape.lora_parameters(config.model.lora.rank) if config.model.lora.rank else shape.parameters
     frozen = shape.parameters if config.model.lora.rank else 0
-    optimizer: Parts = {"optimizer": trained * 12 / (ranks if stage >= 1 else 1) / GIB}
-    parts: Parts = {
-        "weights": (trained + frozen) * size / (ranks if stage == 3 else 1) / GIB,
+    offloaded = gpu and learner.offload_optimizer
+    # Gradients come to an offloaded optimizer: 4 bytes and a copy of 2, at stage 3 4 and 4.
+    kept = 12 if not offloaded else 20 if stage == 3 else 18
+    optimizer: Parts = {"optimizer": trained * kept / (ranks if stage >= 1 else 1) / GIB}
+    parts: Parts = {"weights": (trained + frozen) * size / (ranks if stage == 3 else 1) / GIB}
+    if not (offloaded and stage == 3):
         # From stage 2 on they are added up in float32, whatever the weights' type.
-        "gradients": trained * (4 / ranks if stage >= 2 else size) / GIB,
-    }
+        parts["gradients"] = trained * (4 / ranks if stage >= 2 else size) / GIB
     if _needs_reference(config) and not config.model.lora.rank:
         parts["reference policy"] = shape.parameters * size / (ranks if stage == 3 else 1) / GIB
     # Logits of one chunk and their gradient, in float32.
@@ -88,13 +90,7 @@ def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
     if config.trainer.checkpoint_async:
         # The first rank copies the weights below stage 3, each rank its part of the optimizer: here a rank's mean.
         copied["checkpoint copy"] = (trained * 12 + (trained + frozen) * size) / ranks / GIB
-    offloaded = gpu and learner.offload_optimizer
-    if offloaded:
-        # Gradients come to the optimizer: 4 bytes and a copy of 2, at stage 3 4 and 4, there none stays on the card.
-        optimizer = {"optimizer": trained * (20 if stage == 3 else 18) / (ranks if stage >= 1 else 1) / GIB}
-        if stage == 3:
-            del parts["gradients"]
-    else:
+    if not offloaded:
         parts |= optimizer
     host = process | copied | optimizer if offloaded else process | copied
     return MemoryEstimate(host=host, gpu=parts) if gpu else MemoryEstimate(host=host | parts)

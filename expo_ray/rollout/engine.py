@@ -70,14 +70,16 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     )
 
 
-def sampling_params(sampling: Sampling, count: int, stop_ids: Sequence[int], seed: int | None = None) -> Any:
+def sampling_params(
+    sampling: Sampling, count: int, stop_ids: Sequence[int], seeds: np.random.Generator | None = None
+) -> Any:
     """vLLM's parameters: log-probability of each sampled token, no text (detokenising there costs 4x).
 
     Args:
         sampling: how to sample.
         count: samples of one prompt.
         stop_ids: token ids that end a completion.
-        seed: of the request; None: the engine's generator decides.
+        seeds: draws the request's own seed; None: the engine's generator decides.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -93,7 +95,7 @@ def sampling_params(sampling: Sampling, count: int, stop_ids: Sequence[int], see
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        seed=seed,
+        seed=None if seeds is None else int(seeds.integers(1 << 31)),
     )
 
 

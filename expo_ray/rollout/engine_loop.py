@@ -41,13 +41,12 @@ class EngineLoop:
         Raises:
             EngineStuck: it was not free within the bound.
         """
+        self.take_stream()
         if in_pause and self.paused:
-            self.take_stream()
             yield self.llm
             return
         self._enter()
         try:
-            self.take_stream()
             yield self.llm
         finally:
             self._engine.release()

@@ -79,6 +79,12 @@ def submit(client: Any, seconds: float, **job: Any) -> str:
         time.sleep(1.0)
 
 
+def time_to_stop(seconds: float) -> dict[str, str]:
+    """A job's environment variable that makes Ray wait so long from SIGTERM to SIGKILL; its own 3 s are shorter than
+    most steps, after which the checkpoint comes."""
+    return {"RAY_JOB_STOP_WAIT_TIME_S": str(int(seconds))}
+
+
 def first_line(error: BaseException) -> str:
     """What an error says first."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

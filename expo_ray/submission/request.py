@@ -8,6 +8,7 @@ from typing import Any
 from expo_ray.config.check import check_config
 from expo_ray.config.compose import REPOSITORY, compose_config, parse_overrides, sweep_jobs
 from expo_ray.config.errors import ConfigError
+from expo_ray.submission.dashboard import time_to_stop
 from expo_ray.sweep.job import quoted
 
 LEFT_HERE = (
@@ -28,7 +29,7 @@ LEFT_HERE = (
 )
 """Of the repository, in .gitignore's grammar: what no job needs. Ray also leaves out what .gitignore names."""
 STOP_S = 1800
-"""Seconds between SIGTERM and SIGKILL when a job is stopped. Ray's own 3 are shorter than most steps."""
+"""Seconds between SIGTERM and SIGKILL when a job is stopped."""
 
 
 def complete(overrides: list[str], runs: str | None, multirun: bool) -> list[str]:
@@ -88,5 +89,5 @@ def runtime_env() -> dict[str, Any]:
     return {
         "working_dir": str(REPOSITORY),
         "excludes": list(LEFT_HERE),
-        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
+        "env_vars": time_to_stop(STOP_S),
     }

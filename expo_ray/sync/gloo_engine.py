@@ -25,7 +25,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from expo_ray.sync.buckets import Bucket, plan_buckets, unpack
 from expo_ray.sync.direct import DirectLoader, direct_loader
 from expo_ray.sync.gloo_group import RECEIVER, GlooLink, join_store
-from expo_ray.sync.reload import finish_reload, start_reload
+from expo_ray.sync.reload import finish_reload
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +95,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
     _direct: DirectLoader | None = None
 
     def init_transfer_engine(self, init_info: GlooWeightTransferInitInfo) -> None:
-        """Connect to the sender, in place of an earlier connection if there is one."""
-        self.shutdown()
+        """Connect to the sender. The receiver has dropped an earlier connection."""
         if self.device.type == "cpu":
             keep_freed_memory()
         parallel = self.parallel_config
@@ -147,13 +146,15 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
         self.phases.finish = time.perf_counter() - began
 
     def _open_loader(self, names: list[str]) -> Callable[[NamedTensors], object]:
-        """What loads this round's tensors; what an earlier, broken round left half loaded is forgotten."""
+        """What loads this round's tensors; the receiver has let the model forget an earlier, broken round."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
         model: Any = self.model
         self._direct = direct_loader(model)
         if self._direct is not None and self._direct.covers(names):
             return self._direct.load
         self._direct = None
-        start_reload(model)
+        initialize_layerwise_reload(model)
         return model.load_weights
 
     def shutdown(self) -> None:

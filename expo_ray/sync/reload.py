@@ -1,16 +1,8 @@
-"""Opening and closing vLLM's layerwise reload, with what it leaves undone on CPU."""
+"""What vLLM's layerwise reload leaves undone: a broken round is not forgotten, a tied head on CPU not packed."""
 
 from typing import Any
 
 import torch
-
-
-def start_reload(model: torch.nn.Module) -> None:
-    """Put the model's layers in the state in which checkpoint weights can be loaded."""
-    from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-    initialize_layerwise_reload(model)
-    forget_half_loaded(model)
 
 
 def forget_half_loaded(model: torch.nn.Module) -> None:
