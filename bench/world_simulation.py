@@ -45,10 +45,7 @@ class World:
         self.policy = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
         self.reference = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
         builder = PromptBuilder(self.tokenizer, config.model.prompt_style, config.verifier.name)
-        train, self.heldout = (
-            [builder(problem) for problem in load_problems(config.data, held_out, config.seed)]
-            for held_out in (False, True)
-        )
+        train, self.heldout = (builder(load_problems(config.data, held_out, config.seed)) for held_out in (False, True))
         self.stream = PromptStream(train, config.trainer.prompts_per_step, config.seed)
         self.task = make_task(config.verifier.name, asdict(config.verifier))
 

@@ -59,7 +59,7 @@ def build_prompts(
     Raises:
         DataError: a prompt is longer than the model's context, or none is short enough.
     """
-    prompts = [builder(problem) for problem in problems]
+    prompts = builder(problems)
     if not prompts:
         return []
     longest = max(prompts, key=_prompt_tokens)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import shlex
 import sys
@@ -101,6 +102,7 @@ def load_tokenizer(config: Config) -> Any:
     """
     from transformers import AutoTokenizer
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said out loud, else it warns when Ray's start forks
     try:
         return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError) as error:

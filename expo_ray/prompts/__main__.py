@@ -48,7 +48,7 @@ def _tokenizer(folder: str) -> object:
 
 
 def _page(builder: PromptBuilder, problem: Problem) -> str:
-    prompt = builder(problem)
+    (prompt,) = builder([problem])
     parts = [f"=== {problem.uid} ({builder.style} style)"]
     shown = {"free prompt": prompt.free_ids, "conditioned prompt": prompt.conditioned_ids, "gold": prompt.gold_ids}
     for name, ids in (shown | {"answer statement": prompt.answer_span}).items():

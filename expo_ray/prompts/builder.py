@@ -1,5 +1,6 @@
 """Turns problems into prompts: each text is tokenised once, here."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,23 +32,28 @@ class PromptBuilder:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-sequence token: completions could not end")
         lead, _ = self._answer_parts("0")
-        self.lead_tokens = len(self._encode(lead))
+        self.lead_tokens = len(self._encode([lead])[0])
         """How many ids of `Prompt.answer_span` introduce the answer; the others are the answer."""
 
-    def __call__(self, problem: Problem) -> Prompt:
-        """The problem's prompts, its gold solution as a completion, and its answer's statement."""
-        answer = problem.answers[0]
-        lead, stated = self._answer_parts(answer)
-        gold = None
-        if problem.solution is not None:
-            gold = _ids([*self._encode(problem.solution), self.tokenizer.eos_token_id])
-        return Prompt(
-            problem=problem,
-            free_ids=self._prompt_ids(*self.texts(problem)[0]),
-            conditioned_ids=self._prompt_ids(*self.texts(problem)[1]),
-            gold_ids=gold,
-            answer_span=_ids([*self._encode(lead), *self._encode(stated)]),
-        )
+    def __call__(self, problems: Sequence[Problem]) -> list[Prompt]:
+        """Each problem's prompts, its gold solution as a completion, and its answer's statement; in batches, as the
+        tokenizer takes a batch on all cores."""
+        pairs = [self.texts(problem) for problem in problems]
+        free = self._prompt_ids([free for free, _ in pairs])
+        conditioned = self._prompt_ids([conditioned for _, conditioned in pairs])
+        golds = iter(self._encode([problem.solution for problem in problems if problem.solution is not None]))
+        parts = [self._answer_parts(problem.answers[0]) for problem in problems]
+        leads, stated = (self._encode(list(texts)) for texts in zip(*parts, strict=True)) if parts else ([], [])
+        return [
+            Prompt(
+                problem=problem,
+                free_ids=_ids(free[row]),
+                conditioned_ids=_ids(conditioned[row]),
+                gold_ids=None if problem.solution is None else _ids([*next(golds), self.tokenizer.eos_token_id]),
+                answer_span=_ids(leads[row] + stated[row]),
+            )
+            for row, problem in enumerate(problems)
+        ]
 
     def texts(self, problem: Problem) -> tuple[tuple[str, str], tuple[str, str]]:
         """(system, user) text of the free and of the conditioned prompt; system is empty outside chat."""
@@ -77,25 +83,30 @@ class PromptBuilder:
             return ANSWER_MARK, answer + ANSWER_END
         return CHAT.answer_lead, answer + CHAT.answer_tail
 
-    def _prompt_ids(self, system: str, user: str) -> IntArray:
-        if self.style != "chat":
-            ids = list(self.tokenizer(user)["input_ids"])
-            return _ids(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
-        return _ids(self._apply_chat_template(system, user))
+    def _prompt_ids(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Ids of (system, user) texts as prompts."""
+        if self.style == "chat":
+            return self._encode([self._render(system, user) for system, user in texts])
+        end = self.tokenizer.eos_token_id
+        rows = self._encode([user for _, user in texts], add_special_tokens=True)
+        return [row[:-1] if row and row[-1] == end else row for row in rows]
 
-    def _apply_chat_template(self, system: str, user: str) -> list[int]:
+    def _render(self, system: str, user: str) -> str:
+        """The chat template's text, special tokens written out."""
         from jinja2 import TemplateError
 
         with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         without = [{"role": "user", "content": f"{system}\n\n{user}"}]
-        options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
+        options = {"tokenize": False, "add_generation_prompt": True}
         try:
-            return list(self.tokenizer.apply_chat_template(with_system, **options))
+            return str(self.tokenizer.apply_chat_template(with_system, **options))
         except TemplateError:  # some families' templates refuse a system message
-            return list(self.tokenizer.apply_chat_template(without, **options))
+            return str(self.tokenizer.apply_chat_template(without, **options))
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _encode(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
+        if not texts:
+            return []
+        return list(self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"])
 
 
 def _resolve_style(tokenizer: Any, style: str, task: str) -> str:

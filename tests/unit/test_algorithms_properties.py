@@ -30,7 +30,7 @@ def toy_group() -> Group:
         [sampled("3+4=7;A:75."), sampled("no mark")],
         [sampled("1=1;A:99."), sampled("2=2;A:88."), sampled("9")],
     )
-    return Group(Rollout(BUILDER(problem), free, told), [Verdict("wrong")] * 3, [Verdict("correct")] * 2)
+    return Group(Rollout(*BUILDER([problem]), free, told), [Verdict("wrong")] * 3, [Verdict("correct")] * 2)
 
 
 def text_of(ids: np.ndarray) -> str:

@@ -70,7 +70,7 @@ def explained(prompt: Prompt, explanation_ids: list[int], text: str) -> Group:
 def test_explained_target_is_prompt_and_explanation_id_for_id(tokenizer):
     """The odd ids at the end are no canonical tokenisation of their text: they must come through unchanged."""
     builder = PromptBuilder(tokenizer)
-    prompt = builder(PROBLEM)
+    (prompt,) = builder([PROBLEM])
     text = "Three and four make seven."
     sampled = [*tokenizer(text, add_special_tokens=False)["input_ids"], 5, 5, 3, tokenizer.eos_token_id]
     batch = make_algorithm(config_with()).training_batch([explained(prompt, sampled, text)], 0)
@@ -81,7 +81,7 @@ def test_explained_target_is_prompt_and_explanation_id_for_id(tokenizer):
 
 def test_only_the_conditioned_prompt_shows_the_answer(tokenizer):
     builder = PromptBuilder(tokenizer)
-    prompt = builder(PROBLEM)
+    (prompt,) = builder([PROBLEM])
     free, conditioned = builder.decode(prompt.free_ids.tolist()), builder.decode(prompt.conditioned_ids.tolist())
     assert "7731" not in free and "7731" in conditioned
     assert PROBLEM.question in free and PROBLEM.question in conditioned
@@ -98,34 +98,56 @@ def test_conditioned_prompt_asks_for_a_derivation_that_stands_alone():
 def test_chat_prompt_is_what_the_chat_template_renders():
     tokenizer = character_tokenizer(CHAT_TEMPLATE)
     builder = PromptBuilder(tokenizer)
-    rendered = tokenizer.decode(builder(PROBLEM).free_ids.tolist())
+    rendered = tokenizer.decode(builder([PROBLEM])[0].free_ids.tolist())
     assert rendered == f"<system>{builder.instruction}<end><user>{PROBLEM.question}<end><assistant>"
 
 
 def test_a_template_that_refuses_a_system_message_gets_it_in_the_users():
     tokenizer = character_tokenizer(NO_SYSTEM)
     builder = PromptBuilder(tokenizer)
-    rendered = tokenizer.decode(builder(PROBLEM).free_ids.tolist())
+    rendered = tokenizer.decode(builder([PROBLEM])[0].free_ids.tolist())
     assert rendered == f"<user>{builder.instruction}\n\n{PROBLEM.question}<end><assistant>"
 
 
 def test_gold_solution_is_a_completion_with_its_stop_token(tokenizer):
-    prompt = PromptBuilder(tokenizer)(PROBLEM)
+    (prompt,) = PromptBuilder(tokenizer)([PROBLEM])
     assert prompt.gold_ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(prompt.gold_ids[:-1].tolist()) == PROBLEM.solution
-    assert PromptBuilder(tokenizer)(replace(PROBLEM, solution=None)).gold_ids is None
+    assert PromptBuilder(tokenizer)([replace(PROBLEM, solution=None)])[0].gold_ids is None
+
+
+def test_a_batch_is_its_problems_one_by_one(tokenizer):
+    """And chat prompts have the ids that the tokenizer itself gives a conversation."""
+    builder = PromptBuilder(tokenizer)
+    problems = [PROBLEM, Problem("p2", "Name a prime.", ("2", "3")), replace(PROBLEM, uid="p3", question="1+1 ?")]
+    prompts = builder(problems)
+    assert [prompt.problem for prompt in prompts] == problems
+    for prompt, problem in zip(prompts, problems, strict=True):
+        assert_same_prompt(prompt, *builder([problem]))
+        assert (prompt.gold_ids is None) == (problem.solution is None)
+        if builder.style == "chat":
+            system, user = builder.texts(problem)[0]
+            turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            itself = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            assert prompt.free_ids.tolist() == itself
+    assert builder([]) == []
+
+
+def assert_same_prompt(one: Prompt, other: Prompt) -> None:
+    for name in ("free_ids", "conditioned_ids", "gold_ids", "answer_span"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_answer_span_is_lead_and_answer(tokenizer):
     builder = PromptBuilder(tokenizer)
-    span = builder(PROBLEM).answer_span.tolist()
+    span = builder([PROBLEM])[0].answer_span.tolist()
     assert tokenizer.decode(span[: builder.lead_tokens]).endswith("The final answer is $\\boxed{")
     assert tokenizer.decode(span[builder.lead_tokens :]) == "7731}"
 
 
 def test_toy_prompts_are_the_worlds():
     builder = PromptBuilder(toy_tokenizer(), "auto", "toy")
-    prompt = builder(Problem("t", "3+4+8", ("75",), "348>5,A:75."))
+    (prompt,) = builder([Problem("t", "3+4+8", ("75",), "348>5,A:75.")])
     decode = builder.tokenizer.decode
     assert decode(prompt.free_ids.tolist()) == "Q:3+4+8?E:"
     assert decode(prompt.conditioned_ids.tolist()) == "H:75?Q:3+4+8?E:"
