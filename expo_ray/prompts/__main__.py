@@ -10,7 +10,7 @@ import sys
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import InputError
 from expo_ray.data.sources import load_problems
-from expo_ray.messages import Problem
+from expo_ray.messages import Prompt
 from expo_ray.prompts.builder import PromptBuilder
 
 EMBEDDED_WORLD = ["model=toy", "data=toy", "verifier=toy"]
@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, OSError, ValueError) as error:
         print(f"expo_ray.prompts: {error}", file=sys.stderr)
         return 2
-    for problem in problems:
-        print(_page(builder, problem))
+    for prompt in builder(problems):
+        print(_page(builder, prompt))
     return 0
 
 
@@ -47,9 +47,8 @@ def _tokenizer(folder: str) -> object:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _page(builder: PromptBuilder, problem: Problem) -> str:
-    (prompt,) = builder([problem])
-    parts = [f"=== {problem.uid} ({builder.style} style)"]
+def _page(builder: PromptBuilder, prompt: Prompt) -> str:
+    parts = [f"=== {prompt.problem.uid} ({builder.style} style)"]
     shown = {"free prompt": prompt.free_ids, "conditioned prompt": prompt.conditioned_ids, "gold": prompt.gold_ids}
     for name, ids in (shown | {"answer statement": prompt.answer_span}).items():
         if ids is not None:

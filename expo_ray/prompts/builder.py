@@ -31,26 +31,27 @@ class PromptBuilder:
         self.instruction = instruction_for(task)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-sequence token: completions could not end")
-        lead, _ = self._answer_parts("0")
-        self.lead_tokens = len(self._encode([lead])[0])
+        (self._lead,) = self._encode([self._answer_parts("")[0]])
+        self.lead_tokens = len(self._lead)
         """How many ids of `Prompt.answer_span` introduce the answer; the others are the answer."""
 
     def __call__(self, problems: Sequence[Problem]) -> list[Prompt]:
         """Each problem's prompts, its gold solution as a completion, and its answer's statement; in batches, as the
         tokenizer takes a batch on all cores."""
+        if not problems:  # which a tokenizer does not take
+            return []
         pairs = [self.texts(problem) for problem in problems]
         free = self._prompt_ids([free for free, _ in pairs])
         conditioned = self._prompt_ids([conditioned for _, conditioned in pairs])
-        golds = iter(self._encode([problem.solution for problem in problems if problem.solution is not None]))
-        parts = [self._answer_parts(problem.answers[0]) for problem in problems]
-        leads, stated = (self._encode(list(texts)) for texts in zip(*parts, strict=True)) if parts else ([], [])
+        golds = self._encode([problem.solution or "" for problem in problems])
+        stated = self._encode([self._answer_parts(problem.answers[0])[1] for problem in problems])
         return [
             Prompt(
                 problem=problem,
                 free_ids=_ids(free[row]),
                 conditioned_ids=_ids(conditioned[row]),
-                gold_ids=None if problem.solution is None else _ids([*next(golds), self.tokenizer.eos_token_id]),
-                answer_span=_ids(leads[row] + stated[row]),
+                gold_ids=None if problem.solution is None else _ids([*golds[row], self.tokenizer.eos_token_id]),
+                answer_span=_ids(self._lead + stated[row]),
             )
             for row, problem in enumerate(problems)
         ]
@@ -86,26 +87,23 @@ class PromptBuilder:
     def _prompt_ids(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
         """Ids of (system, user) texts as prompts."""
         if self.style == "chat":
-            return self._encode([self._render(system, user) for system, user in texts])
+            return self._apply_chat_template(texts)
         end = self.tokenizer.eos_token_id
         rows = self._encode([user for _, user in texts], add_special_tokens=True)
         return [row[:-1] if row and row[-1] == end else row for row in rows]
 
-    def _render(self, system: str, user: str) -> str:
-        """The chat template's text, special tokens written out."""
+    def _apply_chat_template(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
         from jinja2 import TemplateError
 
-        with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        without = [{"role": "user", "content": f"{system}\n\n{user}"}]
-        options = {"tokenize": False, "add_generation_prompt": True}
+        with_system = [[{"role": "system", "content": s}, {"role": "user", "content": user}] for s, user in texts]
+        without = [[{"role": "user", "content": f"{system}\n\n{user}"}] for system, user in texts]
+        options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
         try:
-            return str(self.tokenizer.apply_chat_template(with_system, **options))
+            return list(self.tokenizer.apply_chat_template(with_system, **options))
         except TemplateError:  # some families' templates refuse a system message
-            return str(self.tokenizer.apply_chat_template(without, **options))
+            return list(self.tokenizer.apply_chat_template(without, **options))
 
     def _encode(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
-        if not texts:
-            return []
         return list(self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"])
 
 

@@ -84,10 +84,10 @@ class RolloutWorker(ActorProcess, WeightReceiver):
             # A cached prefix is computed in other shapes than a fresh one, which moves the last bits.
             llm.reset_prefix_cache()
             version = self.get_weight_version()
-            drawn = np.random.default_rng(seed) if self.on_gpu else None
+            seeds = np.random.default_rng(seed) if self.on_gpu else None
             begun = self.engine.submit(
                 [{"prompt_token_ids": ids.tolist()} for ids, _ in wanted],
-                [sampling_params(sampling, count, self.stop_ids, drawn) for _, count in wanted],
+                [sampling_params(sampling, count, self.stop_ids, seeds) for _, count in wanted],
             )
         with span("sample", requests=len(wanted), version=version):
             outputs = self.engine.results(begun)
