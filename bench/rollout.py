@@ -16,7 +16,7 @@ from expo_ray.config.compose import compose_config
 from expo_ray.config.schema import Config
 from expo_ray.data.stream import PromptStream, longest_sequence
 from expo_ray.driver import actors as driver_actors
-from expo_ray.driver.session import load_prompts, load_tokenizer, make_builder, stop_ids
+from expo_ray.prompts.loading import load_prompts, load_tokenizer, make_builder, stop_ids
 from expo_ray.rollout import worker
 from expo_ray.rollout.engine import sampling_params
 from expo_ray.rollout.request import RolloutRequest, Sampling, training_sampling

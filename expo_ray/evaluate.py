@@ -68,9 +68,9 @@ def _evaluate(config: "Config", plan: str, folder: Path) -> int:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from expo_ray.driver.session import load_tokenizer
     from expo_ray.evaluation.sample_file import SampleFile
     from expo_ray.evaluation.settings import CHUNK, settle, store
+    from expo_ray.prompts.loading import load_tokenizer
     from expo_ray.reporting.table import evaluation_table
 
     tokenizer = load_tokenizer(config)
@@ -94,7 +94,7 @@ def _evaluate(config: "Config", plan: str, folder: Path) -> int:
 
 def _prompts(config: "Config", tokenizer: Any) -> list["Prompt"]:
     from expo_ray.config.errors import DataError
-    from expo_ray.driver.session import held_out_problems, make_builder, make_prompts
+    from expo_ray.prompts.loading import held_out_problems, make_builder, make_prompts
 
     problems = held_out_problems(config)
     if not problems:
@@ -115,8 +115,8 @@ def _sample(config: "Config", folder: Path, tokenizer: Any, file: "SampleFile", 
     """Samples, grades and writes the chunks that are left; False where it was stopped before the end."""
     from expo_ray.data.stream import longest_sequence
     from expo_ray.driver.actors import Actors
-    from expo_ray.driver.session import stop_ids
     from expo_ray.evaluation.evaluator import Evaluator
+    from expo_ray.prompts.loading import stop_ids
 
     if done:
         print(f"going on after chunk {done} of {len(file.chunks)}", file=sys.stderr)

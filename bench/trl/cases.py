@@ -8,7 +8,7 @@ from typing import Any
 
 from expo_ray.config.compose import compose_config
 from expo_ray.data.stream import PromptStream
-from expo_ray.driver.session import load_prompts, load_tokenizer, make_builder
+from expo_ray.prompts.loading import load_prompts, load_tokenizer, make_builder
 
 LEARNING_RATE = 1e-6
 """Small, so that lengths stay as they are while both sides train."""

@@ -12,6 +12,7 @@ from expo_ray.config.errors import InputError
 from expo_ray.data.sources import load_problems
 from expo_ray.messages import Prompt
 from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.prompts.loading import load_tokenizer, make_builder
 
 EMBEDDED_WORLD = ["model=toy", "data=toy", "verifier=toy"]
 
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = compose_config(options.overrides or EMBEDDED_WORLD)
         problems = load_problems(config.data, False, config.seed)[: options.count]
-        builder = PromptBuilder(_tokenizer(config.model.path), config.model.prompt_style, config.verifier.name)
+        builder = make_builder(load_tokenizer(config), config)
     except (InputError, OSError, ValueError) as error:
         print(f"expo_ray.prompts: {error}", file=sys.stderr)
         return 2
@@ -39,12 +40,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=2, help="how many problems (default 2)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for python -m expo_ray.train")
     return parser
-
-
-def _tokenizer(folder: str) -> object:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def _page(builder: PromptBuilder, prompt: Prompt) -> str:
