@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from tempfile import mkdtemp
 
-from expo_ray.config.check import check_config
 from expo_ray.config.compose import compose_config
-from expo_ray.config.plan import plan_text
+from expo_ray.preflight.plan import plan_text
+from expo_ray.preflight.values import check_config
 
 RECIPE = ["experiment=math_l5_qwen2.5_3b", "cluster=1xh100", "trainer.steps=24", "trainer.checkpoint_every=0"]
 PART_S = 3600.0

@@ -14,12 +14,13 @@ from typing import Any
 
 from expo_ray.config.compose import compose_config
 from expo_ray.config.schema import Config
-from expo_ray.data.stream import PromptStream, longest_sequence
+from expo_ray.data.stream import PromptStream
 from expo_ray.driver import actors as driver_actors
-from expo_ray.prompts.loading import load_prompts, load_tokenizer, make_builder, stop_ids
+from expo_ray.messages import RolloutRequest, Sampling
+from expo_ray.prompts.loading import load_prompts, load_tokenizer, longest_sequence, make_builder, stop_ids
 from expo_ray.rollout import worker
 from expo_ray.rollout.engine import sampling_params
-from expo_ray.rollout.request import RolloutRequest, Sampling, training_sampling
+from expo_ray.rollout.requests import training_sampling
 
 
 class MeasuredWorker(worker.RolloutWorker):

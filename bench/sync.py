@@ -77,8 +77,8 @@ def actors() -> tuple[Any, Any]:
     """The two actor classes."""
     import ray
 
-    from expo_ray.rollout.engine_loop import EngineLoop
-    from expo_ray.sync.receiver import WeightReceiver
+    from expo_ray.rollout.engine import EngineLoop
+    from expo_ray.rollout.receiver import WeightReceiver
 
     @ray.remote(num_cpus=0)
     class Engine(WeightReceiver):
@@ -86,7 +86,7 @@ def actors() -> tuple[Any, Any]:
             from vllm import LLM
             from vllm.config import WeightTransferConfig
 
-            from expo_ray.sync.gloo_engine import register
+            from expo_ray.sync.gloo.engine import register
 
             register()
             llm = LLM(

@@ -13,13 +13,13 @@ from tempfile import mkdtemp
 
 import numpy as np
 
-from expo_ray.actor_process import environment
 from expo_ray.config.compose import compose_config
 from expo_ray.config.schema import Config
-from expo_ray.driver.waits import Waiter
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.learner.rank import LearnerRank
 from expo_ray.messages import TrainingBatch, TrainingSample
+from expo_ray.runtime.process import environment
+from expo_ray.runtime.waits import Waiter
 
 
 class MeasuredRank(LearnerRank):
@@ -29,7 +29,7 @@ class MeasuredRank(LearnerRank):
         super().build()
         import deepspeed
 
-        from expo_ray.learner.loading import _load, deepspeed_config  # the same loading as ours
+        from expo_ray.learner.policy import _load, deepspeed_config  # the same loading as ours
 
         lm = _load(self.config)
         settings = deepspeed_config(self.config.learner, on_gpu=False)

@@ -25,7 +25,7 @@ from expo_ray.config.compose import compose_config
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import load_problems
 from expo_ray.data.stream import PromptStream
-from expo_ray.learner.schedule import learning_rate
+from expo_ray.learner.update import learning_rate
 from expo_ray.messages import Completion, Group, IntArray, Prompt, Rollout, TrainingSample, Verdict
 from expo_ray.prompts.builder import PromptBuilder
 from expo_ray.verifier.tasks import make_task

@@ -11,8 +11,8 @@ def end_in_a_sentence(body: Callable[[], int]) -> int:
         The body's exit code; 2 for wrong input; 1 for a failure that names its cause.
     """
     from expo_ray.config.errors import InputError
-    from expo_ray.driver.limits import LimitExceeded
-    from expo_ray.driver.waits import ActorFailed, WaitExpired
+    from expo_ray.driver.stopping import LimitExceeded
+    from expo_ray.runtime.waits import ActorFailed, WaitExpired
     from expo_ray.sync.errors import SyncError
     from expo_ray.verifier.reward import VerifierFailureRate
 

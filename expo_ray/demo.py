@@ -46,8 +46,8 @@ def _train(algorithm: str, overrides: list[str], folder: Path, warm: "WarmActors
     import json
 
     from expo_ray.config.compose import compose_config
-    from expo_ray.config.entry import prepare_folder
-    from expo_ray.driver.session import run
+    from expo_ray.driver.run import run
+    from expo_ray.entry import prepare_folder
 
     config = compose_config(["experiment=demo", f"algo={algorithm}", *overrides, f"run_dir={folder}"])
     prepare_folder(config, folder)
@@ -60,7 +60,7 @@ def _show(folder: Path) -> None:
 
     from expo_ray.reporting.curves import draw_curves
     from expo_ray.reporting.runs import read_run
-    from expo_ray.reporting.table import table_by_level
+    from expo_ray.reporting.terminal import table_by_level
 
     runs = [read_run(folder / algorithm) for algorithm in ALGORITHMS]
     draw_curves(runs, folder / "curves.png")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from expo_ray.config.schema import Config
     from expo_ray.evaluation.evaluator import Evaluator
-    from expo_ray.evaluation.sample_file import SampleFile
+    from expo_ray.evaluation.samples import SampleFile
     from expo_ray.messages import Prompt
 
 HELP = """\
@@ -46,11 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> int:
-    from expo_ray.config.check import check_config
     from expo_ray.config.compose import compose_config
-    from expo_ray.config.hub import check_hub
-    from expo_ray.config.plan import plan_text
     from expo_ray.evaluation.arguments import expand
+    from expo_ray.preflight.inputs import check_hub
+    from expo_ray.preflight.plan import plan_text
+    from expo_ray.preflight.values import check_config
 
     config = compose_config(expand(arguments))
     config.data.eval_path = config.data.eval_path or config.data.path
@@ -68,10 +68,10 @@ def _evaluate(config: "Config", plan: str, folder: Path) -> int:
     from omegaconf import OmegaConf
     from rich.console import Console
 
-    from expo_ray.evaluation.sample_file import SampleFile
+    from expo_ray.evaluation.samples import SampleFile
     from expo_ray.evaluation.settings import CHUNK, settle, store
     from expo_ray.prompts.loading import load_tokenizer
-    from expo_ray.reporting.table import evaluation_table
+    from expo_ray.reporting.terminal import evaluation_table
 
     tokenizer = load_tokenizer(config)
     prompts = _prompts(config, tokenizer)
@@ -113,10 +113,9 @@ def _data_name(config: "Config") -> str:
 
 def _sample(config: "Config", folder: Path, tokenizer: Any, file: "SampleFile", done: int) -> bool:
     """Samples, grades and writes the chunks that are left; False where it was stopped before the end."""
-    from expo_ray.data.stream import longest_sequence
     from expo_ray.driver.actors import Actors
     from expo_ray.evaluation.evaluator import Evaluator
-    from expo_ray.prompts.loading import stop_ids
+    from expo_ray.prompts.loading import longest_sequence, stop_ids
 
     if done:
         print(f"going on after chunk {done} of {len(file.chunks)}", file=sys.stderr)

@@ -165,3 +165,27 @@ class SyncProof:
     mean_tolerance: float
     bytes_sent: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """What to sample for one prompt."""
+
+    prompt: Prompt
+    samples: int
+    """Free completions; may be 0."""
+    explanations: int
+    """Self-explanations; may be 0."""
+    expected_tokens: float = 0.0
+    """Of one of its completions (expo_ray.rollout.requests); decides where and when it is sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    """0: no limit."""
+    max_tokens: int

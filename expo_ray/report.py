@@ -36,7 +36,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from expo_ray.reporting.groups import group_runs
     from expo_ray.reporting.page import report_page
     from expo_ray.reporting.runs import find_runs, read_run
-    from expo_ray.reporting.table import table_by_level
+    from expo_ray.reporting.terminal import table_by_level
     from expo_ray.reporting.trace import write_trace
 
     if arguments.max_samples < 1:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo_ray.config.entry import Outcome
     from expo_ray.config.schema import Config
     from expo_ray.driver.warm import WarmActors
+    from expo_ray.entry import Outcome
 
 HELP = """\
 usage: python -m expo_ray.train [group=choice ...] [key=value ...] [-m] [--cfg job]
@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
-    from expo_ray.config.entry import check_arguments, launch
     from expo_ray.config.errors import InputError
+    from expo_ray.entry import check_arguments, launch
 
     try:
         check_arguments(arguments)
@@ -78,7 +78,7 @@ def _sweep_code(outcome: "Outcome") -> int:
     from rich.console import Console
 
     from expo_ray.sweep.job import FAILED, NOT_STARTED, STOPPED
-    from expo_ray.sweep.table import sweep_table
+    from expo_ray.sweep.ledger import sweep_table
 
     assert outcome.folder is not None and outcome.sweep is not None
     Console().print(sweep_table(outcome.sweep, outcome.folder, outcome.objective))
@@ -110,7 +110,7 @@ class _Jobs:
         self._warm: WarmActors | None = None
 
     def __call__(self, config: "Config", folder: Path) -> None:
-        from expo_ray.driver.session import run
+        from expo_ray.driver.run import run
         from expo_ray.driver.warm import WarmActors
 
         self._warm = self._warm or WarmActors()

@@ -15,8 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from expo_ray.config.resources import Resources
     from expo_ray.sweep.job import Job, JobEnd
-    from expo_ray.sweep.room import Room
-    from expo_ray.sweep.side_by_side import Backend, Limits
+    from expo_ray.sweep.side_by_side import Backend, Limits, Room
 
 
 class LocalLauncher(Launcher):
@@ -57,8 +56,8 @@ class LocalLauncher(Launcher):
         import os
 
         from expo_ray.config.resources import this_machine
-        from expo_ray.sweep.processes import Processes
-        from expo_ray.sweep.room import Room
+        from expo_ray.sweep.backends import Processes
+        from expo_ray.sweep.side_by_side import Room
 
         machine = this_machine()
         cores = sorted(os.sched_getaffinity(0))[: max(1, int(machine.cores))]
@@ -99,8 +98,8 @@ class RayJobsLauncher(LocalLauncher):
     def place(self, jobs: "Sequence[Job]") -> "tuple[Backend, Room, Resources]":
         """The cluster; what conf/cluster says of it goes before what its nodes say."""
         from expo_ray.config.resources import of_cluster
-        from expo_ray.sweep.ray_jobs import RayJobs
-        from expo_ray.sweep.room import Room
+        from expo_ray.sweep.backends import RayJobs
+        from expo_ray.sweep.side_by_side import Room
 
         backend = RayJobs(
             self.address, str(self.sweep_folder), self.python, self.environment(), self.request_s, self.lost_s

@@ -62,7 +62,7 @@ def local_ray():
 
     import ray
 
-    from expo_ray.driver.ray_node import start_ray
+    from expo_ray.runtime.ray_node import start_ray
 
     start_ray(num_cpus=8, log_to_driver=False, logging_level=logging.ERROR)
     yield ray

@@ -1,6 +1,7 @@
 """Costs of a step on many GPUs, from the model's size and the card's data sheet. Nothing here is measured on a GPU.
 
-Decoding, updates and properties follow the assumptions of `expo_ray.config.duration`; what lies between cards is added.
+Decoding, updates and properties follow the assumptions of `expo_ray.preflight.estimate`;
+what lies between cards is added.
 """
 
 import random
@@ -9,15 +10,15 @@ from dataclasses import dataclass
 
 from bench.scaling.events import EngineCosts, Sampled, Simulation, StepCosts, StepTimes, StepWork, seconds_per_step
 from expo_ray.config.compose import compose_config
-from expo_ray.config.duration import (
+from expo_ray.config.schema import Config
+from expo_ray.preflight.estimate import (
     BANDWIDTH_SHARE,
     BYTES_PER_VALUE,
     DECODE_OVERHEAD_S,
     FREE_SAMPLES_MEASURED,
     UPDATE_SHARE,
 )
-from expo_ray.config.model_shape import ModelShape, model_shape
-from expo_ray.config.schema import Config
+from expo_ray.preflight.model_folder import ModelShape, model_shape
 
 GPUS_PER_NODE = 8
 NVLINK_BYTES_PER_S = 450e9

@@ -1,13 +1,41 @@
 """What an algorithm is: it says what to sample, turns groups into a training batch, and scores tokens."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
-from expo_ray.config.schema import Config
+from expo_ray.config.schema import AlgoConfig
 from expo_ray.messages import FloatArray, Group, IntArray, Term, TrainingBatch
+
+
+def beta_at(step: int, steps: int, algo: AlgoConfig) -> float:
+    """Weight of the ExP-SFT term at `step` of `steps`: all of `algo.beta` at step 0, falling to 0 at `steps`.
+
+    Raises ValueError for an unknown `beta_schedule`.
+    """
+    progress = min(max(step / steps, 0.0), 1.0)
+    if algo.beta_schedule == "constant":
+        return algo.beta
+    if algo.beta_schedule == "linear":
+        return algo.beta * (1.0 - progress)
+    if algo.beta_schedule == "cosine":
+        return algo.beta * (1.0 + math.cos(math.pi * progress)) / 2
+    raise ValueError(f"algo.beta_schedule={algo.beta_schedule}: expected constant, linear or cosine")
+
+
+def steps_ahead(step: int, steps: int, period: int) -> int:
+    """For how many steps' prompts, this step's first, something is sampled at `step`; 0: nothing now.
+
+    period 1: this step's prompts at each step. period k: every k steps, for the next k steps. period 0: at the
+    first step, for all steps.
+    """
+    if period == 0:
+        return steps if step == 0 else 0
+    return min(period, steps - step) if step % period == 0 else 0
+
 
 Properties = list[list[SampleProperties]]
 """For each group, one entry for each of its explanations, in their order."""
@@ -63,18 +91,3 @@ class Algorithm(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a `state_dict()`."""
-
-
-def make_algorithm(config: Config) -> Algorithm:
-    """The algorithm that `config.algo.name` names. Raises ValueError for an unknown name."""
-    from expo_ray.algorithms.dpo_gt import DpoGt
-    from expo_ray.algorithms.exp_dpo import ExpDpo
-    from expo_ray.algorithms.exp_grpo import ExpGrpo
-    from expo_ray.algorithms.explanation_sft import ExplanationSft
-    from expo_ray.algorithms.grpo import Grpo
-    from expo_ray.algorithms.sft_gt_grpo import SftGtGrpo
-
-    known = {cls.name: cls for cls in (Grpo, ExpGrpo, SftGtGrpo, ExpDpo, DpoGt, ExplanationSft)}
-    if config.algo.name not in known:
-        raise ValueError(f"algo.name={config.algo.name}: expected one of {', '.join(known)}")
-    return known[config.algo.name](config)

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from expo_ray.algorithms.base import Properties, Score
-from expo_ray.algorithms.dpo_loss import dpo_loss
+from expo_ray.algorithms.base import Properties, Score, steps_ahead
 from expo_ray.algorithms.explanations import in_scope, kept_explanations, review_explanations, review_metrics
+from expo_ray.algorithms.losses import dpo_loss
 from expo_ray.algorithms.pairs import Pair, PairStore, make_pairs, pair_samples
-from expo_ray.algorithms.policy_batch import group_metrics, has_signal
-from expo_ray.algorithms.schedule import steps_ahead
+from expo_ray.algorithms.rewards import group_metrics, has_signal
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, Term, TrainingBatch
@@ -116,3 +115,19 @@ class ExpDpo:
         for group, pairs in zip(groups, made, strict=True):
             if group.rollout.completions:
                 self.pairs.put(group.rollout.prompt.problem.uid, pairs)
+
+
+class DpoGt(ExpDpo):
+    """ExP-DPO with gold solutions in place of explanations (docs/algorithms/dpo_gt.md)."""
+
+    name = "dpo_gt"
+
+    def explanations_ahead(self, step: int) -> int:
+        return 0
+
+    def chosen(
+        self, groups: list[Group], step: int, properties: Properties | None
+    ) -> tuple[list[list[tuple[list[int], str]]], dict[str, float]]:
+        prompts = [group.rollout.prompt for group in groups]
+        chosen = [[(p.gold_ids.tolist(), p.problem.solution or "")] if p.gold_ids is not None else [] for p in prompts]
+        return chosen, {"gold/prompts_without": float(sum(not mine for mine in chosen))}

@@ -1,10 +1,12 @@
 """ExP-GRPO: GRPO + beta log pi(c~, a* | q), the paper's algorithm (arXiv 2507.02834)."""
 
+from dataclasses import replace
 from typing import Any
 
-from expo_ray.algorithms.base import Properties
-from expo_ray.algorithms.explanation_store import ExplanationStore, KeptExplanation
+from expo_ray.algorithms.base import Properties, beta_at, steps_ahead
 from expo_ray.algorithms.explanations import (
+    ExplanationStore,
+    KeptExplanation,
     conditioned_samples,
     in_scope,
     kept_explanations,
@@ -13,7 +15,6 @@ from expo_ray.algorithms.explanations import (
     sft_samples,
 )
 from expo_ray.algorithms.grpo import Grpo
-from expo_ray.algorithms.schedule import beta_at, steps_ahead
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, TrainingBatch
 
@@ -98,3 +99,39 @@ class ExpGrpo(Grpo):
         ]
         kept = [kept_explanations(group, found, step) for group, found in zip(groups, reviews, strict=True)]
         return kept, review_metrics(groups, reviews)
+
+
+class ExplanationSft(ExpGrpo):
+    """ExP-GRPO without its policy term (docs/algorithms/explanation_sft.md)."""
+
+    name = "explanation_sft"
+
+    def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
+        batch = super().training_batch(groups, step, properties)
+        return replace(batch, samples=[sample for sample in batch.samples if sample.term != "policy"])
+
+
+class SftGtGrpo(Grpo):
+    """GRPO with the SFT term of ExP-GRPO, on the expert's solution (docs/algorithms/sft_gt_grpo.md)."""
+
+    name = "sft_gt_grpo"
+
+    def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
+        base = super().training_batch(groups, step)
+        beta = beta_at(step, self.config.trainer.steps, self.config.algo)
+        if not beta:
+            return base
+        scoped = [in_scope(group, self.config) for group in groups]
+        gold = [group.rollout.prompt.gold_ids for group in groups]
+        targets = [[ids] if wanted and ids is not None else [] for wanted, ids in zip(scoped, gold, strict=True)]
+        counts = {
+            "gold/prompts_in_scope": float(sum(scoped)),
+            "gold/prompts_without": float(sum(w and not t for w, t in zip(scoped, targets, strict=True))),
+            "gold/trained": float(sum(map(len, targets))),
+        }
+        return TrainingBatch(
+            step=step,
+            samples=base.samples + sft_samples(groups, targets, beta, self.config.algo),
+            beta=beta,
+            metrics=base.metrics | counts,
+        )

@@ -3,12 +3,60 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from expo_ray.algorithms.base import Properties, Score
 from expo_ray.algorithms.losses import grpo_loss
-from expo_ray.algorithms.policy_batch import group_metrics, has_signal, policy_samples
+from expo_ray.algorithms.rewards import group_advantages, group_metrics, group_rewards, has_signal, rewards_differ
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.schema import Config
-from expo_ray.messages import Group, Term, TrainingBatch
+from expo_ray.messages import Group, Term, TrainingBatch, TrainingSample
+
+
+def policy_samples(groups: list[Group], config: Config) -> list[TrainingSample]:
+    """One sample for each counted completion, weighted by `algo.loss_normalisation` over all that are returned:
+
+    sequence_mean  1 / (completions * |o_i|)            (the paper's formula)
+    token_mean     1 / tokens of all completions         (DAPO)
+    dr_grpo        1 / (completions * max_completion_tokens)   (Dr. GRPO, arXiv 2503.20783)
+
+    `algo.dynamic_sampling` drop and refill leave out groups without signal; none keeps them with advantage 0.
+    """
+    algo = config.algo
+    chosen = []
+    for group in groups:
+        rewards = group_rewards(group, config)
+        if algo.dynamic_sampling != "none" and not rewards_differ(rewards):
+            continue
+        advantages = group_advantages(rewards, algo.divide_by_std)
+        chosen += [
+            (group.rollout.prompt, completion, float(advantage))
+            for completion, advantage in zip(group.rollout.completions, advantages, strict=True)
+            if not np.isnan(advantage)
+        ]
+    lengths = [len(completion.token_ids) for _, completion, _ in chosen]
+    weights = _weights(lengths, algo.loss_normalisation, config.rollout.max_completion_tokens)
+    return [
+        TrainingSample(
+            prompt_ids=prompt.free_ids,
+            completion_ids=completion.token_ids,
+            term="policy",
+            weight=weight,
+            advantage=advantage,
+            rollout_logprobs=completion.logprobs,
+        )
+        for (prompt, completion, advantage), weight in zip(chosen, weights, strict=True)
+    ]
+
+
+def _weights(lengths: list[int], normalisation: str, max_tokens: int) -> list[float]:
+    if normalisation == "sequence_mean":
+        return [1.0 / (len(lengths) * length) for length in lengths]
+    if normalisation == "token_mean":
+        return [1.0 / sum(lengths)] * len(lengths)
+    if normalisation == "dr_grpo":
+        return [1.0 / (len(lengths) * max_tokens)] * len(lengths)
+    raise ValueError(f"algo.loss_normalisation={normalisation}: expected sequence_mean, token_mean or dr_grpo")
 
 
 class Grpo:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from expo_ray.checkpoint.identity import Identity
 from expo_ray.checkpoint.manifest import MANIFEST, damage
-from expo_ray.checkpoint.settings import as_settings, differences, flat
-from expo_ray.checkpoint.state import DriverState
+from expo_ray.checkpoint.state import DriverState, Identity
 from expo_ray.config.errors import ConfigError
+from expo_ray.config.keys import as_settings, differences, flat
 from expo_ray.config.schema import Config
 
 UNSEEN = ("run_dir", "dry_run", "trainer.resume", "logging.")

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from expo_ray.algorithms.base import Algorithm
 from expo_ray.checkpoint.find import checkpoints_in
-from expo_ray.checkpoint.identity import Identity
 from expo_ray.checkpoint.manifest import Manifest, read_manifest, seal
-from expo_ray.checkpoint.settings import as_settings
-from expo_ray.checkpoint.state import DriverState, record_lengths
+from expo_ray.checkpoint.state import DriverState, Identity, record_lengths
+from expo_ray.config.keys import as_settings
 from expo_ray.config.schema import Config
-from expo_ray.driver.events import Events
 from expo_ray.learner.group import LearnerGroup
+from expo_ray.runtime.journal import Events
 
 POLL_S = 0.2
 

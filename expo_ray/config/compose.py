@@ -195,3 +195,8 @@ def _sentence(error: Exception) -> str:
     if "hydra/sweeper/optuna" in first:
         return f"{first} It comes with hydra-optuna-sweeper: run make setup"
     return f"{key}: {first}" if key and key not in first else first
+
+
+def quoted(value: str) -> str:
+    """A text as a value in Hydra's grammar, whatever signs it holds."""
+    return "'" + value.replace("'", "\\'") + "'"

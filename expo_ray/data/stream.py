@@ -1,13 +1,10 @@
 """The order of training prompts: a pure function of seed and step, so that a resume has nothing to get wrong."""
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from expo_ray.config.errors import DataError
-from expo_ray.messages import Problem, Prompt
-from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.messages import Prompt
 
 _ORDER, _SPARE = 1, 2
 
@@ -43,51 +40,3 @@ class PromptStream:
             kept[epoch] = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self.all))
             self._orders = kept
         return self.all[self._orders[epoch][index]]
-
-
-def build_prompts(
-    problems: Sequence[Problem], builder: PromptBuilder, max_prompt_tokens: int, context: int | None
-) -> list[Prompt]:
-    """Both prompts of every problem, tokenised once; those over `max_prompt_tokens` are left out, with a warning.
-
-    Args:
-        problems: what to ask.
-        builder: makes the prompts.
-        max_prompt_tokens: rollout.max_prompt_tokens.
-        context: the model's context in tokens; None where it is not known.
-
-    Raises:
-        DataError: a prompt is longer than the model's context, or none is short enough.
-    """
-    prompts = builder(problems)
-    if not prompts:
-        return []
-    longest = max(prompts, key=_prompt_tokens)
-    uid, tokens = longest.problem.uid, _prompt_tokens(longest)
-    if context is not None and tokens > context:
-        raise DataError(
-            f"problem {uid} has a prompt of {tokens} tokens and the model's context is {context}: take it out of the "
-            f"data, or use a model with a longer context"
-        )
-    short = [prompt for prompt in prompts if _prompt_tokens(prompt) <= max_prompt_tokens]
-    if not short:
-        raise DataError(
-            f"rollout.max_prompt_tokens={max_prompt_tokens} leaves no problem: the longest prompt ({uid}) has "
-            f"{tokens} tokens; use rollout.max_prompt_tokens={tokens}"
-        )
-    if len(short) < len(prompts):
-        print(
-            f"{len(prompts) - len(short)} of {len(prompts)} problems are left out: their prompts are longer than "
-            f"rollout.max_prompt_tokens={max_prompt_tokens}",
-            file=sys.stderr,
-        )
-    return short
-
-
-def _prompt_tokens(prompt: Prompt) -> int:
-    return max(len(prompt.free_ids), len(prompt.conditioned_ids))
-
-
-def longest_sequence(prompts: Sequence[Prompt], max_completion_tokens: int) -> int:
-    """Tokens of the longest prompt with the longest completion: the context that an engine needs."""
-    return max(map(_prompt_tokens, prompts)) + max_completion_tokens

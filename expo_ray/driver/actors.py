@@ -10,16 +10,16 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from expo_ray.actor_process import environment, process_usage
-from expo_ray.config.plan import make_plan, without_learners
 from expo_ray.config.schema import Config
-from expo_ray.driver.events import Events
-from expo_ray.driver.ray_node import join_or_start_ray
-from expo_ray.driver.waits import ActorFailed, Waiter, WaitExpired
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.preflight.checks import check_placement
 from expo_ray.preflight.placement import PIN
+from expo_ray.preflight.plan import make_plan, without_learners
 from expo_ray.rollout.fleet import RolloutFleet
+from expo_ray.runtime.journal import Events
+from expo_ray.runtime.process import environment, process_usage
+from expo_ray.runtime.ray_node import join_or_start_ray
+from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
 from expo_ray.verifier.fleet import VerifierFleet
 
 USAGE_S = 20.0

@@ -9,18 +9,16 @@ from expo_ray.algorithms.base import Algorithm
 from expo_ray.checkpoint.store import Checkpoints
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
-from expo_ray.driver.ahead import Ahead
-from expo_ray.driver.limits import check_failures, check_mismatch, check_staleness
-from expo_ray.driver.measure import Measurer
+from expo_ray.driver.groups import Ahead, Measurer
 from expo_ray.driver.record import Recorder
-from expo_ray.driver.stopping import StopSignal
+from expo_ray.driver.stopping import StopSignal, check_failures, check_mismatch, check_staleness
 from expo_ray.driver.weights import WeightSync
 from expo_ray.evaluation.evaluator import Evaluator
 
 
 @dataclass
 class Run:
-    """What the loop works with; expo_ray.driver.supervise puts it together."""
+    """What the loop works with; expo_ray.driver.run puts it together."""
 
     config: Config
     algorithm: Algorithm

@@ -4,7 +4,66 @@ import signal
 import sys
 from types import FrameType
 
+from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
+from expo_ray.messages import Group, UpdateReport
+from expo_ray.verifier.reward import check_failure_rate
+
+
+class LimitExceeded(RuntimeError):
+    """A measured value passed the bound that the configuration sets for it."""
+
+
+def staleness(groups: list[Group], step: int) -> dict[str, float]:
+    """How many updates the learners' weights are ahead of those that the step's samples were begun with."""
+    behind = [step - completion.weight_version for group in groups for completion in group.rollout.sampled]
+    if not behind:
+        return {}
+    return {"staleness/mean": sum(behind) / len(behind), "staleness/max": float(max(behind))}
+
+
+def check_staleness(groups: list[Group], step: int, config: Config) -> None:
+    """Compares the samples' weight versions with `trainer.async_steps`.
+
+    Raises:
+        LimitExceeded: a sample is older than that, or of weights that the learners never had.
+    """
+    allowed = range(step - config.trainer.async_steps, step + 1)
+    for group in groups:
+        for completion in group.rollout.sampled:
+            if completion.weight_version not in allowed:
+                raise LimitExceeded(
+                    f"problem {group.rollout.prompt.problem.uid} was sampled with weights of version "
+                    f"{completion.weight_version} for step {step}; trainer.async_steps={config.trainer.async_steps} "
+                    f"allows {allowed[0]} to {step}"
+                )
+
+
+def check_mismatch(update: UpdateReport, config: Config) -> None:
+    """Compares the mean absolute train-against-rollout difference with `trainer.max_mismatch`, nats a token.
+
+    With `trainer.async_steps` the difference is also that of older weights, which has no bound of its own.
+
+    Raises:
+        LimitExceeded: engine and trainer disagree more than that.
+    """
+    found = update.metrics.get("mismatch/mean_abs", 0.0)
+    if not config.trainer.async_steps and not found <= config.trainer.max_mismatch:
+        raise LimitExceeded(
+            f"engine and trainer disagree by {found:.4g} nats a token on the mean, more than "
+            f"trainer.max_mismatch={config.trainer.max_mismatch}; compare rollout.dtype={config.rollout.dtype} with "
+            f"learner.dtype={config.learner.dtype}, or raise the bound if this precision is meant"
+        )
+
+
+def check_failures(groups: list[Group], config: Config) -> None:
+    """Compares the share of timeouts and errors among a step's verdicts with `verifier.max_failure_rate`.
+
+    Raises:
+        VerifierFailureRate: too many answers could not be graded.
+    """
+    verdicts = [verdict for group in groups for verdict in (*group.verdicts, *group.explanation_verdicts)]
+    check_failure_rate(verdicts, config.verifier)
 
 
 class StopSignal:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from expo_ray.config.model_shape import ModelShape
 from expo_ray.config.schema import Config
 from expo_ray.messages import TrainingSample
+from expo_ray.preflight.model_folder import ModelShape
 
 PEAKS = {"H200": 989, "H100": 989, "H800": 989, "B200": 2250, "A100": 312, "A800": 312, "L40S": 362, "L4": 121}
 """Dense bfloat16 peak of a card in 1e12 operations a second, by what its name holds (NVIDIA's data sheets; SXM)."""

@@ -3,14 +3,21 @@
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import Config
-from expo_ray.driver.record import Tracker
+
+
+class Tracker(Protocol):
+    """Somewhere scalars are shown beside metrics.jsonl."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class TensorBoardTracker:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoint.settings import as_settings
+from expo_ray.config.keys import as_settings
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
-from expo_ray.driver.events import Events
+from expo_ray.runtime.journal import Events
 
 FIXED = (
     "model.",

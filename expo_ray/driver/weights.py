@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from expo_ray.config.schema import Config
-from expo_ray.driver.waits import ActorFailed, WaitExpired
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.messages import Prompt, SyncProof
 from expo_ray.rollout.fleet import RolloutFleet
+from expo_ray.runtime.waits import ActorFailed, WaitExpired
 from expo_ray.sync.errors import SyncError
 from expo_ray.sync.proof import Probe, choose_probes, prove_sync
 

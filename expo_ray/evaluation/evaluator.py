@@ -7,12 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from expo_ray.config.schema import Config
-from expo_ray.evaluation.intervals import CONFIDENCE
-from expo_ray.evaluation.sample import samples_of
-from expo_ray.evaluation.scores import ProblemScores, Scores, score_problem, scores_of
-from expo_ray.messages import Group, Prompt
+from expo_ray.evaluation.metrics import CONFIDENCE, ProblemScores, Scores, samples_of, score_problem, scores_of
+from expo_ray.messages import Group, Prompt, RolloutRequest
 from expo_ray.rollout.fleet import RolloutFleet
-from expo_ray.rollout.request import RolloutRequest, evaluation_sampling
+from expo_ray.rollout.requests import evaluation_sampling
 from expo_ray.verifier.fleet import VerifierFleet
 
 _EVALUATION = 3

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from expo_ray.checkpoint.identity import identify
-from expo_ray.config.check import value_of
+from expo_ray.checkpoint.state import identify
 from expo_ray.config.errors import ConfigError
+from expo_ray.config.keys import value_of
 from expo_ray.config.schema import Config
 from expo_ray.messages import Prompt
 

@@ -10,11 +10,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from expo_ray.ladder.collect import Setting
 from expo_ray.ladder.likelihood import KINDS, Likelihoods
+from expo_ray.ladder.tables import Setting
+from expo_ray.reporting.charts import over_seeds
 from expo_ray.reporting.curves import COLOURS, STYLES
 from expo_ray.reporting.groups import RunGroup
-from expo_ray.reporting.series import over_seeds
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from expo_ray.config.errors import DataError
-from expo_ray.evaluation.intervals import CONFIDENCE, bootstrap_interval
-from expo_ray.reporting.json_lines import LineReader, finite
+from expo_ray.evaluation.metrics import CONFIDENCE, bootstrap_interval
+from expo_ray.reporting.runs import LineReader, finite
 
 KINDS = {"gold": "gold solution", "explanation": "self-explanation", "free": "free sample"}
 PROPERTIES = {"mean_logprob": "nats a token", "answer_rise": "nats"}

@@ -11,10 +11,18 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from expo_ray.config.errors import DataError
-from expo_ray.ladder.collect import Collection, collect, labels_by_change, levels_of, most_common
 from expo_ray.ladder.figures import draw_curves, draw_likelihoods
 from expo_ray.ladder.likelihood import likelihood_sentence, likelihood_table, read_likelihoods
-from expo_ray.ladder.tables import findings, setting_table, updates_table
+from expo_ray.ladder.tables import (
+    Collection,
+    collect,
+    findings,
+    labels_by_change,
+    levels_of,
+    most_common,
+    setting_table,
+    updates_table,
+)
 from expo_ray.reporting.groups import ABSENT, differences
 from expo_ray.sweep.ledger import FILE as SWEEP_FILE
 

@@ -8,8 +8,8 @@ import numpy as np
 import ray
 
 from expo_ray.algorithms.tokens import merge_metrics, metric_means
-from expo_ray.driver.waits import ActorFailed, Waiter, WaitExpired
 from expo_ray.messages import TrainingBatch, UpdateReport
+from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
 from expo_ray.sync.errors import SyncTimeout
 
 NEWS_S = 40.0

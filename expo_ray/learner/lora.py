@@ -15,7 +15,7 @@ from torch import Tensor
 
 from expo_ray.config.errors import did_you_mean
 from expo_ray.config.schema import LoraConfig
-from expo_ray.learner.layout import Layout
+from expo_ray.learner.micro_batches import Layout
 from expo_ray.sync.source import Entry, lora_entries
 
 ALL_LINEAR = ["all-linear"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from expo_ray.actor_process import ActorProcess, Place, begin
 from expo_ray.config.schema import Config
 from expo_ray.messages import TrainingBatch
-from expo_ray.spans import span
+from expo_ray.runtime.process import ActorProcess, Place, begin
+from expo_ray.runtime.spans import span
 
 TAG = "learner"
 """DeepSpeed's name for the folder with its files inside a checkpoint."""
@@ -56,7 +56,7 @@ class LearnerRank(ActorProcess):
         )
         import torch
 
-        from expo_ray.learner.loading import join_group
+        from expo_ray.learner.policy import join_group
 
         if not on_gpu:
             torch.set_num_threads(self.config.profile.threads_per_actor)
@@ -70,9 +70,9 @@ class LearnerRank(ActorProcess):
         """Loads policy and reference and makes the updater and the weight sender, as `config` says."""
         import torch
 
-        from expo_ray.algorithms.base import make_algorithm
-        from expo_ray.learner.background_writer import BackgroundWriter
-        from expo_ray.learner.loading import DTYPES, load_policy, load_reference
+        from expo_ray.algorithms import make_algorithm
+        from expo_ray.learner.policy import DTYPES, load_policy, load_reference
+        from expo_ray.learner.saving import BackgroundWriter
         from expo_ray.learner.update import Updater
         from expo_ray.sync.sender import WeightSender
         from expo_ray.sync.source import ZeroWeightSource
@@ -113,7 +113,7 @@ class LearnerRank(ActorProcess):
         Returns:
             This rank's metric sums and counts, to be merged over ranks (algorithms.tokens.merge_metrics).
         """
-        from expo_ray.learner.schedule import learning_rate
+        from expo_ray.learner.update import learning_rate
 
         rate = learning_rate(self.config.learner, self.updates, self.config.trainer.steps)
         with span("update", step=batch.step):
@@ -159,8 +159,7 @@ class LearnerRank(ActorProcess):
         Returns:
             What could not be written; empty when all is well, or not known yet.
         """
-        from expo_ray.learner.export import export
-        from expo_ray.learner.random_state import random_state
+        from expo_ray.learner.saving import export, random_state
 
         self.writer.background = background
         self.engine.save_checkpoint(folder, tag=TAG, client_state={"updates": self.updates}, save_latest=False)
@@ -182,7 +181,7 @@ class LearnerRank(ActorProcess):
         """
         import torch
 
-        from expo_ray.learner.random_state import set_random_state
+        from expo_ray.learner.saving import set_random_state
 
         path, state = self.engine.load_checkpoint(folder, tag=TAG)
         if path is None:

@@ -1,5 +1,6 @@
 """One update of the policy: score, add up the algorithm's losses over micro-batches, take the optimizer step."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,22 @@ from torch import Tensor
 
 from expo_ray.algorithms.base import Algorithm
 from expo_ray.algorithms.tokens import MetricSums, PolicyTokens, merge_metrics
-from expo_ray.config.schema import Config
-from expo_ray.learner.layout import Layout, lay_out
-from expo_ray.learner.sharing import deal, most_scored, shortest_unit
+from expo_ray.config.schema import Config, LearnerConfig
+from expo_ray.learner.micro_batches import Layout, deal, lay_out, most_scored, shortest_unit
 from expo_ray.messages import TrainingBatch, TrainingSample
-from expo_ray.spans import span
+from expo_ray.runtime.spans import span
+
+
+def learning_rate(config: LearnerConfig, step: int, steps: int) -> float:
+    """Learning rate of update `step` (from 0) of `steps`: linear warm-up, then constant, linear or cosine to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    if config.schedule == "linear":
+        return config.learning_rate * (1 - progress)
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate
 
 
 @dataclass

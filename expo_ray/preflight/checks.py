@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.fit import misfits
-from expo_ray.config.memory import BYTES
-from expo_ray.config.model_shape import ModelShape, model_shape
-from expo_ray.config.plan import Plan, make_plan, without_learners
 from expo_ray.config.resources import GIB, Resources
 from expo_ray.config.schema import Config
 from expo_ray.preflight.disk import disk_problems
+from expo_ray.preflight.estimate import BYTES
+from expo_ray.preflight.fit import misfits
+from expo_ray.preflight.model_files import has_template
+from expo_ray.preflight.model_folder import ModelShape, model_shape
 from expo_ray.preflight.placement import Node, placeable
-from expo_ray.preflight.tokenizer import has_template
+from expo_ray.preflight.plan import Plan, make_plan, without_learners
 
 
 def preflight(config: Config) -> None:
     """Checks what a training run that really starts needs: a chat template where prompts use one, room on disk.
 
-    Values, model folder, tokenizer and this machine's resources are expo_ray.config.check's.
+    Values, model folder, tokenizer and this machine's resources are expo_ray.preflight.values's.
 
     Raises:
         ConfigError: in one sentence with the remedy.
@@ -39,7 +39,7 @@ def check_context(config: Config, context_tokens: int) -> None:
 
     Args:
         config: the run's configuration.
-        context_tokens: longest prompt plus longest completion (expo_ray.data.stream.longest_sequence).
+        context_tokens: longest prompt plus longest completion (expo_ray.prompts.loading.longest_sequence).
 
     Raises:
         ConfigError: in one sentence with the remedy.

@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from expo_ray.config.memory import BYTES
-from expo_ray.config.model_shape import ModelShape
 from expo_ray.config.schema import Config
+from expo_ray.preflight.estimate import BYTES
+from expo_ray.preflight.model_folder import ModelShape
 
 MIB, GIB = 1 << 20, 1 << 30
 RECORDS_A_STEP = 16 << 10

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from expo_ray.config.plan import Plan
 from expo_ray.config.resources import Resources
+from expo_ray.preflight.plan import Plan
 
 Node = Mapping[str, float]
 """What one node offers: CPU, GPU, memory (GiB) and custom resources by name."""

@@ -3,16 +3,16 @@
 import itertools
 import os
 import random
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError, DataError
-from expo_ray.config.model_shape import model_shape
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import load_problems
-from expo_ray.data.stream import build_prompts
 from expo_ray.messages import Problem, Prompt
-from expo_ray.preflight.tokenizer import generation_ends
+from expo_ray.preflight.model_folder import generation_ends, model_shape
 from expo_ray.prompts.builder import PromptBuilder
 
 
@@ -79,3 +79,51 @@ def held_out_problems(config: Config) -> list[Problem]:
 def stop_ids(tokenizer: Any, config: Config) -> tuple[int, ...]:
     """Token ids that end a completion: the tokenizer's, and those of the model's generation settings."""
     return tuple(sorted({int(tokenizer.eos_token_id), *generation_ends(Path(config.model.path))}))
+
+
+def build_prompts(
+    problems: Sequence[Problem], builder: PromptBuilder, max_prompt_tokens: int, context: int | None
+) -> list[Prompt]:
+    """Both prompts of every problem, tokenised once; those over `max_prompt_tokens` are left out, with a warning.
+
+    Args:
+        problems: what to ask.
+        builder: makes the prompts.
+        max_prompt_tokens: rollout.max_prompt_tokens.
+        context: the model's context in tokens; None where it is not known.
+
+    Raises:
+        DataError: a prompt is longer than the model's context, or none is short enough.
+    """
+    prompts = builder(problems)
+    if not prompts:
+        return []
+    longest = max(prompts, key=_prompt_tokens)
+    uid, tokens = longest.problem.uid, _prompt_tokens(longest)
+    if context is not None and tokens > context:
+        raise DataError(
+            f"problem {uid} has a prompt of {tokens} tokens and the model's context is {context}: take it out of the "
+            f"data, or use a model with a longer context"
+        )
+    short = [prompt for prompt in prompts if _prompt_tokens(prompt) <= max_prompt_tokens]
+    if not short:
+        raise DataError(
+            f"rollout.max_prompt_tokens={max_prompt_tokens} leaves no problem: the longest prompt ({uid}) has "
+            f"{tokens} tokens; use rollout.max_prompt_tokens={tokens}"
+        )
+    if len(short) < len(prompts):
+        print(
+            f"{len(prompts) - len(short)} of {len(prompts)} problems are left out: their prompts are longer than "
+            f"rollout.max_prompt_tokens={max_prompt_tokens}",
+            file=sys.stderr,
+        )
+    return short
+
+
+def _prompt_tokens(prompt: Prompt) -> int:
+    return max(len(prompt.free_ids), len(prompt.conditioned_ids))
+
+
+def longest_sequence(prompts: Sequence[Prompt], max_completion_tokens: int) -> int:
+    """Tokens of the longest prompt with the longest completion: the context that an engine needs."""
+    return max(map(_prompt_tokens, prompts)) + max_completion_tokens

@@ -12,10 +12,10 @@ from typing import Any
 
 from expo_ray.reporting.charts import Section
 from expo_ray.reporting.groups import RunGroup
+from expo_ray.reporting.html import differences_table, held_out_table, notes_list, runs_table, time_table
 from expo_ray.reporting.runs import RunFolder
 from expo_ray.reporting.samples import embedded_samples, run_names
 from expo_ray.reporting.sections import all_sections
-from expo_ray.reporting.tables import differences_table, held_out_table, notes_list, runs_table, time_table
 
 SCRIPTS = ("draw.js", "charts.js", "samples.js", "scatter.js", "start.js")
 BEHIND = {"held_out": held_out_table, "time": time_table}

@@ -1,14 +1,113 @@
 """The report's sections of charts: which recorded numbers (docs/metrics.md) are drawn where."""
 
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from expo_ray.reporting.charts import RAW, Curves, Section, Spec, group_chart, group_legend, group_series, spec_charts
+import numpy as np
+
+from expo_ray.reporting.charts import (
+    RAW,
+    Curves,
+    Section,
+    Spec,
+    group_chart,
+    group_legend,
+    group_series,
+    over_seeds,
+    spec_charts,
+)
 from expo_ray.reporting.groups import RunGroup
-from expo_ray.reporting.json_lines import finite
-from expo_ray.reporting.series import over_seeds
-from expo_ray.reporting.step_time import time_section
-from expo_ray.reporting.usage import usage_charts
+from expo_ray.reporting.runs import RunFolder, finite
+
+MEASURED = {
+    "rss_mib": ("resident memory", "MiB"),
+    "threads": ("threads", "number"),
+    "open_files": ("open files", "number"),
+}
+NAME = re.compile(r"memory/(?P<kind>.+?)(-\d+)?_(?P<what>rss_mib|threads|open_files)")
+
+
+def usage_charts(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
+    """A chart for each kind of actor and measure: at each update the largest value among the kind's actors."""
+    names: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in sorted({name for group in groups for name in group.metric_names()}):
+        match = NAME.fullmatch(name)
+        if match:
+            names[match["what"], match["kind"]].append(name)
+    charts = []
+    for what, (told, unit) in MEASURED.items():
+        for kind in sorted(kind for of, kind in names if of == what):
+            several = len(names[what, kind]) > 1
+            title = f"{kind}: {told}" + (", the largest of its actors" if several else "")
+            charts.append(group_chart(Spec(kind, title, unit), [_largest(g, names[what, kind]) for g in groups]))
+    store = Spec("memory/object_store_mib", "Ray's object store, all nodes", "MiB")
+    return [chart for chart in charts if chart] + spec_charts([store], groups)
+
+
+def _largest(group: RunGroup, names: Sequence[str]) -> Curves:
+    found = []
+    for run in group.runs:
+        largest: dict[int, float] = {}
+        for name in names:
+            for step, value in zip(*run.series(name), strict=True):
+                largest[step] = max(value, largest.get(step, value))
+        if largest:
+            found.append(largest)
+    return found
+
+
+ORDER = ("generate", "verify", "properties", "update", "sync")
+REST = "rest of the step"
+
+
+def phases_of(groups: Sequence[RunGroup]) -> list[str]:
+    """All recorded phases, the known ones first and the rest of the step last."""
+    names = {n.removeprefix("time/") for g in groups for n in g.metric_names() if n.startswith("time/")} - {"step"}
+    known = [phase for phase in ORDER if phase in names]
+    return [*known, *sorted(names - set(known)), REST] if names else []
+
+
+def phase_seconds(run: RunFolder, phases: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Phase -> updates done -> seconds. A phase that a step did not have took 0 there; the rest is never below 0."""
+    steps, totals = run.series("time/step")
+    measured = {phase: dict(zip(*run.series(f"time/{phase}"), strict=True)) for phase in phases if phase != REST}
+    seconds = {phase: {step: of.get(step, 0.0) for step in steps} for phase, of in measured.items()}
+    rest = {s: max(0.0, total - sum(of[s] for of in seconds.values())) for s, total in zip(steps, totals, strict=True)}
+    return seconds | {REST: rest}
+
+
+def time_section(groups: Sequence[RunGroup]) -> Section:
+    """A stacked chart for each group: means over its seeds."""
+    phases = phases_of(groups)
+    charts: list[dict[str, Any]] = []
+    for group in groups if phases else []:
+        by_run = [phase_seconds(run, phases) for run in group.runs if run.metrics]
+        series = []
+        for entry, phase in enumerate(phases):
+            found = over_seeds([seconds[phase] for seconds in by_run])
+            if found["x"]:
+                series.append({"entry": entry, "x": found["x"], "mean": found["mean"]})
+        if series:
+            charts.append({"title": group.label, "unit": "seconds", "stacked": True, "variants": {RAW: series}})
+    return Section(
+        "time", "Where a step's time goes",
+        "Seconds of each phase, stacked, mean over seeds; a bar is a step. The rest is what no phase measures.",
+        "No step is recorded yet.", charts, phases, phases, styles="phases",
+    )  # fmt: skip
+
+
+def time_shares(groups: Sequence[RunGroup]) -> tuple[list[str], list[list[float]]]:
+    """Phases, and for each group the share of all its steps' time that each of them took; empty without steps."""
+    phases = phases_of(groups)
+    rows = []
+    for group in groups if phases else []:
+        by_run = [phase_seconds(run, phases) for run in group.runs]
+        sums = [sum(sum(seconds[phase].values()) for seconds in by_run) for phase in phases]
+        rows.append([float(share) for share in np.array(sums) / sum(sums)] if sum(sums) else [])
+    return phases, rows
+
 
 ELSEWHERE = ("pass_rate/", "explanations/", "properties/", "time/", "memory/", "sync/version")
 """Prefixes of the numbers that a section draws in its own way."""

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from expo_ray.reporting.json_lines import LineReader
-from expo_ray.spans import FOLDER
+from expo_ray.reporting.runs import LineReader
+from expo_ray.runtime.spans import FOLDER
 
 
 def write_trace(run_folder: Path) -> Path | None:

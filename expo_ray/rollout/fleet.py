@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from expo_ray.driver.waits import ActorFailed, Waiter
-from expo_ray.messages import Rollout
-from expo_ray.rollout.lengths import share_out
-from expo_ray.rollout.request import RolloutRequest, Sampling
+from expo_ray.messages import Rollout, RolloutRequest, Sampling
+from expo_ray.rollout.requests import share_out
+from expo_ray.runtime.waits import ActorFailed, Waiter
 
 Share = tuple[int, list[RolloutRequest]]
 """A share's number, in [0, rollout.workers), and its requests."""

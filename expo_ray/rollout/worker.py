@@ -4,14 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from expo_ray.actor_process import ActorProcess, begin
 from expo_ray.config.schema import Config
-from expo_ray.messages import Completion, IntArray, Rollout
-from expo_ray.rollout.engine import build_engine, completions, sampling_params
-from expo_ray.rollout.engine_loop import EngineLoop
-from expo_ray.rollout.request import RolloutRequest, Sampling
-from expo_ray.spans import span
-from expo_ray.sync.receiver import WeightReceiver
+from expo_ray.messages import Completion, IntArray, Rollout, RolloutRequest, Sampling
+from expo_ray.rollout.engine import EngineLoop, build_engine, completions, sampling_params
+from expo_ray.rollout.receiver import WeightReceiver
+from expo_ray.runtime.process import ActorProcess, begin
+from expo_ray.runtime.spans import span
 
 
 class RolloutWorker(ActorProcess, WeightReceiver):

@@ -5,11 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from expo_ray.config.check import check_config
-from expo_ray.config.compose import REPOSITORY, compose_config, parse_overrides, sweep_jobs
+from expo_ray.config.compose import REPOSITORY, compose_config, parse_overrides, quoted, sweep_jobs
 from expo_ray.config.errors import ConfigError
+from expo_ray.preflight.values import check_config
 from expo_ray.submission.dashboard import time_to_stop
-from expo_ray.sweep.job import quoted
 
 LEFT_HERE = (
     "/.git/",

@@ -6,11 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from expo_ray.config.errors import InputError
+from expo_ray.config.objective import objective_of
 from expo_ray.config.schema import Config
 from expo_ray.sweep import ledger
-from expo_ray.sweep.job import BEFORE, FAILED, FINISHED, NOT_STARTED, STOPPED, Job, JobEnd, job_end
-from expo_ray.sweep.objective import objective_of
-from expo_ray.sweep.state import is_finished, own_resume, read_summary
+from expo_ray.sweep.job import (
+    BEFORE,
+    FAILED,
+    FINISHED,
+    NOT_STARTED,
+    STOPPED,
+    Job,
+    JobEnd,
+    is_finished,
+    job_end,
+    own_resume,
+    read_summary,
+)
 
 
 def run_in_turn(job: Job, config: Config, run: Callable[[], None], sweep_folder: Path) -> float | None:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from expo_ray.actor_process import ActorProcess, begin
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.messages import Verdict
-from expo_ray.spans import span
+from expo_ray.runtime.process import ActorProcess, begin
+from expo_ray.runtime.spans import span
 from expo_ray.verifier.pool import Item, VerifierPool
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from expo_ray.config.errors import did_you_mean
 from expo_ray.verifier import extract
-from expo_ray.verifier.limits import NotDecided
+from expo_ray.verifier.math.number import NotDecided
 
 __all__ = ["NotDecided", "Task", "make_task"]
 
@@ -47,7 +47,7 @@ class MathTask(Task):
     r"""Mathematics as in MATH: `\boxed{}`, then "the answer is", `####`, a last formula, a bare answer."""
 
     def warm(self) -> None:
-        from expo_ray.verifier import compare
+        from expo_ray.verifier.math import compare
 
         compare.warm()
 
@@ -62,7 +62,7 @@ class MathTask(Task):
         return None
 
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
-        from expo_ray.verifier import compare
+        from expo_ray.verifier.math import compare
 
         return compare.equal(extracted, gold, percent_is_unit=bool(self.config.get("percent_is_unit", False)))
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from expo_ray.rollout.engine_loop import EngineLoop
-from expo_ray.sync.receiver import WeightReceiver
+from expo_ray.rollout.engine import EngineLoop
+from expo_ray.rollout.receiver import WeightReceiver
 
 VOCABULARY = 131
 ACTOR_ENV = {
@@ -72,7 +72,7 @@ class Engine(WeightReceiver):
         from vllm import LLM
         from vllm.config import WeightTransferConfig
 
-        from expo_ray.sync.gloo_engine import register
+        from expo_ray.sync.gloo.engine import register
 
         register()
         llm = LLM(
@@ -93,8 +93,8 @@ class Engine(WeightReceiver):
 
     def load_through(self, reload: bool, mended: bool = True) -> None:
         """Load as models that are not plain are loaded: by vLLM's reload, with or without mending tied heads."""
-        from expo_ray.sync import direct
-        from expo_ray.sync import reload as module
+        from expo_ray.sync.gloo import loading as direct
+        from expo_ray.sync.gloo import loading as module
 
         if not hasattr(self, "usual"):
             self.usual = (direct.ARCHITECTURES, module.mend_tied_heads)
@@ -129,7 +129,7 @@ class Learner:
         import deepspeed
         import torch
 
-        from expo_ray.learner.loading import skip_inference_op
+        from expo_ray.learner.policy import skip_inference_op
 
         skip_inference_op()
         torch.set_num_threads(1)

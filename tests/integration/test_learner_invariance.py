@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from expo_ray.actor_process import environment
-from expo_ray.algorithms.base import make_algorithm
+from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.tokens import PolicyTokens
 from expo_ray.config.schema import Config
 from expo_ray.learner.rank import LearnerRank
 from expo_ray.messages import TrainingBatch, TrainingSample
+from expo_ray.runtime.process import environment
 
 VOCABULARY = 25
 BOUND = 1e-5

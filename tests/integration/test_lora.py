@@ -10,13 +10,13 @@ import pytest
 import torch
 from test_learner_invariance import make_batch, relative_difference
 
-from expo_ray.actor_process import environment
-from expo_ray.algorithms.base import make_algorithm
+from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.tokens import PolicyTokens
-from expo_ray.config.model_shape import model_shape
 from expo_ray.config.schema import Config, LoraConfig
 from expo_ray.learner.rank import LearnerRank
 from expo_ray.messages import TrainingBatch, TrainingSample
+from expo_ray.preflight.model_folder import model_shape
+from expo_ray.runtime.process import environment
 
 # ZeRO stage, model, gradient checkpointing
 CASES = [(1, "tied", False), (2, "untied", True), (3, "tied", True), (3, "untied", False)]
@@ -28,7 +28,7 @@ class LoraRank(LearnerRank):
     """A learner rank that shows what it holds. At ZeRO-3 it partitions small parameters as well."""
 
     def build(self) -> None:
-        from expo_ray.learner import loading
+        from expo_ray.learner import policy as loading
 
         original = loading.deepspeed_config
 
@@ -85,7 +85,7 @@ class LoraRank(LearnerRank):
 
     def sent(self) -> Arrays:
         """What a sync would send, checked against what it announces."""
-        from expo_ray.sync.gloo_trainer import checked
+        from expo_ray.sync.gloo.trainer import checked
 
         source, metadata = self.source, self.source.metadata()
         tensors = [tensor.numpy().copy() for tensor in checked(source, metadata)]
@@ -213,7 +213,7 @@ def scores_of(lm: Any, batch: TrainingBatch) -> Scores:
 @torch.no_grad()
 def laid_out_scores(lm: Any, record: Record) -> Scores:
     """The same of the policy term's samples, with the reference's micro-batches of a learner, in one process."""
-    from expo_ray.learner.scorer import TokenScorer
+    from expo_ray.learner.policy import TokenScorer
     from expo_ray.learner.update import Updater
 
     scorer, found = TokenScorer(lm, record.config.learner.logits_chunk_tokens), {}

@@ -9,10 +9,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from expo_ray.driver.waits import ActorFailed, Waiter, WaitExpired
-from expo_ray.messages import Problem, Prompt
+from expo_ray.messages import Problem, Prompt, RolloutRequest, Sampling
 from expo_ray.rollout.fleet import RolloutFleet
-from expo_ray.rollout.request import RolloutRequest, Sampling
+from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
 
 SAMPLING = Sampling(1.0, 1.0, 0, 8)
 
@@ -24,7 +23,7 @@ class FakeWorker:
         self.slow_s, self.fails, self.log = slow_s, fails, log
 
     def ready(self):
-        from expo_ray.actor_process import here
+        from expo_ray.runtime.process import here
 
         return here()
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sync_world import save_tiny_qwen2
 
-from expo_ray.sync.gloo_engine import register
-from expo_ray.sync.gloo_trainer import checked
+from expo_ray.sync.gloo.engine import register
+from expo_ray.sync.gloo.trainer import checked
 from expo_ray.sync.source import ZeroWeightSource, lora_entries
 
 
@@ -94,8 +94,8 @@ def test_vllms_ipc_buffer_holds_the_largest_tensor_and_nccl_packs_on_one_stream(
 def test_after_a_round_that_broke_what_it_had_loaded_is_forgotten():
     from types import SimpleNamespace
 
-    from expo_ray.sync.receiver import WeightReceiver
-    from expo_ray.sync.reload import forget_half_loaded
+    from expo_ray.rollout.receiver import WeightReceiver
+    from expo_ray.sync.gloo.loading import forget_half_loaded
 
     calls = []
 

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from expo_ray.config.schema import VerifierConfig
-from expo_ray.driver.waits import ActorFailed, Waiter
+from expo_ray.runtime.waits import ActorFailed, Waiter
 from expo_ray.verifier.actor import VerifierActor
-from expo_ray.verifier.client import Judging
+from expo_ray.verifier.fleet import Judging
 
 ray = pytest.importorskip("ray")
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from expo_ray.driver.waits import ActorFailed, Waiter, WaitExpired
+from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
 
 
 class Worker:

@@ -5,10 +5,10 @@ import threading
 import pytest
 
 from expo_ray.config.schema import Config
-from expo_ray.driver.ahead import Ahead
-from expo_ray.driver.limits import LimitExceeded, check_staleness, staleness
+from expo_ray.driver.groups import Ahead
 from expo_ray.driver.record import StepRecord
-from expo_ray.rollout.lengths import LengthBook
+from expo_ray.driver.stopping import LimitExceeded, check_staleness, staleness
+from expo_ray.rollout.requests import LengthBook
 from tests.unit.test_lengths import group
 
 STEPS = 7

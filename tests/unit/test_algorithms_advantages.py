@@ -9,8 +9,7 @@ from algorithm_cases import config_with, group
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expo_ray.algorithms.advantages import group_advantages, group_rewards, overlong_penalty
-from expo_ray.algorithms.policy_batch import group_metrics, has_signal
+from expo_ray.algorithms.rewards import group_advantages, group_metrics, group_rewards, has_signal, overlong_penalty
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 0.25, -0.5, None]), min_size=1, max_size=12), st.booleans())

@@ -8,7 +8,7 @@ import pytest
 from algorithm_cases import Arrays, config_with, group, random_arrays
 
 from expo_ray.algorithms import make_algorithm
-from expo_ray.algorithms.dpo_loss import dpo_loss
+from expo_ray.algorithms.losses import dpo_loss
 from expo_ray.algorithms.pairs import PairStore
 
 RIGHT = ("it follows that x is 5", "correct")

@@ -6,8 +6,8 @@ import statistics
 import pytest
 
 from bench import gpu
-from expo_ray.config.check import check_config
 from expo_ray.config.compose import compose_config
+from expo_ray.preflight.values import check_config
 
 
 def test_a_dry_run_plans_one_shared_card_and_names_every_part(capsys):

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from expo_ray.checkpoint.find import changed_settings, checkpoints_in, find_checkpoint, newest_valid
-from expo_ray.checkpoint.identity import Identity, identify
 from expo_ray.checkpoint.manifest import damage, read_manifest, seal
-from expo_ray.checkpoint.settings import as_settings, differences
-from expo_ray.checkpoint.state import RECORDS, DriverState, record_lengths, rewind, set_aside
+from expo_ray.checkpoint.state import RECORDS, DriverState, Identity, identify, record_lengths, rewind, set_aside
 from expo_ray.config.errors import ConfigError
+from expo_ray.config.keys import as_settings, differences
 from expo_ray.config.schema import Config
 from expo_ray.messages import Problem, Prompt
 

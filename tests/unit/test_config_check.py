@@ -6,10 +6,11 @@ import re
 import pytest
 from model_folder import write_model
 
-from expo_ray.config.check import CHOICES, RANGES, check_config, value_of
 from expo_ray.config.compose import compose_config, groups, known_keys
 from expo_ray.config.errors import ConfigError
+from expo_ray.config.keys import value_of
 from expo_ray.config.resources import Resources
+from expo_ray.preflight.values import CHOICES, RANGES, check_config
 
 TWO_CORES = Resources("this machine", 1, 2, 8, 0, 0)
 CARDS = Resources("this machine", 1, 64, 500, 2, 79)
@@ -111,8 +112,8 @@ def test_no_gpu_at_all_points_to_the_cpu_profile(model):
 
 
 def test_a_cluster_that_is_joined_is_not_measured_by_this_machine(model, monkeypatch):
-    monkeypatch.setattr("expo_ray.config.plan.this_machine", lambda: TWO_CORES)
-    monkeypatch.setattr("expo_ray.config.check.this_machine", lambda: TWO_CORES)
+    monkeypatch.setattr("expo_ray.preflight.plan.this_machine", lambda: TWO_CORES)
+    monkeypatch.setattr("expo_ray.preflight.values.this_machine", lambda: TWO_CORES)
     many = compose_config(["profile=cpu", f"model.path={model}", "learner.ranks=8"])
     with pytest.raises(ConfigError, match="8 cores"):
         check_config(many)
@@ -124,7 +125,7 @@ def test_a_cluster_that_is_joined_is_not_measured_by_this_machine(model, monkeyp
 
 
 def test_a_custom_resource_needs_a_cluster_that_is_joined(model, monkeypatch):
-    monkeypatch.setattr("expo_ray.config.plan.this_machine", lambda: TWO_CORES)
+    monkeypatch.setattr("expo_ray.preflight.plan.this_machine", lambda: TWO_CORES)
     config = compose_config(["profile=cpu", f"model.path={model}", "cluster.rollout_resource=engines"])
     with pytest.raises(
         ConfigError, match=r"cluster.rollout_resource=engines: no node of this machine.*cluster.address"
@@ -144,7 +145,7 @@ def test_an_evaluation_needs_no_learners_card(model):
 
 
 def test_a_real_start_needs_what_the_cluster_file_states(model, monkeypatch):
-    monkeypatch.setattr("expo_ray.config.check.this_machine", lambda: Resources("this machine", 1, 1, 8, 0, 0))
+    monkeypatch.setattr("expo_ray.preflight.values.this_machine", lambda: Resources("this machine", 1, 1, 8, 0, 0))
     config = compose_config(["profile=cpu", "cluster=cpu2", f"model.path={model}", "dry_run=true"])
     check_config(config)
     config.dry_run = False

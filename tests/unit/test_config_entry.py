@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from expo_ray.config import entry, hub
+from expo_ray import entry
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError, DataError
-from expo_ray.config.hub import check_hub
+from expo_ray.preflight import inputs as hub
+from expo_ray.preflight.inputs import check_hub
 from expo_ray.train import main
 
 LENGTHS = ["rollout.max_prompt_tokens=60", "rollout.max_completion_tokens=48"]

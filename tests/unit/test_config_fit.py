@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from expo_ray.config.check import check_config
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.fit import misfits
-from expo_ray.config.plan import make_plan
 from expo_ray.config.resources import Resources
+from expo_ray.preflight.fit import misfits
+from expo_ray.preflight.plan import make_plan
+from expo_ray.preflight.values import check_config
 
 
 def machine(cores=64.0, memory=1000.0, gpus=0, card=0.0, nodes=1):

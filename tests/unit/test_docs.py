@@ -1,5 +1,6 @@
 """The documentation against the code: every recorded name, the sentences it quotes, the files it links to."""
 
+import inspect
 import itertools
 import json
 import os
@@ -10,18 +11,18 @@ from pathlib import Path
 import pytest
 from algorithm_cases import config_with, group, random_arrays
 
-from expo_ray.actor_process import process_usage
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties, property_metrics
 from expo_ray.config.errors import DataError
 from expo_ray.config.schema import DataConfig
 from expo_ray.data.sources import load_problems
-from expo_ray.driver.record import StepRecord
-from expo_ray.driver.samples import batch_line, sample_lines
-from expo_ray.driver.session import _summarise
-from expo_ray.driver.status import Status
+from expo_ray.driver.groups import Collector
+from expo_ray.driver.record import StepRecord, batch_line, sample_lines
+from expo_ray.driver.run import _summarise
 from expo_ray.evaluation.evaluator import summarise
 from expo_ray.messages import SyncProof, TrainingBatch, UpdateReport
+from expo_ray.runtime.journal import Status
+from expo_ray.runtime.process import process_usage
 from expo_ray.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -72,7 +73,7 @@ def emitted() -> set[str]:
     proof = SyncProof(1, [1], 0.0, 0.0, 1e-3, 1e-3, 1, 0.1)
     record.finish(groups, TrainingBatch(0, []), UpdateReport({}, 0, 0.0), proof)
     beside = StepRecord(0)
-    for phase in re.findall(r'record\.phase\("(\w+)"\)', (REPOSITORY / "expo_ray/driver/collect.py").read_text()):
+    for phase in re.findall(r'record\.phase\("(\w+)"\)', inspect.getsource(Collector)):
         with beside.phase(phase):
             pass
     record.beside(beside)

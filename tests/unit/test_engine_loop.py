@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from expo_ray.rollout.engine_loop import EngineLoop, EngineStuck
+from expo_ray.rollout.engine import EngineLoop, EngineStuck
 
 
 class FakeEngine:

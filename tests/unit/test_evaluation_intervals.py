@@ -7,8 +7,8 @@ import statistics
 import numpy as np
 import pytest
 
-from expo_ray.evaluation import intervals
-from expo_ray.evaluation.intervals import bootstrap_interval
+from expo_ray.evaluation import metrics as intervals
+from expo_ray.evaluation.metrics import bootstrap_interval
 
 
 def exact_quantiles(values: list[float], confidence: float) -> tuple[float, float]:

@@ -9,9 +9,7 @@ from evaluation_cases import graded, prompt, right, wrong
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expo_ray.evaluation.majority import majority_at_k, normal_form, votes
-from expo_ray.evaluation.pass_at_k import pass_at_k
-from expo_ray.evaluation.sample import samples_of
+from expo_ray.evaluation.metrics import majority_at_k, normal_form, pass_at_k, samples_of, votes
 from expo_ray.messages import Verdict
 
 counts = st.lists(st.integers(1, 4), max_size=3)

@@ -11,7 +11,7 @@ from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config
 from expo_ray.evaluation.arguments import expand
 from expo_ray.evaluation.evaluator import summarise
-from expo_ray.evaluation.sample_file import SampleFile
+from expo_ray.evaluation.samples import SampleFile
 from expo_ray.evaluation.settings import settle, store
 
 PROMPTS = [prompt(f"p{i}", i % 5 + 1, "Algebra" if i % 2 else "Geometry") for i in range(7)]

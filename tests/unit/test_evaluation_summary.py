@@ -10,7 +10,7 @@ from rich.console import Console
 from expo_ray.config.schema import Config
 from expo_ray.evaluation.evaluator import Evaluator, summarise
 from expo_ray.messages import Verdict
-from expo_ray.reporting.table import evaluation_table
+from expo_ray.reporting.terminal import evaluation_table
 
 NO_ANSWER, LATE, FAILED = Verdict("no_answer"), Verdict("timeout"), Verdict("error")
 

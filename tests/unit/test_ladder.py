@@ -9,12 +9,19 @@ from omegaconf import OmegaConf
 
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import DataError
-from expo_ray.evaluation.pass_at_k import pass_at_k
+from expo_ray.evaluation.metrics import pass_at_k
 from expo_ray.ladder.__main__ import main
-from expo_ray.ladder.collect import collect, labels_by_change, levels_of
 from expo_ray.ladder.figures import heldout_curves
 from expo_ray.ladder.likelihood import likelihood_sentence, read_likelihoods
-from expo_ray.ladder.tables import findings, pass_cell, updates_made, updates_table
+from expo_ray.ladder.tables import (
+    collect,
+    findings,
+    labels_by_change,
+    levels_of,
+    pass_cell,
+    updates_made,
+    updates_table,
+)
 from expo_ray.likelihood import main as likelihood_main
 
 LEVELS = ("1", "5")

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from expo_ray.config.check import check_config
 from expo_ray.config.compose import compose_config
+from expo_ray.preflight.values import check_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KUBERAY = REPOSITORY / "launch/kuberay"

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expo_ray.driver.samples import batch_line
-from expo_ray.messages import Completion, Group, Problem, Prompt, Rollout, Verdict
-from expo_ray.rollout.lengths import LengthBook, share_out
-from expo_ray.rollout.request import RolloutRequest
+from expo_ray.driver.record import batch_line
+from expo_ray.messages import Completion, Group, Problem, Prompt, Rollout, RolloutRequest, Verdict
+from expo_ray.rollout.requests import LengthBook, share_out
 
 
 def completion(tokens: int) -> Completion:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from expo_ray.config.check import check_config
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.model_shape import KNOWN
-from expo_ray.config.plan import make_plan
 from expo_ray.config.resources import GIB, Resources
+from expo_ray.preflight.model_folder import KNOWN
+from expo_ray.preflight.plan import make_plan
+from expo_ray.preflight.values import check_config
 
 TWO_CORES = Resources("this machine", 1, 2, 8, 0, 0)
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from expo_ray.evaluation.pass_at_k import pass_at_k
+from expo_ray.evaluation.metrics import pass_at_k
 
 
 @pytest.mark.parametrize("samples", range(1, 8))

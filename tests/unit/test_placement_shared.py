@@ -9,7 +9,7 @@ from expo_ray.config.schema import Config
 from expo_ray.driver.actors import strategy
 from expo_ray.driver.weights import WeightSync
 from expo_ray.messages import Problem, Prompt
-from expo_ray.rollout.engine_loop import EngineLoop
+from expo_ray.rollout.engine import EngineLoop
 from expo_ray.rollout.worker import RolloutWorker
 from expo_ray.sync.proof import Probe
 

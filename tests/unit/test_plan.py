@@ -5,9 +5,9 @@ import json
 import pytest
 
 from expo_ray.config.compose import compose_config
-from expo_ray.config.model_shape import KNOWN, model_shape
-from expo_ray.config.plan import make_plan, plan_text
 from expo_ray.config.resources import Resources, of_cluster
+from expo_ray.preflight.model_folder import KNOWN, model_shape
+from expo_ray.preflight.plan import make_plan, plan_text
 
 GIB = 2**30
 TWO_CORES = Resources("this machine", 1, 2, 8, 0, 0)

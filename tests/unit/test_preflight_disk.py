@@ -8,9 +8,9 @@ from model_folder import write_model
 
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.model_shape import KNOWN, ModelShape, model_shape
 from expo_ray.preflight.checks import preflight
 from expo_ray.preflight.disk import checkpoint_bytes, checkpoints_at_once, disk_problems, record_bytes
+from expo_ray.preflight.model_folder import KNOWN, ModelShape, model_shape
 
 GIB = 1 << 30
 SMOLLM2 = ModelShape(576, 30, 1536, 49152, 9, 3, 64, tied=True, qkv_bias=False, context=8192)

@@ -6,15 +6,15 @@ import struct
 import pytest
 from model_folder import EMBEDDING, SHAPE, TOKENS, write_model, write_safetensors, write_tokenizer
 
-from expo_ray.config.check import check_config
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError, DataError
-from expo_ray.config.lengths import check_longest
 from expo_ray.config.resources import Resources
 from expo_ray.messages import Problem
 from expo_ray.preflight.checks import preflight
-from expo_ray.preflight.tokenizer import generation_ends, tokenizer_problems
-from expo_ray.preflight.weights import weight_problems
+from expo_ray.preflight.inputs import check_longest
+from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
+from expo_ray.preflight.model_folder import generation_ends
+from expo_ray.preflight.values import check_config
 
 INDEX = "model.safetensors.index.json"
 VOCABULARY = SHAPE["vocab_size"]

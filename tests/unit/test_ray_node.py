@@ -3,8 +3,8 @@
 import pytest
 import ray
 
-from expo_ray.driver.ray_node import TRIES, start_ray
-from expo_ray.driver.waits import WaitExpired
+from expo_ray.runtime.ray_node import TRIES, start_ray
+from expo_ray.runtime.waits import WaitExpired
 
 TIMED_OUT = "The current node timed out during startup. This could happen because ..."
 

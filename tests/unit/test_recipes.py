@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from expo_ray.config import entry
-from expo_ray.config.check import check_config
+from expo_ray import entry
 from expo_ray.config.compose import CONF, compose_config, groups
-from expo_ray.config.duration import step_duration
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.plan import plan_text
+from expo_ray.preflight.estimate import step_duration
+from expo_ray.preflight.plan import plan_text
+from expo_ray.preflight.values import check_config
 
 CLUSTERS = [name for name in groups()["cluster"] if name.endswith("h100")]
 WORLD = ("demo", "ladder")

@@ -11,14 +11,13 @@ from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties
 from expo_ray.config.errors import DataError
 from expo_ray.config.schema import Config
-from expo_ray.driver.samples import sample_lines
+from expo_ray.driver.record import sample_lines
 from expo_ray.messages import Verdict
+from expo_ray.reporting.charts import moving_mean, over_seeds
 from expo_ray.reporting.groups import differences, group_runs
 from expo_ray.reporting.runs import find_runs, read_run
-from expo_ray.reporting.samples import MAX_CHARACTERS, read_samples, recorded_groups, thinned
-from expo_ray.reporting.series import moving_mean, over_seeds
-from expo_ray.reporting.table import table_by_level
-from expo_ray.reporting.use import Replay
+from expo_ray.reporting.samples import MAX_CHARACTERS, Replay, read_samples, recorded_groups, thinned
+from expo_ray.reporting.terminal import table_by_level
 
 
 def test_broken_lines_are_left_out_and_told(tmp_path):

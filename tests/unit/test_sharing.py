@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expo_ray.learner.layout import lay_out
-from expo_ray.learner.sharing import deal, most_scored, shortest_unit
+from expo_ray.learner.micro_batches import deal, lay_out, most_scored, shortest_unit
 
 
 @given(

@@ -162,8 +162,8 @@ def test_the_real_data_sets(shared):
 
 def test_a_question_longer_than_the_context_is_refused_before_anything_starts(tmp_path):
     from expo_ray.config.compose import compose_config
-    from expo_ray.config.lengths import check_longest
     from expo_ray.messages import Problem
+    from expo_ray.preflight.inputs import check_longest
 
     config = compose_config(["experiment=demo"])
     check_longest([Problem("short", "3+4", ("7",))], config)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from expo_ray.data.stream import PromptStream, longest_sequence
+from expo_ray.data.stream import PromptStream
 from expo_ray.messages import Problem, Prompt
+from expo_ray.prompts.loading import longest_sequence
 
 
 def make_prompts(count: int) -> list[Prompt]:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from expo_ray.config.schema import Config
-from expo_ray.driver import supervise
-from expo_ray.driver.events import Events
+from expo_ray.driver import run as supervise
 from expo_ray.learner.group import LearnersLost
+from expo_ray.runtime.journal import Events
 from tests.chaos.compare import lines
 
 

@@ -9,17 +9,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from expo_ray import train
+from expo_ray import entry, train
 from expo_ray.checkpoint.manifest import seal
-from expo_ray.config import entry
-from expo_ray.config.check import check_config
-from expo_ray.config.compose import compose_config
+from expo_ray.config.compose import compose_config, quoted
 from expo_ray.config.errors import ConfigError
+from expo_ray.config.objective import objective_of, parse_objective
+from expo_ray.preflight.values import check_config
 from expo_ray.sweep import ledger
-from expo_ray.sweep.job import Job, JobEnd, differing, quoted
-from expo_ray.sweep.objective import objective_of, parse_objective
-from expo_ray.sweep.state import is_finished, own_resume
-from expo_ray.sweep.table import sweep_table
+from expo_ray.sweep.job import Job, JobEnd, differing, is_finished, own_resume
+from expo_ray.sweep.ledger import sweep_table
 
 TOY = ["profile=cpu", "model=toy", "data=toy", "verifier=toy", "trainer.steps=3"]
 LENGTHS = ["rollout.max_prompt_tokens=32", "rollout.max_completion_tokens=48"]

@@ -16,11 +16,9 @@ from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import Resources
 from expo_ray.sweep import ledger
+from expo_ray.sweep.backends import NUMBER, SWEEP, Processes, RayJobs, last_error
 from expo_ray.sweep.job import Job
-from expo_ray.sweep.processes import Processes, last_error
-from expo_ray.sweep.ray_jobs import NUMBER, SWEEP, RayJobs
-from expo_ray.sweep.room import Room
-from expo_ray.sweep.side_by_side import Exit, Limits, SideBySide
+from expo_ray.sweep.side_by_side import Exit, Limits, Room, SideBySide
 
 QUICK = Limits(job_s=30.0, stop_s=5.0, poll_s=0.001)
 MACHINE = Resources("a test", 1, 4, 64, 0, 0)
@@ -111,7 +109,7 @@ def test_as_many_run_at_once_as_fit_and_a_failed_one_does_not_end_the_others(job
 
 
 def test_finished_jobs_start_nothing(jobs, tmp_path):
-    from expo_ray.config.entry import prepare_folder
+    from expo_ray.entry import prepare_folder
 
     prepare_folder(jobs[0].config(), jobs[0].folder)
     (jobs[0].folder / "summary.json").write_text('{"finished": true}')

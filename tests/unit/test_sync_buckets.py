@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expo_ray.sync.buckets import DIRECT_BYTES, pack, plan_buckets, unpack
+from expo_ray.sync.gloo.buckets import DIRECT_BYTES, pack, plan_buckets, unpack
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from expo_ray.config.model_shape import ModelShape
 from expo_ray.config.schema import Config
 from expo_ray.driver.throughput import model_operations, peak_of, throughput
 from expo_ray.messages import TrainingSample
+from expo_ray.preflight.model_folder import ModelShape
 
 SHAPE = ModelShape(64, 3, 160, 96, 4, 2, 16, tied=True, qkv_bias=True, context=512)
 

@@ -5,11 +5,11 @@ import time
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from expo_ray.verifier import compare, extract
-from expo_ray.verifier.clean import clean
-from expo_ray.verifier.limits import NotDecided
-from expo_ray.verifier.number import rational
-from expo_ray.verifier.shape import read
+from expo_ray.verifier import extract
+from expo_ray.verifier.math import compare
+from expo_ray.verifier.math.clean import clean
+from expo_ray.verifier.math.number import NotDecided, rational
+from expo_ray.verifier.math.shape import read
 
 COMMANDS = (
     r"\frac \sqrt \boxed{ \text{ \left( \right) \{ \} \pm \cup \infty \pi \cdot \begin{pmatrix} \end{pmatrix} \\ \%"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from expo_ray.verifier.extract import boxed
-from expo_ray.verifier.limits import NotDecided
+from expo_ray.verifier.math.number import NotDecided
 from expo_ray.verifier.tasks import make_task
 
 LISTS = sorted((Path(__file__).parent.parent / "data").glob("pairs_*.txt"))

@@ -1,0 +1,116 @@
+"""Rewards of a group and their advantages (GRPO: arXiv 2402.03300; overlong shaping: DAPO, 2503.14476)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expo_ray.config.schema import AlgoConfig, Config
+from expo_ray.messages import Group, Verdict
+
+Rewards = NDArray[np.float64]
+
+EQUAL_REWARDS = 1e-9
+"""Rewards that span less than this are equal: their advantages are exactly 0."""
+
+
+def overlong_penalty(length: int, max_tokens: int, algo: AlgoConfig) -> float:
+    """What a completion of `length` tokens loses of its reward: 0 until `overlong_buffer_tokens` before the limit,
+    then rising linearly to `overlong_penalty` at the limit (DAPO equation 13). 0 with a buffer of 0."""
+    buffer = algo.overlong_buffer_tokens
+    if buffer <= 0:
+        return 0.0
+    excess = length - (max_tokens - buffer)
+    return algo.overlong_penalty * min(max(excess / buffer, 0.0), 1.0)
+
+
+def group_rewards(group: Group, config: Config) -> Rewards:
+    """[G] reward of each free completion after overlong shaping; NaN where the verifier gave no verdict
+    (timeout, error) or the completion is empty: those are left out of the group."""
+    from expo_ray.verifier.reward import reward
+
+    rewards = np.full(len(group.verdicts), np.nan)
+    for i, (completion, verdict) in enumerate(zip(group.rollout.completions, group.verdicts, strict=True)):
+        value = reward(verdict, config.verifier)
+        if value is not None and len(completion.token_ids):
+            length = len(completion.token_ids)
+            rewards[i] = value - overlong_penalty(length, config.rollout.max_completion_tokens, config.algo)
+    return rewards
+
+
+def rewards_differ(rewards: Sequence[float] | Rewards) -> bool:
+    """Whether a group's rewards (NaN left out) carry a signal, that is, are not all equal."""
+    counted = np.asarray(rewards, dtype=np.float64)
+    counted = counted[~np.isnan(counted)]
+    return bool(len(counted) > 1 and np.ptp(counted) > EQUAL_REWARDS)
+
+
+def group_advantages(rewards: Sequence[float] | Rewards, divide_by_std: bool) -> Rewards:
+    """[G] A_i = (R_i - mean) / std, or R_i - mean (Dr. GRPO). NaN stays NaN and is left out of mean and std.
+
+    std is the population's (divide by G), with nothing added to it, as the paper's formula has it.
+    Equal rewards give exactly 0.
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    if not rewards_differ(values):
+        return np.where(np.isnan(values), np.nan, 0.0)
+    centred = values - np.nanmean(values)
+    return centred / np.nanstd(values) if divide_by_std else centred
+
+
+def has_signal(group: Group, config: Config) -> bool:
+    """Whether the group's rewards, after overlong shaping, are not all equal."""
+    return rewards_differ(group_rewards(group, config))
+
+
+def counted_outcomes(verdicts: list[Verdict], config: Config) -> list[bool]:
+    """Right or not, for each verdict that counts (timeout and error do not, unless configured to)."""
+    from expo_ray.verifier.reward import reward
+
+    return [v.outcome == "correct" for v in verdicts if reward(v, config.verifier) is not None]
+
+
+def pass_rate(group: Group, config: Config) -> float | None:
+    """Share of right free completions among those that count; None where none counts."""
+    outcomes = counted_outcomes(group.verdicts, config)
+    return sum(outcomes) / len(outcomes) if outcomes else None
+
+
+def group_metrics(groups: list[Group], config: Config) -> dict[str, float]:
+    """The step's counts over groups: shares in [0, 1], except `groups/total`, `groups/dropped` and the failures.
+
+    Rewards are after overlong shaping. A level without counted completions has no `pass_rate` entry.
+    """
+    rewards = [group_rewards(group, config) for group in groups]
+    counted = np.concatenate([r[~np.isnan(r)] for r in rewards]) if groups else np.empty(0)
+    rates = [pass_rate(group, config) for group in groups]
+    without_signal = sum(not rewards_differ(r) for r in rewards)
+    total = max(len(groups), 1)
+    completions = [c for group in groups for c in group.rollout.completions]
+    metrics = {
+        "groups/total": float(len(groups)),
+        "groups/all_wrong": sum(rate == 0.0 for rate in rates) / total,
+        "groups/all_right": sum(rate == 1.0 for rate in rates) / total,
+        "groups/no_signal": without_signal / total,
+        "groups/dropped": float(without_signal if config.algo.dynamic_sampling != "none" else 0),
+        "completions/total": float(len(completions)),
+        "completions/left_out": float(len(completions) - len(counted)),
+        "completions/truncated": sum(c.finish_reason == "length" for c in completions) / max(len(completions), 1),
+        "completions/mean_tokens": float(np.mean([len(c.token_ids) for c in completions])) if completions else 0.0,
+    }
+    if len(counted):
+        metrics["reward/mean"] = float(counted.mean())
+        metrics["reward/std"] = float(counted.std())
+    return metrics | _pass_rates(groups, config)
+
+
+def _pass_rates(groups: list[Group], config: Config) -> dict[str, float]:
+    outcomes: defaultdict[str, list[bool]] = defaultdict(list)
+    for group in groups:
+        counted = counted_outcomes(group.verdicts, config)
+        outcomes["all"] += counted
+        level = group.rollout.prompt.problem.level
+        if level is not None:
+            outcomes[f"level_{level}"] += counted
+    return {f"pass_rate/{name}": float(np.mean(values)) for name, values in sorted(outcomes.items()) if values}

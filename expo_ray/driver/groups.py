@@ -1,0 +1,197 @@
+"""One step's groups: prompts sampled and judged, in the order that the algorithm's choices ask for."""
+
+import itertools
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+from expo_ray.algorithms.base import Algorithm, Properties
+from expo_ray.algorithms.explanations import in_scope
+from expo_ray.algorithms.properties import GroupProperties, plan_properties, property_metrics, read_properties
+from expo_ray.config.schema import Config
+from expo_ray.data.stream import PromptStream
+from expo_ray.driver.actors import Actors
+from expo_ray.driver.record import StepRecord
+from expo_ray.learner.group import LearnerGroup
+from expo_ray.messages import Group, Prompt, RolloutRequest
+from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.rollout.requests import LengthBook, training_sampling
+
+
+class Measurer:
+    """Args:
+    config: the run's configuration.
+    algorithm: may need the properties to choose among explanations.
+    learners: who scores.
+    builder: knows where a completion's answer statement begins.
+    """
+
+    def __init__(self, config: Config, algorithm: Algorithm, learners: LearnerGroup, builder: PromptBuilder) -> None:
+        self.config, self.algorithm, self.learners, self.builder = config, algorithm, learners, builder
+
+    def properties(self, groups: list[Group], step: int, record: StepRecord) -> Properties | None:
+        """The explanations' properties, group by group; None at steps where nothing asks for them.
+
+        Measured where the algorithm chooses by them, and every `algo.properties_every` steps for the record.
+        """
+        every = self.config.algo.properties_every
+        due = every > 0 and step % every == 0
+        if not groups or not (due or self.algorithm.needs_properties(step)):
+            return None
+        with record.phase("properties"):
+            found = self._measure(groups)
+        record.properties = found
+        record.count(property_metrics(found))
+        return [of_group.explanations for of_group in found]
+
+    def for_choice(self, groups: list[Group], step: int, record: StepRecord) -> Properties | None:
+        """The explanations' properties where the algorithm chooses among explanations sampled now; else None."""
+        if not groups or not self.algorithm.needs_properties(step):
+            return None
+        with record.phase("properties"):
+            return [of_group.explanations for of_group in self._measure(groups)]
+
+    def _measure(self, groups: list[Group]) -> list[GroupProperties]:
+        plans = [plan_properties(group, self.builder.lead_tokens, self.builder.chain_of) for group in groups]
+        scored = iter(self.learners.score([sequence for plan in plans for sequence in plan.sequences]))
+        return [read_properties(plan, list(itertools.islice(scored, len(plan.sequences)))) for plan in plans]
+
+
+Sampled = tuple[list[Group], StepRecord]
+
+
+class Collector:
+    """Samples and judges.
+
+    Args:
+        config: the run's configuration.
+        algorithm: says what is needed at each step.
+        stream: the prompts in training order.
+        actors: who samples and judges.
+        measurer: where the algorithm chooses explanations by their properties.
+        lengths: how long completions have been so far.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        algorithm: Algorithm,
+        stream: PromptStream,
+        actors: Actors,
+        measurer: Measurer,
+        lengths: LengthBook,
+    ) -> None:
+        self.config, self.algorithm, self.stream, self.actors = config, algorithm, stream, actors
+        self.measurer, self.lengths = measurer, lengths
+        self.sampling = training_sampling(config)
+
+    def groups(self, step: int, record: StepRecord) -> list[Group]:
+        """The step's groups: free completions and self-explanations of each prompt, with verdicts.
+
+        Where the algorithm samples ahead (explanations made once, DPO pairs for k steps), the later steps'
+        prompts are sampled here too and handed to `algorithm.collect`.
+        """
+        algorithm = self.algorithm
+        free_ahead, explained_ahead = algorithm.rollout_ahead(step), algorithm.explanations_ahead(step)
+        for later in range(step + 1, step + max(free_ahead, explained_ahead)):
+            free, explained = later < step + free_ahead, later < step + explained_ahead
+            early = self._sample(self.stream.prompts(later), free, explained, (step, later), record)
+            record.count(algorithm.collect(early, step, self.measurer.for_choice(early, step, record)))
+        groups = self._sample(self.stream.prompts(step), free_ahead > 0, explained_ahead > 0, (step, step), record)
+        return self._refill(groups, step, record) if self.config.algo.dynamic_sampling == "refill" else groups
+
+    def _sample(
+        self, prompts: list[Prompt], free: bool, explained: bool, seed: tuple[int, ...], record: StepRecord
+    ) -> list[Group]:
+        rollout = self.config.rollout
+        samples = rollout.samples_per_prompt if free else 0
+        explanations = rollout.explanations_per_prompt if explained else 0
+        if self.config.algo.explanation_scope == "every" or not samples or not explanations:
+            return self._judged(self._requests(prompts, samples, explanations), seed, record)
+        groups = self._judged(self._requests(prompts, samples, 0), seed, record)
+        wanted = [i for i, group in enumerate(groups) if in_scope(group, self.config)]
+        more = self._judged(self._requests([prompts[i] for i in wanted], 0, explanations), (*seed, 1), record)
+        for i, extra in zip(wanted, more, strict=True):
+            explained_rollout = replace(groups[i].rollout, explanations=extra.rollout.explanations)
+            groups[i] = Group(explained_rollout, groups[i].verdicts, extra.explanation_verdicts)
+        return groups
+
+    def _requests(self, prompts: list[Prompt], samples: int, explanations: int) -> list[RolloutRequest]:
+        return [RolloutRequest(p, samples, explanations, self.lengths.expected(p.problem.uid)) for p in prompts]
+
+    def _refill(self, groups: list[Group], step: int, record: StepRecord) -> list[Group]:
+        """Samples further prompts in the place of groups without signal, for at most refill_rounds rounds.
+
+        Groups without signal stay in the batch: the algorithm leaves them out of its policy term, but they are
+        the ones whose explanations matter.
+        """
+        missing = sum(not self.algorithm.has_signal(group) for group in groups)
+        explained = self.algorithm.needs_explanations(step)
+        for extra in range(self.config.algo.refill_rounds):
+            if not missing:
+                break
+            prompts = self.stream.spare(step, extra, missing)
+            fresh = self._sample(prompts, True, explained, (step, step, 2 + extra), record)
+            groups = groups + fresh
+            missing -= sum(map(self.algorithm.has_signal, fresh))
+            record.count({"groups/refill_sampled": float(len(fresh))})
+        record.count({"groups/refill_missing": float(missing)})
+        return groups
+
+    def _judged(self, requests: list[RolloutRequest], seed: tuple[int, ...], record: StepRecord) -> list[Group]:
+        if not requests:
+            return []
+        with record.phase("generate"):
+            rollouts = self.actors.rollouts.generate(requests, self.sampling, (self.config.seed, *seed))
+        sampled = [completion for rollout in rollouts for completion in rollout.sampled]
+        record.count({"tokens/generated": float(sum(len(c.token_ids) for c in sampled))})
+        with record.phase("verify"):
+            return self.actors.verifiers.judge(rollouts)
+
+
+class Ahead:
+    """Args:
+    config: the run's configuration.
+    collector: samples and judges one step's groups.
+    """
+
+    def __init__(self, config: Config, collector: Collector) -> None:
+        self.steps_ahead, self.last = config.trainer.async_steps, config.trainer.steps
+        self.collector = collector
+        self._sampler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") if self.steps_ahead else None
+        self._begun: dict[int, Future[Sampled]] = {}
+
+    def groups(self, step: int, record: StepRecord) -> list[Group]:
+        """The step's groups; with steps ahead, the next steps' sampling is begun as well.
+
+        Raises:
+            Whatever the sampling raised (expo_ray.driver.groups).
+        """
+        if self._sampler is None:
+            groups = self.collector.groups(step, record)
+        else:
+            self._begin(step)
+            with record.phase("wait"):
+                groups, beside = self._begun.pop(step).result()
+            record.beside(beside)
+        self.collector.lengths.learn(groups)
+        for later in range(step + 1, min(step + 1 + self.steps_ahead, self.last)):
+            self._begin(later)
+        return groups
+
+    def settle(self) -> None:
+        """Waits until nothing is being sampled, so that the engines are free; what was sampled is kept."""
+        for future in list(self._begun.values()):
+            future.exception()
+
+    def close(self) -> None:
+        """Drops what was sampled ahead; sampling under way is waited for."""
+        if self._sampler is not None:
+            self._sampler.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, step: int) -> None:
+        if step not in self._begun and self._sampler is not None:
+            self._begun[step] = self._sampler.submit(self._sample, step)
+
+    def _sample(self, step: int) -> Sampled:
+        record = StepRecord(step)
+        return self.collector.groups(step, record), record

@@ -1,0 +1,210 @@
+"""Trains; where the learners are lost, starts them again and goes on from the newest checkpoint, in the same job."""
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from expo_ray.algorithms import make_algorithm
+from expo_ray.algorithms.base import Algorithm
+from expo_ray.checkpoint.find import changed_settings, find_checkpoint, newest_valid
+from expo_ray.checkpoint.state import DriverState, Identity, identify, rewind, set_aside
+from expo_ray.checkpoint.store import Checkpoints
+from expo_ray.config.keys import as_settings
+from expo_ray.config.schema import Config
+from expo_ray.data.stream import PromptStream
+from expo_ray.driver.actors import Actors
+from expo_ray.driver.groups import Ahead, Collector, Measurer
+from expo_ray.driver.loop import Run, train
+from expo_ray.driver.record import Recorder
+from expo_ray.driver.stopping import StopSignal
+from expo_ray.driver.trackers import make_trackers
+from expo_ray.driver.warm import WarmActors
+from expo_ray.driver.weights import WeightSync
+from expo_ray.evaluation.evaluator import Evaluator
+from expo_ray.learner.group import LearnersLost
+from expo_ray.messages import Prompt
+from expo_ray.preflight.checks import check_context, preflight
+from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.prompts.loading import load_prompts, load_tokenizer, longest_sequence, make_builder, stop_ids
+from expo_ray.reporting.trace import write_trace
+from expo_ray.rollout.requests import LengthBook
+from expo_ray.runtime.journal import Events, Status
+from expo_ray.runtime.spans import open_spans
+
+
+def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> None:
+    """Trains as configured and leaves everything in the run folder (docs/run_folder.md).
+
+    Args:
+        config: the run's configuration.
+        run_folder: its folder.
+        warm: keeps the actors for the next run of a sweep; without it they end with the run.
+
+    Raises:
+        InputError: data, tokenizer or resume path that cannot be used, before any actor starts.
+    """
+    began = time.monotonic()
+    events = Events(run_folder)
+    open_spans(run_folder / "logs", "driver")
+    preflight(config)
+    tokenizer = load_tokenizer(config)
+    builder = make_builder(tokenizer, config)
+    training, heldout = load_prompts(config, builder)
+    identity = identify(config.model.path, training)
+    origin = find_checkpoint(config, run_folder, identity, partial(events.note, "skipped"))
+    context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
+    check_context(config, context)
+    keeper = warm or WarmActors()
+    actors = keeper.take(config, run_folder, context, stop_ids(tokenizer, config), events)
+    try:
+        with StopSignal() as stop:  # only now: starting Ray takes over the signals
+            done = supervise(Job(config, run_folder, actors, builder, training, heldout, identity, stop, origin))
+            stopped = stop.requested
+    except BaseException:
+        actors.close()
+        raise
+    finally:
+        write_trace(run_folder)
+    keeper.give_back(actors)
+    if warm is None:
+        keeper.close()
+    _summarise(config, run_folder, done, stopped, time.monotonic() - began)
+
+
+def _summarise(config: Config, folder: Path, done: int, stopped: bool, seconds: float) -> None:
+    """Writes summary.json; a run that was stopped early says so and has no final evaluation."""
+    records = folder / "evaluations.jsonl"
+    found = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
+    by_step = {line.pop("steps_done"): line for line in found}
+    summary = {
+        "algorithm": config.algo.name,
+        "steps_done": done,
+        "steps_planned": config.trainer.steps,
+        "finished": done == config.trainer.steps,
+        "seconds": round(seconds, 1),
+        "evaluation_before": by_step.get(0),
+        "evaluation": None if stopped else by_step.get(done),
+        "policy": str(folder / "checkpoints" / f"step_{done:06d}" / "policy"),
+        "command": shlex.join(["python", "-m", *_command()]),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _command() -> list[str]:
+    """The command line that made this run, as `python -m` takes it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [spec.name if spec else sys.argv[0], *sys.argv[1:]]
+
+
+@dataclass
+class Job:
+    """What stays the same through every restart of a run."""
+
+    config: Config
+    folder: Path
+    actors: Actors
+    builder: PromptBuilder
+    training: list[Prompt]
+    heldout: list[Prompt]
+    identity: Identity
+    stop: StopSignal
+    origin: Path | None
+    """The checkpoint that the run was started from; None: from the base model."""
+
+
+def supervise(job: Job) -> int:
+    """Runs a job to its end.
+
+    Returns:
+        How many steps the policy has had.
+
+    Raises:
+        LearnersLost: more often than trainer.max_restarts.
+    """
+    actors, limit = job.actors, job.config.trainer.max_restarts
+    checkpoint = job.origin
+    for restart in range(limit + 1):
+        try:
+            return _attempt(job, checkpoint, restart)
+        except LearnersLost as error:
+            if restart == limit:
+                raise
+            actors.events.note("lost", f"{', '.join(error.ranks)}: {error}", actor=error.ranks[0], ranks=error.ranks)
+            began = time.monotonic()
+            actors.restart_learners()
+            checkpoint = newest_valid(job.folder / "checkpoints", partial(actors.events.note, "skipped")) or job.origin
+            actors.events.note(
+                "restarted",
+                f"the learners, in {time.monotonic() - began:.0f} s ({restart + 1} of trainer.max_restarts={limit})",
+                seconds=round(time.monotonic() - began, 1),
+            )
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _attempt(job: Job, checkpoint: Path | None, restart: int) -> int:
+    """Trains from a checkpoint, or from the base model, to the end."""
+    run = _assemble(job, checkpoint, restart)
+    try:
+        with run.recorder.status.phase("sync"):
+            run.recorder.proof(run.sync.push(run.first_step))
+        if job.config.eval.before and job.heldout and run.first_step == 0:
+            run.recorder.evaluation(0, run.evaluator)
+        done = train(run)
+        if job.heldout and not job.stop.requested:
+            run.recorder.evaluation(done, run.evaluator)
+        return done
+    finally:
+        run.ahead.close()
+        run.recorder.close()
+        run.checkpoints.settle()
+
+
+def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
+    """Everything that an attempt works with, in the state of the checkpoint."""
+    config, folder, actors = job.config, job.folder, job.actors
+    algorithm = make_algorithm(config)
+    first_step = _restore(job, checkpoint, algorithm, restart)
+    status = Status(folder, lambda: actors.waiter.places)
+    status.enter("starting")
+    card = next((place.card for name, place in actors.waiter.places.items() if name.startswith("learner")), None)
+    trackers = make_trackers(config, folder, first_step, as_settings(config))
+    recorder = Recorder(config, folder, trackers, status, card)
+    measurer = Measurer(config, algorithm, actors.learners, job.builder)
+    lengths = LengthBook.of_run(folder)
+    stream = PromptStream(job.training, config.trainer.prompts_per_step, config.seed)
+    return Run(
+        config=config,
+        algorithm=algorithm,
+        actors=actors,
+        ahead=Ahead(config, Collector(config, algorithm, stream, actors, measurer, lengths)),
+        measurer=measurer,
+        sync=WeightSync(config, actors.learners, actors.rollouts, job.training),
+        evaluator=Evaluator(config, job.heldout, actors.rollouts, actors.verifiers),
+        recorder=recorder,
+        checkpoints=Checkpoints(config, folder, actors.learners, algorithm, job.identity, actors.events),
+        stop=job.stop,
+        first_step=first_step,
+    )
+
+
+def _restore(job: Job, checkpoint: Path | None, algorithm: Algorithm, restart: int) -> int:
+    """Brings learners, algorithm and record files to the checkpoint's state; returns its steps."""
+    events = job.actors.events
+    if checkpoint is None:
+        if restart:
+            rewind(job.folder, {})
+        else:
+            set_aside(job.folder)
+        return 0
+    state = DriverState.read(checkpoint)
+    job.actors.learners.all("load", f"loading {checkpoint}", str(checkpoint))
+    algorithm.load_state_dict(state.algorithm)
+    rewind(job.folder, state.records, source=checkpoint.parents[1])
+    for change in changed_settings(checkpoint, job.config) if not restart else []:
+        events.note("changed", change)
+    events.note("resumed", f"resuming after step {state.steps_done} from {checkpoint}", steps_done=state.steps_done)
+    return state.steps_done

@@ -1,0 +1,92 @@
+"""samples.jsonl of an evaluation: written a chunk at a time, and gone on with after any kind of stop."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from expo_ray.config.errors import DataError
+from expo_ray.evaluation.evaluator import Evaluation
+from expo_ray.evaluation.metrics import Sample, samples_of, score_problem
+from expo_ray.messages import Group, Prompt
+
+_KEYS = {field.name for field in fields(Sample)}
+
+
+class SampleFile:
+    """The samples of all prompts in their order, `samples` lines a prompt, `chunk` prompts a write.
+
+    Args:
+        path: the file; it need not be there yet.
+        prompts: all prompts of the evaluation.
+        samples: completions of each.
+        chunk: prompts that are sampled, graded and written at once.
+    """
+
+    def __init__(self, path: Path, prompts: list[Prompt], samples: int, chunk: int) -> None:
+        self.path, self.prompts, self.samples = path, prompts, samples
+        self.chunks = [prompts[start : start + chunk] for start in range(0, len(prompts), chunk)]
+
+    def finished(self) -> int:
+        """How many chunks are complete; whatever a stop left behind them is cut off.
+
+        Raises:
+            DataError: a line that is not the sample that belongs there.
+        """
+        if not self.path.exists():
+            return 0
+        ends = self._ends()
+        done, kept, lines = 0, 0, 0
+        for chunk in self.chunks:
+            lines += len(chunk) * self.samples
+            if lines > len(ends):
+                break
+            done, kept = done + 1, ends[lines - 1]
+        os.truncate(self.path, kept)
+        return done
+
+    def append(self, groups: Sequence[Group]) -> None:
+        """Writes a chunk's graded groups; they are on the disk when this returns."""
+        lines = [json.dumps(asdict(sample), ensure_ascii=False) for group in groups for sample in samples_of(group)]
+        with self.path.open("ab") as file:
+            file.write("".join(line + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def evaluation(self, task: str) -> Evaluation:
+        """What all the samples come to; the texts are read a problem at a time.
+
+        Args:
+            task: conf/verifier's name; decides which answers are the same vote.
+        """
+        return Evaluation(self.samples, [], [score_problem(samples, task) for samples in self._problems()])
+
+    def _ends(self) -> list[int]:
+        """Where each line ends, in bytes; a torn last line is left out."""
+        ends: list[int] = []
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._check(line, len(ends))
+                ends.append((ends[-1] if ends else 0) + len(line))
+        return ends
+
+    def _check(self, line: bytes, number: int) -> None:
+        problem, index = divmod(number, self.samples)
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        expected = (self.prompts[problem].problem.uid, index) if problem < len(self.prompts) else None
+        if not isinstance(found, dict) or found.keys() != _KEYS or (found["uid"], found["sample"]) != expected:
+            belongs = f"sample {index} of problem {expected[0]}" if expected else "the end of the file"
+            raise DataError(
+                f"{self.path} line {number + 1} is not what belongs there, {belongs}: give a new run_dir=FOLDER"
+            )
+
+    def _problems(self) -> Iterator[list[Sample]]:
+        with self.path.open("rb") as file:
+            for _ in self.prompts:
+                yield [Sample(**json.loads(next(file))) for _ in range(self.samples)]

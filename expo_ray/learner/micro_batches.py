@@ -1,0 +1,145 @@
+"""Tensors of one micro-batch: token rows for the model, and where each completion token is predicted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expo_ray.balance import partition
+from expo_ray.messages import IntArray
+
+Share = list[list[int]]
+"""One rank's micro-batches, each a list of sample indices."""
+
+
+def units(unit_of_sample: Sequence[int]) -> list[list[int]]:
+    """Groups sample indices that must stay together; a unit of -1 stands alone."""
+    together: dict[int, list[int]] = {}
+    for index, unit in enumerate(unit_of_sample):
+        together.setdefault(unit if unit >= 0 else -index - 1, []).append(index)
+    return list(together.values())
+
+
+def deal(
+    lengths: Sequence[int], unit_of_sample: Sequence[int], ranks: int, token_budget: int, packed: bool
+) -> list[Share]:
+    """Cuts a batch into each rank's micro-batches.
+
+    Units are shared out by tokens (expo_ray.balance), and then cut, sorted by length, where a micro-batch would
+    pass `token_budget` tokens: real ones when packed, padded ones otherwise. A unit longer than the budget gets a
+    micro-batch to itself.
+
+    Args:
+        lengths: [S] prompt plus completion tokens of each sample.
+        unit_of_sample: [S] unit numbers, see messages.TrainingSample.unit.
+        ranks: how many learner ranks share the batch.
+        token_budget: learner.tokens_per_micro_batch.
+        packed: whether a micro-batch is one packed row.
+
+    Returns:
+        [ranks] shares, all with the same number of micro-batches (collectives need that); short ranks get
+        empty lists at the end.
+    """
+    together = units(unit_of_sample)
+    held = partition([sum(lengths[i] for i in unit) for unit in together], ranks)
+    shares = [_cut([together[u] for u in of_rank], lengths, token_budget, packed) for of_rank in held]
+    rounds = max(len(share) for share in shares)
+    return [share + [[] for _ in range(rounds - len(share))] for share in shares]
+
+
+def shortest_unit(lengths: Sequence[int], unit_of_sample: Sequence[int]) -> list[int]:
+    """The samples that a rank with nothing left computes: a whole unit, because a loss may need all of it."""
+    return min(units(unit_of_sample), key=lambda unit: (sum(lengths[i] for i in unit), unit[0]))
+
+
+def most_scored(shares: Sequence[Share], scored: Sequence[int], idle: Sequence[int]) -> list[int]:
+    """For each round of micro-batches the largest number of scored tokens that a rank has in it.
+
+    Args:
+        shares: of all ranks.
+        scored: [S] scored tokens of each sample.
+        idle: the samples that a rank with nothing left computes.
+    """
+    rounds = zip(*shares, strict=True)
+    return [max(sum(scored[i] for i in cut or idle) for cut in of_round) for of_round in rounds]
+
+
+def _cut(units_of_rank: list[list[int]], lengths: Sequence[int], token_budget: int, packed: bool) -> Share:
+    ordered = sorted(units_of_rank, key=lambda unit: (-max(lengths[i] for i in unit), unit[0]))
+    share: Share = []
+    for unit in ordered:
+        if share and _cost(share[-1] + unit, lengths, packed) <= token_budget:
+            share[-1].extend(unit)
+        else:
+            share.append(list(unit))
+    return share
+
+
+def _cost(samples: list[int], lengths: Sequence[int], packed: bool) -> int:
+    if packed:
+        return sum(lengths[i] for i in samples)
+    return max(lengths[i] for i in samples) * len(samples)
+
+
+@dataclass
+class Layout:
+    """B rows of L tokens that hold S sequences with N scored tokens in all.
+
+    Padding is on the right and attention is causal, so a scored token never sees a pad and no mask is
+    needed. Packed rows restart `position_ids` at each sequence, from which transformers builds its
+    block-diagonal mask (transformers.masking_utils.find_packed_sequence_indices).
+    """
+
+    input_ids: Tensor  # [B, L] int64
+    position_ids: Tensor  # [B, L] int64
+    rows: Tensor  # [N] row of the hidden state that predicts each scored token
+    columns: Tensor  # [N] its column: one before the token
+    targets: Tensor  # [N] the scored token ids
+    sample_of_token: Tensor  # [N] index of the sequence in [0, S)
+
+    def to(self, device: torch.device) -> "Layout":
+        return Layout(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+
+
+def lay_out(contexts: Sequence[IntArray], scored: Sequence[IntArray], packed: bool) -> Layout:
+    """Lays S sequences out as padded rows, or as one packed row.
+
+    Args:
+        contexts: S arrays of at least one id each, not scored.
+        scored: S arrays of ids that follow the contexts and are scored.
+        packed: one row with block-diagonal attention instead of S padded rows.
+
+    Raises:
+        ValueError: if a context is empty (its first scored token would have nothing to be predicted from).
+    """
+    if any(len(context) == 0 for context in contexts):
+        raise ValueError("a sequence to score has an empty context; it needs at least one token before the scored ones")
+    sequences = [np.concatenate([context, ids]) for context, ids in zip(contexts, scored, strict=True)]
+    lengths = np.array([len(sequence) for sequence in sequences])
+    starts = np.array([len(context) for context in contexts])
+    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if packed else np.zeros(len(lengths), int)
+    if packed:
+        input_ids = np.concatenate(sequences)[None]
+        position_ids = np.concatenate([np.arange(n) for n in lengths])[None]
+    else:
+        input_ids = np.zeros((len(sequences), lengths.max()), np.int64)
+        for row, sequence in enumerate(sequences):
+            input_ids[row, : len(sequence)] = sequence
+        position_ids = np.broadcast_to(np.arange(lengths.max()), input_ids.shape)
+    counts = lengths - starts
+    sample_of_token = np.repeat(np.arange(len(sequences)), counts)
+    before = np.concatenate([np.arange(s - 1, n - 1) for s, n in zip(starts, lengths, strict=True)])
+    return Layout(
+        input_ids=_tensor(input_ids),
+        position_ids=_tensor(position_ids),
+        rows=_tensor(np.zeros_like(sample_of_token) if packed else sample_of_token),
+        columns=_tensor(before + offsets[sample_of_token]),
+        targets=_tensor(np.concatenate(list(scored))),
+        sample_of_token=_tensor(sample_of_token),
+    )
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.int64))

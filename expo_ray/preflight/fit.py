@@ -1,0 +1,310 @@
+"""Does a plan fit the model and what there is? A sentence for each thing that does not, with the override that does."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from expo_ray.config.resources import RESOURCE_KEYS
+from expo_ray.preflight.model_folder import KNOWN
+from expo_ray.preflight.placement import Node, alike_nodes, placeable, placement_problem
+from expo_ray.preflight.plan import Plan, make_plan, without_learners
+
+Values = Mapping[str, Any]
+"""Dotted keys with the values that they get."""
+MOST = 3
+"""Remedies named in one sentence, and knobs turned together."""
+SMALLEST = min(KNOWN, key=lambda name: KNOWN[name].parameters)
+
+
+def changed(plan: Plan, values: Values) -> Plan:
+    """The plan of the same run with other values, on the same resources."""
+    config = copy.deepcopy(plan.config)
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node: Any = config
+        for name in parents:
+            node = getattr(node, name)
+        setattr(node, leaf, value)
+    other = make_plan(config, plan.resources)
+    return other if plan.trains else without_learners(other)
+
+
+def remedies(plan: Plan, knobs: Sequence[Iterable[Values]], fits: Callable[[Plan], bool]) -> list[str]:
+    """Overrides that make the plan fit: of each knob the first value that does, else of two or three knobs together.
+
+    Args:
+        plan: the plan that does not fit.
+        knobs: for each knob its values, the mildest first.
+        fits: whether a changed plan does.
+    """
+    values = [list(knob) for knob in knobs]
+    found = [first for knob in values if (first := _first(plan, knob, fits)) is not None]
+    if found:
+        return [_text(each) for each in found[:MOST]]
+    strongest = [knob[-1] for knob in values if knob]
+    for size in range(2, MOST + 1):
+        for chosen in combinations(strongest, size):
+            together = _merged(chosen)
+            if together is not None and fits(changed(plan, together)):
+                return [_text(together)]
+    return []
+
+
+def largest_model(plan: Plan, fits: Callable[[Plan], bool]) -> str | None:
+    """The largest known model that fits in the same layout, where it is smaller than the plan's own."""
+    shape = plan.shape
+    for name, known in sorted(KNOWN.items(), key=lambda item: -item[1].parameters):
+        smaller = shape is None or known.parameters < shape.parameters
+        if smaller and fits(changed(plan, {"model.path": name})):
+            return name
+    return None
+
+
+def _first(plan: Plan, knob: Sequence[Values], fits: Callable[[Plan], bool]) -> Values | None:
+    return next((values for values in knob if fits(changed(plan, values))), None)
+
+
+def _merged(chosen: Iterable[Values]) -> Values | None:
+    """All values in one; None where two set the same key."""
+    together: dict[str, Any] = {}
+    for values in chosen:
+        if together.keys() & values.keys():
+            return None
+        together |= values
+    return together
+
+
+def _text(values: Values) -> str:
+    return " ".join(f"{key}={_written(value)}" for key, value in values.items())
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def lower(key: str, value: int, least: int = 1) -> Iterator[Values]:
+    """The values below an integer key's, the nearest first."""
+    for smaller in range(value - 1, least - 1, -1):
+        yield {key: smaller}
+
+
+Knobs = list[list[Values]]
+
+
+RESIDENT = ("weights", "gradients", "reference policy", "optimizer")
+"""What a learner rank keeps on its card between updates."""
+
+
+@dataclass(frozen=True)
+class Lack:
+    """One thing that does not fit, told without its remedy."""
+
+    kind: str
+    sentence: str
+
+
+def too_long(plan: Plan) -> Iterator[str]:
+    """A sentence where prompt and completion together are longer than the model's context."""
+    rollout, shape = plan.config.rollout, plan.shape
+    length = rollout.max_prompt_tokens + rollout.max_completion_tokens
+    if shape is None or not shape.context or length <= shape.context:
+        return
+    room = shape.context - rollout.max_completion_tokens
+    half = shape.context // 2
+    remedy = f"rollout.max_prompt_tokens={room if room > 0 else half}"
+    if room <= 0:
+        remedy += f" rollout.max_completion_tokens={half}"
+    yield (
+        f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} and "
+        f"rollout.max_completion_tokens={rollout.max_completion_tokens} make {length} tokens, but the context of "
+        f"{plan.config.model.path} is {shape.context}: use {remedy}"
+    )
+
+
+def misfits(plan: Plan, nodes: Sequence[Node] | None = None) -> Iterator[str]:
+    """A sentence for each resource that is asked for and not there: GPUs, cores, memory, a place on a node.
+
+    Args:
+        plan: the run's plan.
+        nodes: what each node offers; None: the plan's resources, shared out evenly.
+    """
+    found = list(_lacks(plan, nodes))
+    if not found:
+        return
+
+    def fits(other: Plan) -> bool:
+        return not any(_lacks(other, nodes))
+
+    # One remedy for everything that is lacking: mending one thing alone would only lead to the next refusal.
+    knobs = [knob for lack in found for knob in _knobs(plan, lack.kind)]
+    helps = remedies(plan, [knob for i, knob in enumerate(knobs) if knob not in knobs[:i]], fits)
+    for lack in found:
+        yield f"{lack.sentence}: {_remedy(plan, lack, helps, fits)}"
+
+
+def _lacks(plan: Plan, nodes: Sequence[Node] | None) -> Iterator[Lack]:
+    short = [*_too_many(plan), *_too_large(plan)]
+    yield from short
+    nodes = alike_nodes(plan.resources) if nodes is None else nodes
+    # Totals that do not suffice are told in totals.
+    if not short and (problem := placement_problem(placeable(plan, nodes), nodes)):
+        yield Lack("place", problem)
+
+
+def _too_many(plan: Plan) -> Iterator[Lack]:
+    config, there = plan.config, plan.resources
+    if plan.gpus > there.gpus:
+        asked = [f"rollout.workers={config.rollout.workers}"]
+        asked += [f"learner.ranks={config.learner.ranks}"] if plan.trains else []
+        yield Lack(
+            "GPUs",
+            f"{' and '.join(asked)} ask{'' if plan.trains else 's'} for {plan.gpus} GPUs, {there.where} has "
+            f"{there.gpus} today",
+        )
+    for row, key in ((plan.actor("rollout"), "rollout.workers"), (plan.actor("learner"), "learner.ranks")):
+        if row.count * row.cpus > there.cores:
+            yield Lack(
+                key,
+                f"{key}={row.count} asks for {row.count * row.cpus:g} cores, {there.where} has {there.cores:g} today",
+            )
+
+    both = [plan.actor("rollout"), plan.actor("learner")]
+    cores = sum(row.count * row.cpus for row in both)
+    if config.trainer.async_steps and plan.trains and not plan.gpus and cores > there.cores:
+        yield Lack(
+            "at once",
+            f"trainer.async_steps={config.trainer.async_steps} runs rollout.workers={config.rollout.workers} and "
+            f"learner.ranks={config.learner.ranks} at the same time, which asks for {cores:g} cores, {there.where} has "
+            f"{there.cores:g} today",
+        )
+
+
+def _too_large(plan: Plan) -> Iterator[Lack]:
+    config, there = plan.config, plan.resources
+    sure = sum(row.count * row.memory.sure(row.memory.host) for row in plan.actors)
+    if sure > there.memory_gib:
+        yield Lack(
+            "host memory",
+            f"model.path={config.model.path} needs about {_gib(sure)} GiB of host memory in this layout, {there.where} "
+            f"has {_gib(there.memory_gib)}",
+        )
+    if config.profile.device != "cuda" or not there.gpu_memory_gib:
+        return
+    learner = plan.actor("learner").memory
+    resting = sum(value or 0.0 for name, value in learner.gpu.items() if name in RESIDENT)
+    share = config.rollout.gpu_memory_utilization * there.gpu_memory_gib
+    if plan.trains and (needed := learner.sure(learner.gpu)) > there.gpu_memory_gib:
+        yield Lack(
+            "learner's card",
+            f"a learner rank needs about {needed:.0f} GiB of GPU memory, a card of {there.where} has "
+            f"{there.gpu_memory_gib:.0f}",
+        )
+    if plan.colocated and resting + share > there.gpu_memory_gib:
+        yield Lack(
+            "shared card",
+            f"cluster.placement=colocated: beside the {resting:.0f} GiB that a learner rank keeps while its engine "
+            f"samples, rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization} asks for {share:.0f} "
+            f"GiB, a card of {there.where} has {there.gpu_memory_gib:.0f}",
+        )
+    weights = plan.actor("rollout").memory.gpu.get("weights") or 0.0
+    budget = config.rollout.gpu_memory_utilization * there.gpu_memory_gib
+    if weights > 0.95 * budget:
+        yield Lack(
+            "engine's card",
+            f"an engine's weights take {weights:.0f} of the {budget:.0f} GiB that rollout.gpu_memory_utilization="
+            f"{config.rollout.gpu_memory_utilization} gives it",
+        )
+
+
+def _remedy(plan: Plan, lack: Lack, found: list[str], fits: Callable[[Plan], bool]) -> str:
+    if lack.sentence.startswith("cluster.") and "_resource=" in lack.sentence:
+        resource = lack.sentence.partition("=")[2].partition(":")[0]
+        started = f"start a node with ray start --resources='{{\"{resource}\": 1}}'"
+        if plan.config.cluster.address is None:
+            started = "join a cluster whose nodes offer it by cluster.address"
+        return f"{started}, or use {' or '.join(found)}" if found else started
+    if found:
+        return f"use {' or '.join(found)}"
+    if lack.kind in ("host memory", "learner's card", "engine's card"):
+        name = largest_model(plan, fits)
+        if name is not None:
+            return f"use a smaller model.path, {name} at most"
+        return f"even {SMALLEST} does not fit there, use a smaller model.path or a larger machine"
+    if lack.kind == "GPUs" and plan.resources.gpus < 1 + plan.trains:
+        return "use profile=cpu"
+    return "use a cluster with more or larger nodes"
+
+
+def _knobs(plan: Plan, kind: str) -> Knobs:
+    """What may be turned for each kind of lack, the least costly first."""
+    config, there = plan.config, plan.resources
+    workers = list(lower("rollout.workers", config.rollout.workers))
+    ranks = list(lower("learner.ranks", config.learner.ranks))
+    busiest = max(config.rollout.workers * config.rollout.tensor_parallel, config.learner.ranks)
+    fewer_cpus: list[Values] = [{"profile.cpus_per_actor": int(100 * there.cores / busiest) / 100}]
+    zero: Knobs = [[{"learner.zero_stage": 3}]] if config.learner.zero_stage < 3 else []
+    adapters: Knobs = [] if config.model.lora.rank else [[{"model.lora.rank": 32}]]
+    cache: Knobs = [[{"rollout.kv_cache_gib": 1.0}]] if config.rollout.kv_cache_gib > 1 else []
+    shards: list[Values] = [{"rollout.tensor_parallel": n} for n in (8, 4, 2, 1) if n < config.rollout.tensor_parallel]
+    match kind:
+        case "rollout.workers":
+            return [workers, fewer_cpus]
+        case "learner.ranks":
+            return [ranks, fewer_cpus]
+        case "at once":
+            return [ranks, workers, [{"trainer.async_steps": 0}]]
+        case "GPUs":
+            single: list[Values] = [{"rollout.tensor_parallel": 1, **layout} for layout in _layouts(plan, 1)]
+            layouts = [_layouts(plan), single] if config.rollout.tensor_parallel > 1 else [_layouts(plan)]
+            return [*layouts, _shared(plan)]
+        case "host memory":
+            device: Knobs = [[{"learner.offload_optimizer": False}]] if config.learner.offload_optimizer else []
+            logits: list[Values] = [{"learner.logits_chunk_tokens": 64}]
+            waits: Knobs = [[{"trainer.checkpoint_async": False}]] if config.trainer.checkpoint_async else []
+            return [*waits, *zero, ranks, workers, *cache, *device, logits, *adapters]
+        case "learner's card":
+            offload: Knobs = [] if config.learner.offload_optimizer else [[{"learner.offload_optimizer": True}]]
+            free = there.gpus - plan.gpus
+            more: list[Values] = [{"learner.ranks": config.learner.ranks + n} for n in range(1, free + 1)]
+            return [*zero, *offload, more, *adapters, [{"learner.logits_chunk_tokens": 256}]]
+        case "shared card":
+            smaller: list[Values] = [{"rollout.gpu_memory_utilization": tenths / 20} for tenths in range(19, 1, -1)]
+            host: Knobs = [] if config.learner.offload_optimizer else [[{"learner.offload_optimizer": True}]]
+            return [smaller, *host, *zero, *adapters, [{"cluster.placement": "disaggregated"}]]
+        case "engine's card":
+            wider: list[Values] = [{"rollout.tensor_parallel": n} for n in (2, 4, 8) if _divides(plan, n)]
+            return [wider, [{"rollout.gpu_memory_utilization": 0.95}], workers]
+        case _:
+            anywhere: Knobs = [[{f"cluster.{key}": None}] for key in RESOURCE_KEYS if getattr(config.cluster, key)]
+            return [*anywhere, shards, workers, ranks, *cache, *zero]
+
+
+def _layouts(plan: Plan, shards: int | None = None) -> list[Values]:
+    """Engines and ranks that use every GPU there is, the most even first; without learners engines alone."""
+    shards, gpus = shards or plan.config.rollout.tensor_parallel, plan.resources.gpus
+    if not plan.trains:
+        return [{"rollout.workers": gpus // shards}] if gpus >= shards else []
+    counts = sorted(range(1, (gpus - 1) // shards + 1), key=lambda workers: abs(2 * workers * shards - gpus))
+    return [{"rollout.workers": workers, "learner.ranks": gpus - workers * shards} for workers in counts]
+
+
+def _shared(plan: Plan) -> list[Values]:
+    """An engine and a rank on the only card."""
+    if not plan.trains or plan.resources.gpus != 1 or plan.config.trainer.async_steps:
+        return []
+    layout = {"rollout.workers": 1, "learner.ranks": 1, "rollout.tensor_parallel": 1}
+    budgets = [tenths / 20 for tenths in range(17, 1, -1)]
+    return [{"cluster.placement": "colocated", "rollout.gpu_memory_utilization": b, **layout} for b in budgets]
+
+
+def _divides(plan: Plan, shards: int) -> bool:
+    larger = shards > plan.config.rollout.tensor_parallel
+    return larger and (plan.shape is None or plan.shape.heads % shards == 0)
+
+
+def _gib(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"

@@ -1,0 +1,96 @@
+"""Whether a model can read the problems: told before anything heavy is imported."""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.config.schema import Config
+from expo_ray.messages import Problem
+from expo_ray.preflight.model_folder import model_shape
+
+HOST = "huggingface.co"
+WAIT_S = 3.0
+
+
+def check_hub(config: Config) -> None:
+    """Refuses a hub model or data set that is neither in the local cache nor within reach.
+
+    Raises:
+        ConfigError: one sentence that names the key and asks for a local path.
+    """
+    wanted = []
+    if not Path(config.model.path).is_dir() and not _cached("models", config.model.path):
+        wanted.append((f"model.path={config.model.path}", "a local folder by model.path=FOLDER"))
+    if config.data.path is None and config.data.hub and not _cached("datasets", config.data.hub):
+        wanted.append((f"data.hub={config.data.hub}", "a local file by data.path=FILE"))
+    if wanted and not _reachable():
+        things, remedies = (" and ".join(words) for words in zip(*wanted, strict=True))
+        raise ConfigError(
+            f"{things} must be fetched from the Hugging Face hub, and {HOST} cannot be reached: give {remedies}"
+        )
+
+
+def _cached(kind: str, name: str) -> bool:
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    return (cache / f"{kind}--{name.replace('/', '--')}" / "snapshots").is_dir()
+
+
+def _reachable() -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+        return False
+    if any(os.environ.get(name) for name in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True  # Another road leads there; only the client itself can try it.
+    try:
+        socket.create_connection((HOST, 443), timeout=WAIT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+SMALL_VOCABULARY = 1000
+"""Up to here a tokenizer may know a few characters only; the large ones spell out what they do not know."""
+MOST_UNKNOWN = 0.2
+
+
+def check_longest(problems: Sequence[Problem], config: Config) -> None:
+    """Tokenises the question with the most characters, where that can be too long or unknown at all.
+
+    A question is the largest part of its prompt; the prompts themselves are checked once they are built
+    (expo_ray.data.stream).
+
+    Raises:
+        DataError: the question alone is longer than the model's context, or mostly unknown to its tokenizer.
+    """
+    file = Path(config.model.path) / "tokenizer.json"
+    shape = model_shape(config.model.path)
+    if shape is None or not problems or not file.is_file():
+        return
+    longest = max(problems, key=lambda problem: len(problem.question))
+    if len(longest.question) <= shape.context and shape.vocabulary > SMALL_VOCABULARY:
+        return
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    ids = tokenizer.encode(longest.question).ids
+    if (share := _unknown(tokenizer, ids)) > MOST_UNKNOWN:
+        raise DataError(
+            f"data.path={config.data.path}: the tokenizer of {config.model.path} does not know {share:.0%} of problem "
+            f"{longest.uid}: use a model that reads this text (the toy model reads data=toy only)"
+        )
+    if len(ids) > shape.context:
+        raise DataError(
+            f"data.path={config.data.path}: problem {longest.uid} has a prompt of at least {len(ids)} tokens and the "
+            f"context of {config.model.path} is {shape.context}: take it out of the data, or use a model with a "
+            f"longer context"
+        )
+
+
+def _unknown(tokenizer: Any, ids: Sequence[int]) -> float:
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if not unknown or not ids:
+        return 0.0
+    return list(ids).count(tokenizer.token_to_id(unknown)) / len(ids)

@@ -1,0 +1,152 @@
+"""A policy's dimensions, read from config.json or known by hub id: parameter counts without loading anything."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expo_ray.config.errors import ConfigError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Dimensions of a decoder with grouped-query attention and a gated MLP (Llama, Qwen2 and their kin)."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    tied: bool
+    qkv_bias: bool
+    context: int
+    """Largest number of positions; 0 where config.json does not say."""
+
+    @property
+    def linear_shapes(self) -> list[tuple[int, int]]:
+        """(in, out) of the seven linear layers of one block."""
+        query, key_value = self.heads * self.head_size, self.kv_heads * self.head_size
+        attention = [(self.hidden, query), (self.hidden, key_value), (self.hidden, key_value), (query, self.hidden)]
+        return [*attention, *[(self.hidden, self.intermediate)] * 2, (self.intermediate, self.hidden)]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights; a tied head counts once."""
+        block = sum(inputs * outputs for inputs, outputs in self.linear_shapes) + 2 * self.hidden
+        if self.qkv_bias:
+            block += (self.heads + 2 * self.kv_heads) * self.head_size
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.layers * block + embeddings + self.hidden
+
+    def lora_parameters(self, rank: int) -> int:
+        """Number of trained weights with a LoRA of this rank on every linear layer of the blocks."""
+        return self.layers * rank * sum(inputs + outputs for inputs, outputs in self.linear_shapes)
+
+    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
+        """Bytes that one token takes in an engine's key-value cache."""
+        return 2 * self.layers * self.kv_heads * self.head_size * bytes_per_value
+
+
+def _qwen(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, tied: bool = True) -> ModelShape:
+    vocabulary = 151936 if tied else 152064
+    return ModelShape(
+        hidden, layers, intermediate, vocabulary, heads, kv_heads, hidden // heads, tied, qkv_bias=True, context=32768
+    )
+
+
+def _llama(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, tied: bool = True) -> ModelShape:
+    return ModelShape(
+        hidden, layers, intermediate, 128256, heads, kv_heads, hidden // heads, tied, qkv_bias=False, context=131072
+    )
+
+
+# From the models' own config.json on the hub.
+KNOWN = {
+    "qwen2.5-0.5b": _qwen(896, 24, 4864, 14, 2),
+    "qwen2.5-1.5b": _qwen(1536, 28, 8960, 12, 2),
+    "qwen2.5-3b": _qwen(2048, 36, 11008, 16, 2),
+    "qwen2.5-7b": _qwen(3584, 28, 18944, 28, 4, tied=False),
+    "llama-3.2-1b": _llama(2048, 16, 8192, 32, 8),
+    "llama-3.2-3b": _llama(3072, 28, 8192, 24, 8),
+    "llama-3.1-8b": _llama(4096, 32, 14336, 32, 8, tied=False),
+}
+
+
+def model_shape(path: str) -> ModelShape | None:
+    """The dimensions of a local folder or a known hub id; None where they cannot be known before loading.
+
+    Raises:
+        ConfigError: a folder whose config.json is missing or broken.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        name = path.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
+        return KNOWN.get(name)
+    return _from_json(_read_config(folder))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"model.path={folder} has no config.json; give a Hugging Face model folder") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"model.path: {file} cannot be read as JSON ({error}); copy the model again") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"model.path: {file} is not a JSON object; copy the model again")
+    return config.get("text_config") or config
+
+
+def _from_json(config: dict[str, Any]) -> ModelShape | None:
+    needed = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "num_attention_heads")
+    if any(not isinstance(config.get(key), int) for key in needed):
+        return None
+    heads = config["num_attention_heads"]
+    return ModelShape(
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        intermediate=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_size=config.get("head_dim") or config["hidden_size"] // heads,
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
+        context=config.get("max_position_embeddings") or 0,
+    )
+
+
+def generation_ends(folder: Path) -> tuple[int, ...]:
+    """The end-of-sequence ids of generation_config.json; empty where it is absent or names none.
+
+    Raises:
+        ConfigError: the file is not JSON, or the ids are no whole numbers.
+    """
+    listed = _json(folder, "generation_config.json").get("eos_token_id")
+    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if wrong := [end for end in ids if isinstance(end, bool) or not isinstance(end, int)]:
+        raise ConfigError(
+            f"model.path={folder}: generation_config.json has eos_token_id={wrong[0]!r:.40}, not a token's id: "
+            "write a whole number or a list of them"
+        )
+    return tuple(sorted(set(ids)))
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of the folder; empty where there is no such file."""
+    file = folder / name
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ConfigError(f"model.path={folder}: {name} cannot be read as JSON ({reason}): copy it again") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"model.path={folder}: {name} is not a JSON object: copy it again")
+    return value

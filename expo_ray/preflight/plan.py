@@ -1,0 +1,211 @@
+"""What will run where: actors, derived batch sizes and a memory estimate, before anything is started."""
+
+import math
+from dataclasses import dataclass, replace
+
+from expo_ray.config.resources import Resources, of_cluster, this_machine
+from expo_ray.config.schema import Config
+from expo_ray.preflight.estimate import (
+    MemoryEstimate,
+    duration_text,
+    engine_memory,
+    learner_memory,
+    other_memory,
+    step_duration,
+)
+from expo_ray.preflight.model_folder import ModelShape, model_shape
+
+
+@dataclass(frozen=True)
+class ActorPlan:
+    """One kind of actor."""
+
+    name: str
+    count: int
+    cpus: float
+    """Cores that each keeps busy in its own phase."""
+    ray_cpus: float
+    """What each asks Ray for: a share of a core where actors of different phases take turns on the same cores."""
+    gpus: float
+    """Of each; a half where an engine and a learner rank share a card."""
+    memory: MemoryEstimate
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Upper bounds for one step, all ranks together."""
+
+    completions: int
+    explanations: int
+    samples: int
+    tokens: int
+    micro_batches_per_rank: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run, as plan.txt tells it."""
+
+    config: Config
+    resources: Resources
+    shape: ModelShape | None
+    actors: list[ActorPlan]
+    batch: BatchPlan
+
+    def actor(self, name: str) -> ActorPlan:
+        """The row of one kind of actor: rollout, learner, verifier or driver."""
+        return next(row for row in self.actors if row.name == name)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are learners; an evaluation has none."""
+        return self.actor("learner").count > 0
+
+    @property
+    def cores(self) -> float:
+        """Cores asked for. Without GPUs the largest of the phases, where rollout and update take turns."""
+        wanted = {row.name: row.count * row.cpus for row in self.actors}
+        if self.gpus:
+            return sum(wanted.values())
+        if self.config.trainer.async_steps:
+            return wanted["learner"] + max(wanted["rollout"], wanted["verifier"])
+        return max(wanted.values())
+
+    @property
+    def gpus(self) -> int:
+        """Cards asked for."""
+        return math.ceil(sum(row.count * row.gpus for row in self.actors))
+
+    @property
+    def colocated(self) -> bool:
+        """Whether engines and learner ranks share cards."""
+        return self.trains and self.config.cluster.placement == "colocated"
+
+    @property
+    def host_memory_gib(self) -> float | None:
+        """GiB of host memory over all actors; None where the model is not known."""
+        parts = [row.memory.host_gib for row in self.actors]
+        if any(part is None for part in parts):
+            return None
+        return sum(row.count * (part or 0.0) for row, part in zip(self.actors, parts, strict=True))
+
+
+def make_plan(config: Config, resources: Resources | None = None) -> Plan:
+    """Plans a run for `resources`; by default those of conf/cluster, or this machine's where that says local.
+
+    Raises:
+        ConfigError: a local model folder whose config.json cannot be read.
+    """
+    resources = resources or of_cluster(config.cluster) or this_machine()
+    shape = model_shape(config.model.path)
+    return Plan(config, resources, shape, _actors(config, resources, shape), _batch(config))
+
+
+def without_learners(plan: Plan) -> Plan:
+    """The plan of an evaluation: engines and verifiers alone."""
+    rows = [replace(row, count=0) if row.name == "learner" else row for row in plan.actors]
+    # Nobody shares an engine's card then.
+    return replace(
+        plan, actors=[replace(row, gpus=math.ceil(row.gpus)) if row.name == "rollout" else row for row in rows]
+    )
+
+
+def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> list[ActorPlan]:
+    gpu = config.profile.device == "cuda"
+    shards = config.rollout.tensor_parallel
+    cpus = config.profile.cpus_per_actor
+    counts = {"rollout": config.rollout.workers, "learner": config.learner.ranks, "verifier": config.verifier.workers}
+    card = (0.5 if config.cluster.placement == "colocated" else 1) if gpu else 0
+    sizes = {
+        "rollout": (cpus * shards, shards * card, engine_memory(config, shape, resources)),
+        "learner": (cpus, card, learner_memory(config, shape)),
+        "verifier": (float(config.verifier.processes), 0, other_memory("verifier", config)),
+    }
+    asked = sum(counts[name] * sizes[name][0] for name in counts)
+    # Ray counts an actor's CPUs for its whole life. Where all together ask for more than there is, each gets its share.
+    share = min(1.0, resources.cores / asked) if asked else 1.0
+    rows = [
+        ActorPlan(name, counts[name], cores, int(cores * share * 1000) / 1000, cards, memory)
+        for name, (cores, cards, memory) in sizes.items()
+    ]
+    return [*rows, ActorPlan("driver", 1, 0.0, 0.0, 0, other_memory("driver", config))]
+
+
+def _batch(config: Config) -> BatchPlan:
+    rollout, trainer = config.rollout, config.trainer
+    completions = trainer.prompts_per_step * rollout.samples_per_prompt
+    explanations = trainer.prompts_per_step * rollout.explanations_per_prompt
+    extra = trainer.prompts_per_step if config.algo.name == "sft_gt_grpo" else explanations
+    samples = completions + extra
+    length = rollout.max_prompt_tokens + rollout.max_completion_tokens
+    tokens = samples * length
+    micro_batches = -(-tokens // (config.learner.ranks * max(config.learner.tokens_per_micro_batch, length)))
+    return BatchPlan(completions, explanations, samples, tokens, micro_batches)
+
+
+def plan_text(plan: Plan) -> str:
+    """plan.txt: short aligned lines, sizes in GiB."""
+    config, resources, batch = plan.config, plan.resources, plan.batch
+    lines = [
+        f"run         {config.run_name}: {config.algo.name}, {config.trainer.steps} steps of "
+        f"{config.trainer.prompts_per_step} prompts, seed {config.seed}",
+        f"folder      {config.run_dir}",
+        f"model       {config.model.path} ({_shape_text(plan.shape)})",
+        f"data        {config.data.name}: {config.data.path or config.data.hub or 'generated'}"
+        + (f", levels {config.data.levels}" if config.data.levels else ""),
+        f"resources   {resources.where}: {resources.cores:g} cores, {resources.memory_gib:.1f} GiB memory, "
+        + (f"{resources.gpus} GPUs of {resources.gpu_memory_gib:.0f} GiB" if resources.gpus else "no GPU"),
+        f"profile     {config.profile.name}: rollout {config.rollout.dtype}, learner {config.learner.dtype}",
+        "",
+        "actor       count  cores each  GPUs each  asks Ray for            memory each",
+        *[_actor_line(row, config) for row in plan.actors],
+        "",
+        f"asked for   {plan.cores:g} of {resources.cores:g} cores, {plan.gpus} of {resources.gpus} GPUs, "
+        f"{_gib(plan.host_memory_gib)} of {resources.memory_gib:.1f} GiB host memory (an estimate)",
+        *(
+            []
+            if plan.gpus
+            else ["            cores: the largest of the phases; rollout, verification and update take turns"]
+            if not config.trainer.async_steps
+            else ["            cores: rollout and update run at the same time"]
+        ),
+        *(
+            ["placement   colocated: engine and learner rank of a card take turns; the engine sleeps during the update"]
+            if plan.colocated
+            else ["placement   disaggregated: engines and learner ranks have cards of their own"]
+            if plan.gpus and plan.trains
+            else []
+        ),
+        "",
+        *(
+            [f"asynchronous samples up to {config.trainer.async_steps} step(s) ahead, with weights as many updates old"]
+            if config.trainer.async_steps
+            else []
+        ),
+        f"a step      {batch.completions} completions ({config.trainer.prompts_per_step} prompts x "
+        f"{config.rollout.samples_per_prompt} samples), {batch.explanations} explanations",
+        f"            {batch.samples} training samples, at most {batch.tokens:,} tokens "
+        f"({config.rollout.max_prompt_tokens} + {config.rollout.max_completion_tokens} each)",
+        f"            {config.algo.updates_per_batch} update(s) on {config.learner.ranks} rank(s), ZeRO stage "
+        f"{config.learner.zero_stage}, at most {batch.micro_batches_per_rank} micro-batches a rank of "
+        f"{config.learner.tokens_per_micro_batch} tokens",
+        *duration_text(config, step_duration(config, plan.shape)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _actor_line(row: ActorPlan, config: Config) -> str:
+    asks = f"{row.ray_cpus:g} CPU" + (f", {row.gpus:g} GPU" if row.gpus else "")
+    return f"{row.name:<11} {row.count:>5}  {row.cpus:>10g}  {row.gpus:>9g}  {asks:<22}  {row.memory.text()}"
+
+
+def _shape_text(shape: ModelShape | None) -> str:
+    if shape is None:
+        return "size unknown before it is loaded"
+    millions = shape.parameters / 1e6
+    size = f"{millions / 1e3:.2f} B" if millions >= 1000 else f"{millions:.2f} M"
+    return f"{size} parameters, context {shape.context}"
+
+
+def _gib(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f}"

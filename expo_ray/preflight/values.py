@@ -1,0 +1,335 @@
+"""Checks of a composed Config before anything is started: one sentence for the first thing that is wrong."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from expo_ray.config.errors import ConfigError, did_you_mean
+from expo_ray.config.keys import value_of
+from expo_ray.config.objective import parse_objective
+from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_machine
+from expo_ray.config.schema import Config
+from expo_ray.preflight.fit import misfits, too_long
+from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
+from expo_ray.preflight.model_folder import TOKENIZER_FILES, model_shape
+from expo_ray.preflight.plan import Plan, make_plan, without_learners
+from expo_ray.verifier.tasks import task_problem
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "algo.name": ("grpo", "exp_grpo", "sft_gt_grpo", "exp_dpo", "dpo_gt", "explanation_sft"),
+    "algo.beta_schedule": ("constant", "linear", "cosine"),
+    "algo.sft_reduction": ("mean", "sum"),
+    "algo.explanation_scope": ("every", "all_wrong", "below"),
+    "algo.explanation_keep": ("all", "likely", "rise", "both"),
+    "algo.loss_normalisation": ("token_mean", "sequence_mean", "dr_grpo"),
+    "algo.policy_loss": ("clip", "cispo", "gspo"),
+    "algo.kl_estimator": ("k1", "k2", "k3"),
+    "algo.dynamic_sampling": ("none", "drop", "refill"),
+    "algo.importance_correction": ("none", "truncate", "mask_token", "mask_sequence"),
+    "algo.dpo_refresh": ("offline", "online", "iterative"),
+    "model.prompt_style": ("auto", "chat", "base", "toy"),
+    "data.answer_from": ("field", "boxed", "hashes"),
+    "rollout.dtype": ("float32", "bfloat16", "float16"),
+    "learner.dtype": ("float32", "bfloat16"),
+    "learner.schedule": ("constant", "linear", "cosine"),
+    "learner.batching": ("padded", "packed"),
+    "sync.backend": ("auto", "gloo", "nccl", "ipc"),
+    "profile.name": ("cpu", "gpu"),
+    "profile.device": ("cpu", "cuda"),
+    "cluster.placement": ("disaggregated", "colocated"),
+}
+
+# Smallest and largest value, both allowed; None: no bound.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "algo.beta": (0, None),
+    "algo.explanation_threshold": (0, 1),
+    "algo.explanation_refresh_steps": (0, None),
+    "algo.clip_low": (0, 1),
+    "algo.clip_high": (0, None),
+    "algo.dual_clip": (0, None),
+    "algo.kl_coef": (0, None),
+    "algo.kl_conditioned_coef": (0, None),
+    "algo.refill_rounds": (0, None),
+    "algo.overlong_buffer_tokens": (0, None),
+    "algo.importance_cap": (1, None),
+    "algo.updates_per_batch": (1, None),
+    "algo.dpo_beta": (0, None),
+    "algo.dpo_refresh_steps": (1, None),
+    "algo.properties_every": (0, None),
+    "model.lora.rank": (0, None),
+    "model.lora.alpha": (0.01, None),
+    "model.lora.dropout": (0, 0.99),
+    "data.held_out_share": (0, 0.9),
+    "data.max_problems": (0, None),
+    "rollout.workers": (1, None),
+    "rollout.samples_per_prompt": (1, None),
+    "rollout.explanations_per_prompt": (0, None),
+    "rollout.max_prompt_tokens": (1, None),
+    "rollout.max_completion_tokens": (1, None),
+    "rollout.temperature": (0.01, None),
+    "rollout.tensor_parallel": (1, None),
+    "rollout.max_sequences": (1, None),
+    "rollout.gpu_memory_utilization": (0.05, 0.98),
+    "learner.ranks": (1, None),
+    "learner.zero_stage": (0, 3),
+    "learner.learning_rate": (0, None),
+    "learner.warmup_steps": (0, None),
+    "learner.max_grad_norm": (0, None),
+    "learner.tokens_per_micro_batch": (1, None),
+    "learner.logits_chunk_tokens": (1, None),
+    "sync.bucket_mib": (1, None),
+    "sync.timeout_s": (1, None),
+    "sync.probe_prompts": (1, None),
+    "sync.probe_tokens": (1, None),
+    "sync.tolerance": (0, None),
+    "sync.mean_tolerance": (0, None),
+    "verifier.workers": (1, None),
+    "verifier.processes": (1, None),
+    "verifier.timeout_s": (0.01, None),
+    "verifier.memory_mib": (64, None),
+    "verifier.max_failure_rate": (0, 1),
+    "trainer.steps": (1, None),
+    "trainer.prompts_per_step": (1, None),
+    "trainer.async_steps": (0, 8),
+    "trainer.checkpoint_every": (0, None),
+    "trainer.checkpoint_minutes": (0, None),
+    "trainer.keep_checkpoints": (1, None),
+    "trainer.keep_best": (0, None),
+    "trainer.max_restarts": (0, None),
+    "trainer.eval_every": (0, None),
+    "trainer.max_mismatch": (0, None),
+    "trainer.wait_s": (1, None),
+    "trainer.start_s": (1, None),
+    "logging.usage_every": (0, None),
+    "eval.samples": (1, 1024),
+    "eval.chunk": (0, None),
+    "eval.max_problems": (0, None),
+    "eval.temperature": (0, None),
+    "profile.cpus_per_actor": (0.01, None),
+    "profile.threads_per_actor": (1, None),
+    "seed": (0, 2**31 - 1),
+}
+
+LEVELS = (1, 2, 3, 4, 5)
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
+WITH_GROUP = ("grpo", "exp_grpo", "sft_gt_grpo")
+WITH_EXPLANATIONS = ("exp_grpo", "exp_dpo", "explanation_sft")
+
+
+def check_config(config: Config, resources: Resources | None = None, training: bool = True) -> Plan:
+    """Checks values, their combinations, the model folder and the resources; gives the plan that passed.
+
+    Args:
+        resources: what to plan for; None: conf/cluster's, and for a real start this machine's as well.
+        training: False for an evaluation, which starts no learner.
+
+    Raises:
+        ConfigError: the first thing that is wrong, in one sentence with the remedy.
+    """
+    for problem in _problems(config, training):
+        raise ConfigError(problem)
+    plan = _plan(config, resources, training)
+    for problem in [*too_long(plan), *_resource_problems(config, plan, resources is not None)]:
+        raise ConfigError(problem)
+    return plan
+
+
+def _resource_problems(config: Config, plan: Plan, given: bool) -> Iterator[str]:
+    joins = config.cluster.address is not None or "RAY_ADDRESS" in os.environ
+    stated = of_cluster(config.cluster) is not None
+    # What a running Ray cluster has is not known here, unless conf/cluster states it.
+    if given or stated or not joins:
+        yield from misfits(plan)
+    if stated and not (given or joins or config.dry_run):
+        yield from misfits(_plan(config, this_machine(), plan.trains))
+
+
+def _plan(config: Config, resources: Resources | None, training: bool) -> Plan:
+    plan = make_plan(config, resources)
+    return plan if training else without_learners(plan)
+
+
+def _problems(config: Config, training: bool) -> Iterator[str]:
+    yield from _choices(config)
+    yield from _ranges(config)
+    yield from _combinations(config)
+    yield from _levels(config)
+    yield from _model(config)
+    yield from _shards(config)
+    if config.cluster.placement == "colocated" and training:
+        yield from _colocated(config)
+    yield from _lora(config)
+    yield from _folder(config)
+
+
+def _choices(config: Config) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        if (value := value_of(config, key)) not in choices:
+            yield f"{key}={value} is not a choice{did_you_mean(str(value), choices)} (choices: {', '.join(choices)})"
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    for key, (low, high) in RANGES.items():
+        value = value_of(config, key)
+        if not value >= low:
+            yield f"{key}={value} is too small: use {key}={low:g} or more"
+        if high is not None and value > high:
+            yield f"{key}={value} is too large: use {key}={high:g} or less"
+
+
+def _combinations(config: Config) -> Iterator[str]:
+    algo, rollout, learner = config.algo, config.rollout, config.learner
+    if algo.name in WITH_GROUP and rollout.samples_per_prompt < 2:
+        yield (
+            f"rollout.samples_per_prompt={rollout.samples_per_prompt} gives algo={algo.name} no group to compare: "
+            "use rollout.samples_per_prompt=2 or more"
+        )
+    yield from _explanations(config)
+    if 0 < algo.dual_clip <= 1:
+        yield (
+            f"algo.dual_clip={algo.dual_clip:g} is no dual clip, it must lie above the ratio 1: use algo.dual_clip=0 "
+            "(off), or a number above 1 such as algo.dual_clip=3"
+        )
+    if algo.name in WITH_GROUP and rollout.top_p != 1.0:
+        yield f"rollout.top_p={rollout.top_p} makes the importance ratio wrong: use rollout.top_p=1.0"
+    if algo.name in WITH_GROUP and rollout.top_k > 0:
+        yield f"rollout.top_k={rollout.top_k} makes the importance ratio wrong: use rollout.top_k=0"
+    # On a running cluster a class of the user's may be where the verifiers are, and not here.
+    here = config.cluster.address is None or ":" not in config.verifier.name
+    if here and (problem := task_problem(config.verifier.name)):
+        yield problem
+    if not 0 < config.eval.top_p <= 1:
+        yield f"eval.top_p={config.eval.top_p} is not a share: use a number above 0, up to 1"
+    if (wanted := parse_objective(config.eval.objective)[0]) > config.eval.samples:
+        yield f"eval.objective={config.eval.objective} needs eval.samples={wanted} or more, not {config.eval.samples}"
+    if config.trainer.async_steps and algo.name in WITH_GROUP and algo.importance_correction == "none":
+        yield (
+            f"trainer.async_steps={config.trainer.async_steps} trains on samples of older weights, which "
+            "algo.importance_correction=none does not correct: use algo.importance_correction=truncate"
+        )
+    if algo.overlong_buffer_tokens >= rollout.max_completion_tokens:
+        yield (
+            f"algo.overlong_buffer_tokens={algo.overlong_buffer_tokens} must be below "
+            f"rollout.max_completion_tokens={rollout.max_completion_tokens}"
+        )
+    if learner.batching == "packed" and learner.attention == "eager":
+        yield "learner.batching=packed needs learner.attention=sdpa or a flash attention, not eager"
+    if config.profile.device == "cuda" and cpu_build() and not config.dry_run:
+        yield "profile=gpu needs the GPU packages, .venv has the CPU ones: run PROFILE=gpu make setup, or profile=cpu"
+    if config.profile.device == "cpu" and config.sync.backend in ("nccl", "ipc"):
+        yield f"sync.backend={config.sync.backend} needs GPUs: use sync.backend=auto with profile=cpu"
+    if config.trainer.resume not in ("auto", "never") and not Path(config.trainer.resume).expanduser().exists():
+        yield f"trainer.resume={config.trainer.resume} is neither auto, never nor an existing folder"
+    if algo.dpo_pairs_path is not None and not Path(algo.dpo_pairs_path).expanduser().is_file():
+        yield f"algo.dpo_pairs_path={algo.dpo_pairs_path} is not there: leave it out to make the pairs"
+
+
+def _explanations(config: Config) -> Iterator[str]:
+    """ExP-GRPO without explanations is GRPO, a limit worth running; the others have nothing else to train on."""
+    algo, sampled = config.algo, config.rollout.explanations_per_prompt
+    if sampled or algo.name not in WITH_EXPLANATIONS:
+        return
+    if algo.name != "exp_grpo":
+        yield f"algo={algo.name} needs rollout.explanations_per_prompt=1 or more, not {sampled}"
+    elif algo.kl_conditioned_coef:
+        yield (
+            f"algo.kl_conditioned_coef={algo.kl_conditioned_coef} needs rollout.explanations_per_prompt=1 or more, "
+            f"not {sampled}: it weighs a term on the explanations"
+        )
+
+
+def _shards(config: Config) -> Iterator[str]:
+    """vLLM splits the attention heads evenly, and on CPU this project starts one process an engine."""
+    shards = config.rollout.tensor_parallel
+    shape = model_shape(config.model.path)
+    if config.profile.device == "cpu" and shards > 1:
+        yield f"rollout.tensor_parallel={shards} needs GPUs: use rollout.tensor_parallel=1 with profile=cpu"
+    elif shape is not None and not _splits(shards, shape.heads, shape.kv_heads):
+        most = next(n for n in range(shards, 0, -1) if _splits(n, shape.heads, shape.kv_heads))
+        yield (
+            f"rollout.tensor_parallel={shards} does not divide the {shape.heads} attention heads ({shape.kv_heads} for "
+            f"keys and values) of {config.model.path}: use rollout.tensor_parallel={most}"
+        )
+
+
+def _colocated(config: Config) -> Iterator[str]:
+    """An engine and a learner rank to each card, taking turns."""
+    rollout, learner, apart = config.rollout, config.learner, "or cluster.placement=disaggregated"
+    if config.profile.device == "cpu":
+        yield "cluster.placement=colocated shares GPUs, and profile=cpu has none: use cluster.placement=disaggregated"
+    if rollout.tensor_parallel > 1:
+        yield (
+            f"rollout.tensor_parallel={rollout.tensor_parallel} spreads an engine over cards, which "
+            f"cluster.placement=colocated cannot share: use rollout.tensor_parallel=1, {apart}"
+        )
+    if rollout.workers != learner.ranks:
+        yield (
+            f"cluster.placement=colocated needs an engine for each learner rank, not rollout.workers={rollout.workers} "
+            f"and learner.ranks={learner.ranks}: use rollout.workers={learner.ranks}, {apart}"
+        )
+    if config.trainer.async_steps:
+        yield (
+            f"trainer.async_steps={config.trainer.async_steps} samples during the update, and with "
+            f"cluster.placement=colocated engines sleep then: use trainer.async_steps=0, {apart}"
+        )
+    if config.sync.backend not in ("auto", "ipc"):
+        yield (
+            f"sync.backend={config.sync.backend} connects different cards, with cluster.placement=colocated they are "
+            "the same: use sync.backend=auto"
+        )
+    if config.cluster.rollout_resource != config.cluster.learner_resource:
+        yield (
+            f"cluster.rollout_resource={config.cluster.rollout_resource} and cluster.learner_resource="
+            f"{config.cluster.learner_resource} keep apart what cluster.placement=colocated puts on one card: "
+            "give both the same"
+        )
+
+
+def _splits(shards: int, heads: int, kv_heads: int) -> bool:
+    return heads % shards == 0 and (kv_heads % shards == 0 if kv_heads >= shards else shards % kv_heads == 0)
+
+
+def _levels(config: Config) -> Iterator[str]:
+    for key in ("levels", "eval_levels"):
+        if wrong := [level for level in getattr(config.data, key) if level not in LEVELS]:
+            yield f"data.{key}={getattr(config.data, key)} names level {wrong[0]}: levels are 1 to 5"
+    if config.data.levels and config.data.name != "toy" and config.data.level_key is None:
+        yield f"data.levels={config.data.levels} needs data.level_key, the key of your file that holds the level"
+
+
+def _model(config: Config) -> Iterator[str]:
+    path = config.model.path
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path)
+        if folder.exists() or not hub_id:
+            yield f"model.path={path} is neither a folder nor a hub id: give a Hugging Face model folder or owner/name"
+        return
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        yield f"model.path={path} has no tokenizer (tokenizer.json or tokenizer.model): copy it into that folder"
+    shape = model_shape(path)
+    vocabulary = shape.vocabulary if shape is not None else None
+    yield from weight_problems(folder, vocabulary)
+    yield from tokenizer_problems(folder, vocabulary)
+
+
+def _lora(config: Config) -> Iterator[str]:
+    targets = list(config.model.lora.target_modules)
+    shown = f"model.lora.target_modules=[{','.join(targets)}]"
+    if config.model.lora.rank and not targets:
+        yield f"{shown} leaves nothing to train: use [all-linear], or names such as [q_proj,v_proj]"
+    if "all-linear" in targets and len(targets) > 1:
+        yield f"{shown} names all linear layers and some of them: use [all-linear] alone, or names alone"
+    for target in targets:
+        if target != "all-linear" and not re.fullmatch(r"\w+(\.\w+)*", target):
+            yield f"{shown}: {target!r} is no module's name: use names such as q_proj, or [all-linear]"
+        if target.rpartition(".")[2] in EMBEDDINGS:
+            yield f"{shown}: {target} is an embedding, an adapter there cannot be merged: use linear layers"
+
+
+def _folder(config: Config) -> Iterator[str]:
+    folder = Path(config.run_dir)
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        yield f"run_dir={folder} cannot be made, {nearest} is not a folder to write in: give another run_dir=FOLDER"

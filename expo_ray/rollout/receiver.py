@@ -1,0 +1,125 @@
+"""The rollout worker's end of a sync: a mixin for a class that holds a vLLM engine."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from expo_ray.messages import FloatArray
+from expo_ray.rollout.engine import EngineLoop
+from expo_ray.runtime.spans import span
+from expo_ray.sync.gloo.loading import forget_half_loaded
+from expo_ray.sync.proof import NO_VERSION, Probe
+
+
+class WeightReceiver:
+    """Weight sync methods for an actor whose engine is a `vllm.LLM` with a weight transfer config.
+
+    A round may begin while completions are sampled: they wait, and go on with the new weights.
+    """
+
+    engine: EngineLoop
+    _round_open = False
+    _round_broke = False
+
+    def init_weight_transfer_engine(self, request: dict[str, Any]) -> None:
+        """Connect to the learner, in place of an earlier connection; a round that broke is given up."""
+        if self._round_open:
+            self._abandon_round()
+        self.engine.llm.shutdown_weight_transfer_engine()
+        self.engine.llm.init_weight_transfer_engine(request)
+        self.engine.take_stream()
+
+    def start_weight_update(self) -> None:
+        """Open a round. Until it is finished the engine has no weight version and must not sample."""
+        self.engine.pause()
+        if self._round_open:
+            self._abandon_round()
+        self.engine.llm.update_weight_version(str(NO_VERSION))
+        self.engine.llm.start_weight_update()
+        self._round_open = True
+        if self._round_broke:
+            self.engine.llm.apply_model(forget_half_loaded)
+            self._round_broke = False
+
+    def update_weights(self, request: dict[str, Any]) -> None:
+        """Receive and load weights; blocks until they are loaded."""
+        with span("receive weights"):
+            self.engine.llm.update_weights(request)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Close the round, forget what the old weights computed, take the version if one is given.
+
+        Keys and values of completions under way are computed again with the new weights. Sampling goes on after
+        the probe.
+        """
+        self.engine.llm.finish_weight_update()
+        self._round_open = False
+        self.engine.llm.reset_prefix_cache(reset_running_requests=True)
+        if weight_version is not None:
+            self.engine.llm.update_weight_version(weight_version)
+
+    def update_weight_version(self, new_version: str | int) -> None:
+        """Name the weights that the engine has."""
+        self.engine.llm.update_weight_version(str(new_version))
+
+    def get_weight_version(self) -> int:
+        """The engine's weight version; -1 during a sync and before the first one."""
+        version = self.engine.llm.get_weight_version()
+        return int(version) if version.removeprefix("-").isdigit() else NO_VERSION
+
+    def shutdown_weight_transfer_engine(self) -> None:
+        """Drop the connection to the learner; the engine goes on serving."""
+        if self._round_open:
+            self._abandon_round()
+        self.engine.llm.shutdown_weight_transfer_engine()
+
+    def sync_probe(self, sequences: Sequence[Sequence[int]]) -> Probe:
+        """This engine's side of a sync proof. Then sampling goes on."""
+        with span("probe"):
+            found = Probe(self.get_weight_version(), engine_probe(self.engine, sequences))
+        self.engine.resume()
+        return found
+
+    def _abandon_round(self) -> None:
+        # vLLM ends an open round only by finishing it, which would load half a model, or by an update that fails.
+        self._round_open, self._round_broke = False, True
+        try:
+            self.engine.llm.update_weights({"update_info": {"abandon": True}})
+        except (RuntimeError, ValueError):
+            return
+        raise RuntimeError("the engine accepted an empty weight update")
+
+
+def engine_probe(engine: EngineLoop, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
+    """For each sequence [T]: [T - 1] nats, the log-probability of each token given those before it.
+
+    Prompt log-probabilities are plain log-softmax at temperature 1 whatever the engine's logprobs_mode
+    (vLLM's _get_prompt_logprobs_dict), and such requests read no cached prefix. Where nothing else is sampled
+    meanwhile, torch's random generators in this process are as they were afterwards.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        prompt_logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    prompts = [{"prompt_token_ids": [int(token) for token in ids]} for ids in sequences]
+    devices = list(range(torch.cuda.device_count()))
+    with engine.turn(in_pause=True):
+        alone = not engine.busy
+    with torch.random.fork_rng(devices=devices, enabled=alone):
+        with engine.turn(in_pause=True):
+            begun = engine.submit(prompts, [params] * len(prompts), first=True)
+        outputs = engine.results(begun, in_pause=True)
+    return [
+        np.array(
+            [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)], np.float32
+        )
+        for output, ids in zip(outputs, sequences, strict=True)
+    ]

@@ -1,0 +1,75 @@
+"""events.jsonl: what happened to a run beside its steps. Actors lost and replaced, checkpoints, resumes."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from expo_ray.runtime.process import Place
+
+
+class Status:
+    """Rewrites `<folder>/status.json` at each change of phase, by renaming, so that a reader never sees half of it.
+
+    Args:
+        folder: the run folder.
+        places: gives the actors' places by name.
+    """
+
+    def __init__(self, folder: Path, places: Callable[[], dict[str, Place]]) -> None:
+        self.path, self._places = folder / "status.json", places
+        self.step = -1
+        self.current = "starting"
+
+    def enter(self, phase: str) -> str:
+        """Names the phase that begins now; returns the one before."""
+        before, self.current = self.current, phase
+        self._write()
+        return before
+
+    @contextmanager
+    def phase(self, phase: str) -> Iterator[None]:
+        """Names a phase for as long as it is entered."""
+        before = self.enter(phase)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def _write(self) -> None:
+        actors = {name: asdict(place) for name, place in self._places().items()}
+        found = {"step": self.step, "phase": self.current, "since": time.time(), "driver": os.getpid()}
+        aside = self.path.with_name(".status.partial")
+        aside.write_text(json.dumps(found | {"actors": actors}))
+        os.replace(aside, self.path)
+
+
+class Events:
+    """Appends to `<folder>/events.jsonl`, and tells what a user must know on standard error.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "events.jsonl"
+
+    def note(self, kind: str, sentence: str, tell: bool = True, **details: Any) -> None:
+        """Writes one event.
+
+        Args:
+            kind: lost, replaced, restarted, resumed, skipped, checkpoint, changed, preempted.
+            sentence: what happened.
+            tell: also print it.
+            details: numbers and names that a program wants to read.
+        """
+        line = {"time": round(time.time(), 3), "event": kind, "what": sentence} | details
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if tell:
+            print(f"{kind}: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,108 @@
+"""What every actor's process has: its own log file, its own threads, and answers about itself."""
+
+import faulthandler
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from expo_ray.runtime.spans import open_spans
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an actor's process runs."""
+
+    pid: int
+    node_ip: str
+    node_id: str
+    card: str | None = None
+    """Name of its GPU."""
+
+
+class ActorProcess:
+    """What the driver may ask of every actor."""
+
+    def ready(self) -> Place:
+        """Where this process runs; answers once the constructor is done."""
+        return here()
+
+    def log_to(self, name: str, log_folder: str) -> None:
+        """From now on this process logs there."""
+        begin(name, log_folder)
+
+    def usage(self) -> dict[str, float]:
+        """Resources of this process and those it started."""
+        return process_usage()
+
+
+def here() -> Place:
+    """This process's place in the Ray cluster."""
+    import ray
+
+    node_ip, node_id = ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id()
+    return Place(os.getpid(), node_ip, node_id, _card())
+
+
+def _card() -> str | None:
+    # torch is there where an actor has a card; nobody loads it for the question.
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+def process_usage(of_children: bool = True) -> dict[str, float]:
+    """Resident memory (MiB), open files and threads of this process; memory and files also of its children."""
+    import psutil
+
+    own = psutil.Process()
+    rss, files = own.memory_info().rss, own.num_fds()
+    for child in own.children(recursive=True) if of_children else []:
+        try:
+            rss, files = rss + child.memory_info().rss, files + child.num_fds()
+        except psutil.Error:
+            continue  # it ended, or belongs to another user by now
+    return {"rss_mib": rss / 2**20, "open_files": float(files), "threads": float(own.num_threads())}
+
+
+def log_path(log_folder: str, name: str) -> Path:
+    """The log file of one actor."""
+    return Path(log_folder) / f"{name}.log"
+
+
+def begin(name: str, log_folder: str) -> None:
+    """Sends this process's output, C++ libraries' included, to `<log_folder>/<name>.log`.
+
+    Engines print hundreds of lines at start; the terminal belongs to the run's progress.
+    """
+    path = log_path(log_folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    faulthandler.enable()
+    open_spans(log_folder, name)
+
+
+def environment(device: str, threads: int, deterministic: bool = False) -> dict[str, str]:
+    """Environment variables of an actor's process; they must be set before its libraries load.
+
+    One OpenMP thread an actor on CPU: two barriers on one core wait a scheduler quantum at each operator.
+    `deterministic` asks vLLM for batch-invariant kernels and cuBLAS for a fixed workspace.
+    """
+    variables = {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_COLOR": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    if device == "cpu":
+        variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    if device == "cuda" and deterministic:
+        variables |= {"VLLM_BATCH_INVARIANT": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    return variables

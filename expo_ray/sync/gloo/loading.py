@@ -1,0 +1,199 @@
+"""Loading straight from the received bytes into CPU engines, where vLLM's reload would copy everything twice.
+
+vLLM's layerwise reload gives each layer fresh memory, copies its tensors there, packs them for the CPU's
+matrix kernels and throws the memory away. For plain dense decoders the fused weight of a layer (q, k and v
+under each other) lies in one piece in the received bucket, so it can be packed from where it is.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+def forget_half_loaded(model: torch.nn.Module) -> None:
+    """Forget what a broken round had loaded: vLLM keeps it, and would count those tensors twice in the next round."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        info.load_numel = 0
+        info.loaded_weights.clear()
+
+
+def finish_reload(model: torch.nn.Module, model_config: Any) -> None:
+    """Close the reload and mend the tied head."""
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+    finalize_layerwise_reload(model, model_config)
+    mend_tied_heads(model)
+
+
+def mend_tied_heads(model: torch.nn.Module) -> int:
+    """Give every tied lm_head on CPU the packed weights that its embedding got; returns how many.
+
+    vLLM's CPU layers compute with a packed copy of the weight. A reload loads the embedding, packs it,
+    and leaves the tied head (which no checkpoint tensor names) with the copy of the old weights.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        UnquantizedEmbeddingMethod,
+        VocabParallelEmbedding,
+    )
+
+    layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
+    embeddings = {
+        layer.weight.data_ptr(): layer
+        for layer in layers
+        if not isinstance(layer, ParallelLMHead) and layer.weight.device.type == "cpu"
+    }
+    mended = 0
+    for head in layers:
+        embedding = embeddings.get(head.weight.data_ptr()) if isinstance(head, ParallelLMHead) else None
+        if embedding is None:
+            continue
+        plain = type(head.quant_method) is type(embedding.quant_method) is UnquantizedEmbeddingMethod
+        if plain and hasattr(embedding, "cpu_linear"):
+            head.cpu_linear = embedding.cpu_linear  # the same weights, packed a moment ago
+        else:
+            quant_method: Any = head.quant_method
+            quant_method.process_weights_after_loading(head)
+        mended += 1
+    return mended
+
+
+ARCHITECTURES = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM"})
+"""Models whose `load_weights` does nothing but stack the parts that `packed_modules_mapping` names."""
+
+
+@dataclass(eq=False)
+class _Target:
+    """One parameter of the engine and the checkpoint tensors that it is stacked from, in order."""
+
+    layer: Any
+    leaf: str
+    rows: tuple[int, ...]
+    """Of each part, along the first axis."""
+    parts: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def take(self, part: int, tensor: torch.Tensor) -> None:
+        """Raises ValueError for a shape that does not fit."""
+        if tensor.shape[0] != self.rows[part]:
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} arrived where {self.rows[part]} rows belong")
+        self.parts[part] = tensor
+        if len(self.parts) == len(self.rows):
+            whole = stacked([self.parts[index] for index in range(len(self.rows))])
+            self.parts = {}
+            self._apply(whole)
+
+    def _apply(self, whole: torch.Tensor) -> None:
+        from vllm.model_executor.layers.linear import LinearBase
+
+        if self.leaf == "weight" and isinstance(self.layer, LinearBase):
+            if whole.shape[1] != self.layer.input_size:
+                raise ValueError(f"a weight of {whole.shape[1]} columns arrived where {self.layer.input_size} belong")
+            weight = whole.to(self.layer.params_dtype)
+            self.layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+            self.layer.quant_method.process_weights_after_loading(self.layer)
+            return
+        # In place: a tied head shares this memory, and rows of padding stay zero.
+        getattr(self.layer, self.leaf).data[: whole.shape[0]].copy_(whole)
+
+
+class DirectLoader:
+    """Loads a model's checkpoint tensors with no reload session around it."""
+
+    def __init__(self, targets: dict[str, tuple[_Target, int]], heads: list[tuple[Any, Any]]) -> None:
+        self._targets = targets
+        self._heads = heads
+
+    def covers(self, names: Iterable[str]) -> bool:
+        """True if these are exactly the tensors that the model is made from."""
+        return set(names) == self._targets.keys()
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take tensors in any order; each layer is packed when its last one has come. Raises ValueError."""
+        for name, tensor in weights:
+            target, part = self._targets[name]
+            try:
+                target.take(part, tensor)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+
+    def finish(self) -> None:
+        """Pack the heads, tied or not; their embedding lets go of its own packed copy, which nothing reads."""
+        for head, embedding in self._heads:
+            head.quant_method.process_weights_after_loading(head)
+            if embedding is not None:
+                embedding.cpu_linear = head.cpu_linear
+
+
+def direct_loader(model: torch.nn.Module) -> DirectLoader | None:
+    """A loader for this model; None where anything about it is not plain: then vLLM's reload has to do."""
+    from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        UnquantizedEmbeddingMethod,
+        VocabParallelEmbedding,
+    )
+
+    if type(model).__name__ not in ARCHITECTURES:
+        return None
+    mapping: dict[str, list[str]] = model.packed_modules_mapping
+    targets: dict[str, tuple[_Target, int]] = {}
+    embeddings: dict[int, Any] = {}
+    heads: list[tuple[Any, Any]] = []
+    for path, module in model.named_modules():
+        layer: Any = module
+        if isinstance(layer, (LinearBase, VocabParallelEmbedding)):
+            plain = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+            if type(layer.quant_method) not in plain or layer.tp_size != 1:
+                return None
+        if isinstance(layer, ParallelLMHead):
+            tied_to = embeddings.get(layer.weight.data_ptr())
+            heads.append((layer, tied_to))
+            if tied_to is not None:
+                continue
+        elif isinstance(layer, VocabParallelEmbedding):
+            embeddings[layer.weight.data_ptr()] = layer
+        for leaf, parameter in layer._parameters.items():
+            if parameter is None:
+                continue
+            if parameter.device.type != "cpu":
+                return None
+            rows = _rows(layer, parameter)
+            owner, _, own = path.rpartition(".")
+            stems = [f"{owner}.{part}" for part in mapping[own]] if own in mapping else [path]
+            if len(stems) != len(rows):
+                return None
+            target = _Target(layer, leaf, rows)
+            targets |= {f"{stem}.{leaf}": (target, index) for index, stem in enumerate(stems)}
+    return DirectLoader(targets, heads)
+
+
+def stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The parts under each other: a view where they already lie so in memory, else a copy."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    end = first.data_ptr()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr() and part.dtype == first.dtype
+        if not same or part.data_ptr() != end or not part.is_contiguous():
+            return torch.cat(list(parts))
+        end += part.nbytes
+    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    return first.as_strided(shape, first.stride())
+
+
+def _rows(layer: Any, parameter: torch.Tensor) -> tuple[int, ...]:
+    """Rows of each checkpoint tensor that the parameter is stacked from. A packed weight itself is empty."""
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    if isinstance(layer, LinearBase):
+        return tuple(getattr(layer, "output_partition_sizes", None) or [layer.output_size])
+    if isinstance(layer, VocabParallelEmbedding):
+        return (layer.org_vocab_size,)
+    return (parameter.shape[0],)

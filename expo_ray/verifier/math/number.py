@@ -1,0 +1,112 @@
+"""Exact values of plain numbers: the cheap path that settles most answers without a parser."""
+
+import re
+from fractions import Fraction
+
+MAX_ANSWER = 2000
+"""Characters of an answer that is parsed; a longer one can only be right by being the gold answer's text."""
+MAX_DEPTH = 40
+"""Nested brackets of an answer that is parsed."""
+MAX_EXPONENT = 20_000
+"""Largest exponent, factorial argument and the like that is evaluated."""
+
+
+class NotDecided(Exception):
+    """The comparison would cost more than it may: the outcome is `error`, not `wrong`."""
+
+
+_DECIMAL = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+_PLAIN = re.compile(rf"(?:{_DECIMAL})")
+_FRACTION = re.compile(rf"(?:\\frac\{{([+-]?(?:{_DECIMAL}))\}}\{{([+-]?(?:{_DECIMAL}))\}}|({_DECIMAL})/({_DECIMAL}))")
+_MIXED = re.compile(r"([0-9]+) ?(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
+_SCIENTIFIC = re.compile(rf"({_DECIMAL})(?:\\cdot ?10\^\{{([+-]?[0-9]+)\}}|[eE]([+-]?[0-9]+))")
+_POWER_OF_TEN = re.compile(r"10\^\{([+-]?[0-9]+)\}")
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
+MAX_DIGITS = 400
+
+
+def rational(text: str) -> Fraction | None:
+    r"""The value of a cleaned number (integer, decimal, fraction, mixed, scientific, repeating); None if it is none.
+
+    >>> rational(r"-1\frac{1}{2}")
+    Fraction(-3, 2)
+
+    Raises:
+        NotDecided: an exponent beyond MAX_EXPONENT.
+    """
+    if len(text) > MAX_DIGITS:
+        return None
+    sign = 1
+    while text[:1] in ("+", "-") and text:
+        sign = -sign if text[0] == "-" else sign
+        text = text[1:].lstrip()
+    text = _without_outer(text)
+    value = _unsigned(text)
+    return None if value is None else sign * value
+
+
+def _unsigned(text: str) -> Fraction | None:
+    if _PLAIN.fullmatch(text):
+        return Fraction(text.rstrip(".") if text.endswith(".") else text)
+    if match := _FRACTION.fullmatch(text):
+        top, bottom = (match.group(1), match.group(2)) if match.group(1) else (match.group(3), match.group(4))
+        return Fraction(top) / Fraction(bottom) if Fraction(bottom) else None
+    if match := _MIXED.fullmatch(text):
+        above, below = (int(part) for part in match.groups()[1:] if part is not None)
+        return int(match.group(1)) + Fraction(above, below) if 0 < above < below else None
+    if match := _SCIENTIFIC.fullmatch(text):
+        return Fraction(match.group(1)) * _ten_to(match.group(2) or match.group(3))
+    if match := _POWER_OF_TEN.fullmatch(text):
+        return _ten_to(match.group(1))
+    if match := _REPEATING.fullmatch(text):
+        whole, fixed, cycle = match.groups()
+        head = Fraction(int((whole + fixed) or "0"), 10 ** len(fixed))
+        return head + Fraction(int(cycle), 10 ** len(fixed) * (10 ** len(cycle) - 1))
+    return None
+
+
+def _ten_to(exponent: str) -> Fraction:
+    if len(exponent) > 9 or abs(int(exponent)) > MAX_EXPONENT:
+        raise NotDecided("exponent too large")
+    return Fraction(10) ** int(exponent)
+
+
+def _without_outer(text: str) -> str:
+    """`(5)` and `{5}` are 5."""
+    while len(text) > 2 and (text[0], text[-1]) in (("(", ")"), ("{", "}")) and not set(text[1:-1]) & set("(){}"):
+        text = text[1:-1]
+    return text
+
+
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_SMALL = {word: value for value, word in enumerate((_ONES + " seventeen eighteen nineteen").split())}
+_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TENS = {word: 20 + 10 * index for index, word in enumerate(_TENS_WORDS.split())}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+
+
+def from_words(text: str) -> int | None:
+    """Value of a number in English words ("twenty-one", "two hundred"); None if it is none."""
+    words = text.lower().replace("-", " ").split()
+    if not words or len(words) > 8:
+        return None
+    total = current = 0
+    previous = ""
+    for word in words:
+        if word in _SMALL:
+            if previous in _SMALL or (previous in _TENS and not 0 < _SMALL[word] < 10):
+                return None
+            current += _SMALL[word]
+        elif word in _TENS:
+            if previous in _SMALL or previous in _TENS:
+                return None
+            current += _TENS[word]
+        elif word == "hundred" and 0 < current < 10:
+            current *= 100
+        elif word in _SCALES and word != "hundred" and current:
+            total += current * _SCALES[word]
+            current = 0
+        else:
+            return None
+        previous = word
+    return total + current
