@@ -12,13 +12,16 @@ SEED ?= 0
 export OMP_NUM_THREADS ?= 1
 export PROFILE
 
-.PHONY: help setup demo train-math-l5 submit ladder ablations base-model test test-unit bench-trl chaos lint format lock clean
+.PHONY: help setup house demo train-math-l5 submit ladder ablations base-model test test-unit bench-trl chaos lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "%-16s %s\n", $$1, $$2}'
 
 setup: ## make .venv with the locked packages
 	@launch/setup.sh
+
+house: setup ## the figures of the code: files, lines, functions, imports
+	@$(PY) -m tests.house $(ARGS)
 
 demo: setup ## the whole pipeline in minutes: GRPO beside ExP-GRPO on the embedded world
 	@$(PY) -m expo_ray.demo $(ARGS)
