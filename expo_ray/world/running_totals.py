@@ -1,7 +1,7 @@
 """Running totals on a clock: the problems of the embedded world.
 
 A problem of level L shows L + 1 digits and asks for the L running totals modulo 10: `3+4+8` -> `75`
-(3+4=7, 7+8=15 -> 5). The chance of guessing level 5 is 1e-5. docs/world.md tells what the base model can do.
+(3+4=7, 7+8=15 -> 5). The chance of guessing level 5 is 1e-5. docs/toy_task.md tells what the base model can do.
 """
 
 import itertools

@@ -24,6 +24,8 @@ from expo_ray.messages import SyncProof, TrainingBatch, UpdateReport
 from expo_ray.runtime.journal import Status
 from expo_ray.runtime.process import process_usage
 from expo_ray.train import main
+from expo_ray.verifier.tasks import make_task, task_problem
+from tests.user_pages import WrittenFile, parse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
@@ -72,11 +74,11 @@ def emitted() -> set[str]:
     record = StepRecord(0, Status(Path(os.devnull), dict))
     proof = SyncProof(1, [1], 0.0, 0.0, 1e-3, 1e-3, 1, 0.1)
     record.finish(groups, TrainingBatch(0, []), UpdateReport({}, 0, 0.0), proof)
-    beside = StepRecord(0)
+    background = StepRecord(0)
     for phase in re.findall(r'record\.phase\("(\w+)"\)', inspect.getsource(Collector)):
-        with beside.phase(phase):
+        with background.phase(phase):
             pass
-    record.beside(beside)
+    record.beside(background)
     return names | set(record.metrics) | {f"time/{phase}" for phase in record.seconds} | {"step"}
 
 
@@ -101,9 +103,9 @@ def test_other_records_are_documented_key_for_key(tmp_path):
     measured = [GroupProperties([PROPERTIES], PROPERTIES, [PROPERTIES, PROPERTIES])]
     samples = set().union(*sample_lines(groups, measured, config)) | {"step"}
     inner = {field.name for field in fields(SampleProperties)}
-    told = (REPOSITORY / "docs/metrics.md").read_text()
+    page = (REPOSITORY / "docs/metrics.md").read_text()
     assert documented("samples.jsonl") == samples
-    assert all(f"`{name}`" in told for name in inner)
+    assert all(f"`{name}`" in page for name in inner)
     assert documented("proofs.jsonl") == {field.name for field in fields(SyncProof)}
     assert documented("evaluations.jsonl") == {"steps_done", *summarise(groups, 2).summary()}
     _summarise(config, tmp_path, 1, False, 1.0)
@@ -146,12 +148,26 @@ def test_documented_choices_are_the_folders_of_conf():
     for name in ("experiment", "algo", "data", "verifier", "model"):
         row = re.search(rf"^\| `{name}` \|(.*)$", text, re.MULTILINE)
         assert row, name
-        told = {choice for quoted in re.findall(r"`([^`]+)`", row.group(1)) for choice in expanded(quoted)}
-        assert told == {file.stem for file in (REPOSITORY / "conf" / name).glob("*.yaml")}
+        choices = {choice for quoted in re.findall(r"`([^`]+)`", row.group(1)) for choice in expanded(quoted)}
+        assert choices == {file.stem for file in (REPOSITORY / "conf" / name).glob("*.yaml")}
 
 
 def test_the_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_reward_of_the_readme_does_what_the_readme_says(tmp_path, monkeypatch):
+    (file,) = [step for step in parse((REPOSITORY / "README.md").read_text()) if isinstance(step, WrittenFile)]
+    assert len([line for line in file.text.splitlines() if line.strip()]) <= 12
+    name = f"{file.name.removesuffix('.py')}:LastWord"
+    assert f"verifier.name={name}" in (REPOSITORY / "README.md").read_text()
+    (tmp_path / file.name).write_text(file.text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert task_problem(name) is None
+    task = make_task(name, {})
+    assert task.extract("so it is Paris.\n") == "Paris"
+    assert task.extract(" . ") is None
+    assert [task.grade(word, "Paris", {})[0] for word in ("Paris", "PARIS", "Rome")] == [1.0, 0.5, 0.0]
 
 
 def test_expansion():

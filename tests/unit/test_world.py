@@ -1,4 +1,4 @@
-"""The embedded world: its problems are right, its splits disjoint, the shipped base as docs/world.md says."""
+"""The embedded world: its problems are right, its splits disjoint, the shipped base as docs/toy_task.md says."""
 
 import random
 import string
