@@ -12,6 +12,7 @@ def end_in_a_sentence(body: Callable[[], int]) -> int:
     """
     from expo_ray.config.errors import InputError
     from expo_ray.driver.stopping import LimitExceeded
+    from expo_ray.learner.group import LearnersLost
     from expo_ray.runtime.waits import ActorFailed, WaitExpired
     from expo_ray.sync.errors import SyncError
     from expo_ray.verifier.reward import VerifierFailureRate
@@ -21,6 +22,6 @@ def end_in_a_sentence(body: Callable[[], int]) -> int:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (ActorFailed, WaitExpired, SyncError, LimitExceeded, VerifierFailureRate) as error:
+    except (ActorFailed, WaitExpired, LearnersLost, SyncError, LimitExceeded, VerifierFailureRate) as error:
         print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
