@@ -53,7 +53,7 @@ ladder: setup ## GRPO, SFT-GT-CoT, ExP-GRPO, ExP-DPO over three seeds, as a tabl
 	$(SWEEP) 'data.levels=[5],[]' algo=exp_grpo,grpo,sft_gt_grpo run_dir=$(LADDER)/methods $(ARGS) || failed=1; \
 	$(SWEEP) 'data.levels=[5],[]' algo=exp_dpo algo.dpo_refresh=online,offline learner.learning_rate=$(DPO_RATE) \
 	    run_dir=$(LADDER)/dpo $(ARGS) || failed=1; \
-	$(PY) -m expo_ray.ladder $(LADDER) $(if $(wildcard $(ABLATIONS)),--ablations $(ABLATIONS)) --page $(PAGE) && exit $$failed
+	$(PY) -m bench.ladder $(LADDER) $(if $(wildcard $(ABLATIONS)),--ablations $(ABLATIONS)) --page $(PAGE) && exit $$failed
 
 ablations: setup ## ExP-GRPO with other beta, filter, refresh and scope, three seeds each; make ladder then shows them
 	@failed=0; \

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("reporting",),
     ("sweep", "submission"),
     ("entry", "command"),
-    ("train", "demo", "evaluate", "verify", "report", "submit", "ladder", "likelihood"),
+    ("train", "demo", "evaluate", "verify", "report", "submit"),
 )
 """Folders and top-level files of the package, lowest layer first. Within a layer any order of imports is allowed
 that has no circle."""

@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from expo_ray.config.compose import compose_config
-from expo_ray.config.errors import DataError
-from expo_ray.evaluation.metrics import pass_at_k
-from expo_ray.ladder.__main__ import main
-from expo_ray.ladder.figures import heldout_curves
-from expo_ray.ladder.likelihood import likelihood_sentence, read_likelihoods
-from expo_ray.ladder.tables import (
+from bench.ladder.__main__ import main
+from bench.ladder.figures import heldout_curves
+from bench.ladder.likelihood import main as likelihood_main
+from bench.ladder.tables import (
     collect,
     findings,
     labels_by_change,
@@ -22,7 +19,10 @@ from expo_ray.ladder.tables import (
     updates_made,
     updates_table,
 )
-from expo_ray.likelihood import main as likelihood_main
+from expo_ray.config.compose import compose_config
+from expo_ray.config.errors import DataError
+from expo_ray.evaluation.metrics import pass_at_k
+from expo_ray.reporting.likelihood import read_likelihoods, sentence
 
 LEVELS = ("1", "5")
 PROBLEMS = {"1": 2, "5": 4, "all": 6}
@@ -97,14 +97,14 @@ def cells(page: str, row: str) -> list[list[str]]:
 
 def test_what_is_not_equal_for_all_methods_is_told(ladder, make_run):
     assert main([str(ladder), "--page", str(ladder / "page.md")]) == 0
-    assert "Not equal for all" not in (ladder / "page.md").read_text()
+    assert "Not the same for all" not in (ladder / "page.md").read_text()
     for number, seed in enumerate((0, 1)):
         slow = {"learner.learning_rate": 0.125, "rollout.explanations_per_prompt": 0, "algo.beta": 0.5}
         make_run(ladder / "slow" / str(number), "exp_dpo", seed, 0.5, **slow)
     assert main([str(ladder), "--page", str(ladder / "page.md")]) == 0
     usual = compose_config(["experiment=ladder"]).learner.learning_rate
-    (told,) = [line for line in (ladder / "page.md").read_text().splitlines() if "Not equal for all" in line]
-    assert told == f"**Not equal for all methods**: `learner.learning_rate` is {usual}, but 0.125 for ExP-DPO."
+    (told,) = [line for line in (ladder / "page.md").read_text().splitlines() if "Not the same for all" in line]
+    assert told == f"**Not the same for all methods**: `learner.learning_rate` is {usual}, but 0.125 for ExP-DPO."
 
 
 def test_the_tables_numbers_are_means_and_deviations_over_seeds(ladder):
@@ -234,7 +234,7 @@ def test_likelihoods_are_means_over_problems_of_the_first_step(ladder, capsys):
     run = ladder / "likelihood" / "0"
     run.mkdir(parents=True)
     (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = read_likelihoods(run)
+    found = read_likelihoods([run])
     for kind, values in expected.items():
         estimate = found.estimate("mean_logprob", kind)
         assert estimate is not None and estimate[0] == pytest.approx(np.mean(values))
@@ -242,7 +242,7 @@ def test_likelihoods_are_means_over_problems_of_the_first_step(ladder, capsys):
         assert estimate[1] == pytest.approx(np.mean(values) - half, abs=0.2 * half)
         assert estimate[2] == pytest.approx(np.mean(values) + half, abs=0.2 * half)
     ratio = np.mean(expected["gold"]) / np.mean(expected["explanation"])
-    assert f"is {ratio:.1f} times" in likelihood_sentence(found)
+    assert f"is {ratio:.1f} times" in sentence(found)
     assert main([str(ladder)]) == 0
     text = (ladder / "ladder.md").read_text()
     assert cells(text, "gold solution")[0][0] == "30"
@@ -261,7 +261,7 @@ def test_a_run_without_properties_is_refused(tmp_path, capsys):
     assert "algo.properties_every=1" in capsys.readouterr().err
     (tmp_path / "samples.jsonl").write_text(json.dumps(sample("p", 1, "free", -1.0, 0.0, step=3)) + "\n")
     with pytest.raises(DataError, match=r"algo\.properties_every=1"):
-        read_likelihoods(tmp_path)
+        read_likelihoods([tmp_path])
 
 
 def test_the_made_up_numbers_are_possible():

@@ -1,4 +1,4 @@
-"""The ladder's figures: learning curves with bands over seeds, and the likelihood comparison."""
+"""The ladder's learning curves, with bands over seeds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from expo_ray.ladder.likelihood import KINDS, Likelihoods
-from expo_ray.ladder.tables import Setting
+from bench.ladder.tables import Setting
 from expo_ray.reporting.charts import over_seeds
 from expo_ray.reporting.curves import COLOURS, STYLES
 from expo_ray.reporting.groups import RunGroup
@@ -20,7 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def heldout_curves(group: RunGroup, level: str, k: int, base: dict[str, Any]) -> list[dict[int, float]]:
-    """For each run: updates done -> pass@k in percent on held-out problems; at 0 the base's."""
+    """Returns one curve per run: updates done -> pass@k in percent on held-out problems; 0 is the base model."""
     start = {0: 100 * base["pass_at_k"][level][str(k)]}
     return [
         start | {line["steps_done"]: 100 * line["pass_at_k"][level][str(k)] for line in run.evaluations}
@@ -31,7 +30,7 @@ def heldout_curves(group: RunGroup, level: str, k: int, base: dict[str, Any]) ->
 def draw_curves(
     settings: Sequence[Setting], labels: Sequence[Sequence[str]], levels: Sequence[str], k: int, base: Any, path: Path
 ) -> None:
-    """pass@k on held-out problems over updates: one row a setting, one panel a level; bands: lowest to highest seed."""
+    """Draws held-out pass@k over updates: a row per setting, a panel per level, bands over seeds."""
     figure, axes = plt.subplots(
         len(settings),
         len(levels),
@@ -55,48 +54,12 @@ def draw_curves(
             axis.title.set_fontsize(9)
             axis.grid(alpha=0.3)
         axes[row][0].set_ylabel(f"held-out pass@{k}, percent")
-    # A method may be missing in one setting.
+    # A method may be missing in one setting, so the legend is collected over all rows.
     named = {name: handle for row in axes for handle, name in zip(*row[0].get_legend_handles_labels(), strict=True)}
     names = list(named)
     figure.legend(list(named.values()), names, loc="lower center", ncol=min(4, len(names)), frameon=False, fontsize=9)
     lines = -(-len(names) // 4)
     figure.tight_layout(rect=(0, 0.3 * lines / figure.get_figheight(), 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def draw_likelihoods(found: Likelihoods, path: Path) -> None:
-    """Left: log-likelihood of each problem's samples, by kind; right: means by level with 95 % intervals."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    values = [found.of("mean_logprob", kind) for kind in KINDS]
-    boxes = left.boxplot(values, patch_artist=True, whis=(5, 95), showfliers=False, medianprops={"color": "black"})
-    for box, colour in zip(boxes["boxes"], COLOURS, strict=False):
-        box.set_facecolor(colour)
-    counts = [f"{name}\n({len(of)} problems)" for name, of in zip(KINDS.values(), values, strict=True)]
-    left.set_xticks(range(1, len(KINDS) + 1), counts)
-    left.set(title="boxes: quartiles; whiskers: 5 to 95 %", ylabel="log pi(c | q) under the base, nats a token")
-    levels = sorted(set(found.levels.values()))
-    for index, (kind, name) in enumerate(KINDS.items()):
-        points = [(i, found.estimate("mean_logprob", kind, level)) for i, level in enumerate(levels)]
-        kept = [(i, of) for i, of in points if of is not None]
-        centre = [of[0] for _, of in kept]
-        bars = [[of[0] - of[1] for _, of in kept], [of[2] - of[0] for _, of in kept]]
-        right.errorbar(
-            [i + 0.06 * (index - 1) for i, _ in kept],
-            centre,
-            yerr=bars,
-            color=COLOURS[index],
-            marker=MARKERS[index],
-            linestyle=STYLES[index],
-            capsize=3,
-            label=name,
-        )
-    right.set_xticks(range(len(levels)), levels)
-    right.set(title="mean by level, 95 % intervals", xlabel="level", ylabel="nats a token")
-    right.legend(frameon=False)
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -1,4 +1,4 @@
-"""The ladder's numbers: pass@k by level, mean and standard deviation over seeds, and what follows from them."""
+"""The ladder's numbers: pass@k by level, mean and standard deviation over seeds, and the findings."""
 
 import statistics
 from collections import Counter, defaultdict
@@ -46,11 +46,11 @@ class Collection:
 
 
 def collect(folder: Path, apart: Sequence[Path] = ()) -> Collection:
-    """Reads the finished runs below `folder`, but for those in the folders `apart`.
+    """Reads the finished runs below `folder`, except those in the folders `apart`.
 
     Raises:
-        DataError: no finished run; runs with different numbers of samples, problems or updates, which cannot be
-            compared; two runs of one method and seed.
+        DataError: there is no finished run; runs differ in their numbers of samples, problems or updates and cannot
+            be compared; or one method has two runs with the same seed.
     """
     skipped = {path.resolve() for path in apart}
     paths = [path for path in find_runs([folder]) if not skipped & {path.resolve(), *path.resolve().parents}]
@@ -68,7 +68,7 @@ def collect(folder: Path, apart: Sequence[Path] = ()) -> Collection:
 
 
 def labels_by_change(groups: Sequence[RunGroup]) -> list[str]:
-    """Each group by the settings in which it departs from what most groups have; "unchanged" where it does not."""
+    """Names each group by the settings in which it differs from most groups; "unchanged" if it does not."""
     changed = differences([group.settings for group in groups])
     usual = {key: most_common(values) for key, values in changed.items()}
     found = []
@@ -79,12 +79,12 @@ def labels_by_change(groups: Sequence[RunGroup]) -> list[str]:
 
 
 def most_common(values: Sequence[str]) -> str:
-    """The value that most have; the first of them where several are as common."""
+    """Returns the most frequent value, the first one of several equally frequent ones."""
     return Counter(values).most_common(1)[0][0]
 
 
 def levels_of(collection: Collection) -> list[str]:
-    """The levels of the held-out problems, then "all"."""
+    """Returns the levels of the held-out problems, then "all"."""
     run = collection.settings[0].methods[0].runs[0]
     levels = [level for level in run.summary["evaluation"]["pass_at_k"] if level != "all"]
     return [*sorted(levels), "all"]
@@ -96,7 +96,7 @@ def _methods(runs: list[RunFolder]) -> list[RunGroup]:
         seeds = Counter(group.seeds)
         if twice := [seed for seed, count in seeds.items() if count > 1]:
             where = ", ".join(str(run.path) for run in group.runs)
-            raise DataError(f"{group.label}: seed {twice[0]} is there twice ({where}): take one of them away")
+            raise DataError(f"{group.label}: seed {twice[0]} is there twice ({where}): remove one of them")
     return groups
 
 
@@ -115,7 +115,7 @@ def _setting(key: str) -> Any:
 
 
 _MUST_AGREE = {
-    "samples of a held-out problem": lambda run: run.summary["evaluation"]["samples"],
+    "samples per held-out problem": lambda run: run.summary["evaluation"]["samples"],
     "held-out problems": lambda run: run.summary["evaluation"]["problems"],
     "trainer.steps": _setting("trainer.steps"),
     "trainer.prompts_per_step": _setting("trainer.prompts_per_step"),
@@ -134,13 +134,13 @@ class Cell:
     """Sample standard deviation (n - 1); None with one seed."""
 
     def percent(self) -> str:
-        """In percent, such as "98.3 ± 1.4"."""
+        """Formats the cell in percent, such as "98.3 ± 1.4"."""
         spread = "" if self.spread is None else f" ± {100 * self.spread:.1f}"
         return f"{100 * self.mean:.1f}{spread}"
 
 
 def pass_cell(group: RunGroup, level: str, k: int) -> Cell:
-    """pass@k on held-out problems of one level, of the final policies of a method's runs."""
+    """Returns the final policies' pass@k on held-out problems of one level, over a method's runs."""
     return _cell([run.summary["evaluation"]["pass_at_k"][level][str(k)] for run in group.runs])
 
 
@@ -149,18 +149,18 @@ def _cell(values: list[float]) -> Cell:
 
 
 def updates_made(group: RunGroup) -> float:
-    """Mean over seeds of the steps that changed the weights; a step without a training sample does not."""
+    """Returns the mean over seeds of the steps that changed the weights; a step without a training sample does not."""
     return statistics.fmean(sum("loss/total" in line for line in run.metrics) for run in group.runs)
 
 
 def setting_table(setting: Setting, labels: Sequence[str], levels: list[str], k: int, base: dict[str, Any]) -> str:
-    """The paper's table in Markdown: the base at its largest k and at k, then each method at k, in percent.
+    """Formats the paper's table in Markdown: the base at its largest k and at k, then each method at k, in percent.
 
     Args:
         setting: its methods are the rows.
-        labels: a name for each method.
+        labels: one name per method.
         levels: the columns, as in the evaluations.
-        k: of pass@k.
+        k: the k of pass@k.
         base: evaluation.json of the base model.
     """
     lines = [
@@ -179,7 +179,7 @@ def setting_table(setting: Setting, labels: Sequence[str], levels: list[str], k:
 
 
 def updates_table(setting: Setting, labels: Sequence[str], level: str, k: int) -> str:
-    """pass@k on one level after each evaluated number of updates, in percent: who is ahead at equal numbers of them."""
+    """Formats pass@k on one level after each evaluated number of updates, in percent."""
     curves = [
         [{line["steps_done"]: line["pass_at_k"][level][str(k)] for line in run.evaluations} for run in group.runs]
         for group in setting.methods
@@ -192,12 +192,12 @@ def updates_table(setting: Setting, labels: Sequence[str], level: str, k: int) -
     return "\n".join(lines)
 
 
-# arXiv 2507.02834: GRPO < GRPO SFT-GT-CoT < ExP-GRPO at every level but one, and by far on the hardest.
 PAPERS_ORDER = ("grpo", "sft_gt_grpo", "exp_grpo")
+"""arXiv 2507.02834: GRPO < GRPO SFT-GT-CoT < ExP-GRPO at every level but one, by the widest margin on the hardest."""
 
 
 def findings(collection: Collection) -> list[str]:
-    """Sentences on the paper's claim: ExP-GRPO against its two rivals at each level, with what contradicts it."""
+    """States how ExP-GRPO compares with its two rivals on the hardest level, and where it contradicts the paper."""
     sentences = []
     levels = levels_of(collection)
     for setting in collection.settings:

@@ -10,10 +10,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from expo_ray.config.errors import DataError
-from expo_ray.ladder.figures import draw_curves, draw_likelihoods
-from expo_ray.ladder.likelihood import likelihood_sentence, likelihood_table, read_likelihoods
-from expo_ray.ladder.tables import (
+from bench.ladder.figures import draw_curves
+from bench.ladder.likelihood import draw_likelihoods, likelihood_table
+from bench.ladder.tables import (
     Collection,
     collect,
     findings,
@@ -23,11 +22,13 @@ from expo_ray.ladder.tables import (
     setting_table,
     updates_table,
 )
+from expo_ray.config.errors import DataError
 from expo_ray.reporting.groups import ABSENT, differences
+from expo_ray.reporting.likelihood import read_likelihoods, sentence
 from expo_ray.sweep.ledger import FILE as SWEEP_FILE
 
 OWN = ("data.levels", "rollout.explanations_per_prompt")
-"""Settings that belong to a training setting or a method."""
+"""Settings that define a training setting or a method, so they differ by design."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,21 @@ class Sources:
 
     runs: Path
     base: Path
-    """Of `expo_ray.evaluate` on the base model."""
+    """The folder of `expo_ray.evaluate` on the base model."""
     likelihood: Path | None
-    """Of a run of one step that measured the properties of all its samples; None: left out."""
+    """A run of one step that measured the properties of all its samples; None: left out."""
     ablations: Path | None
     """Sweeps over settings of one algorithm; None: left out."""
 
 
 def write_page(sources: Sources, page: Path) -> list[Path]:
-    """Writes the page and, beside it, its figures.
+    """Writes the page, and its figures to the same folder.
 
     Returns:
         All files written, the page first.
 
     Raises:
-        DataError: a folder lacks what it should hold, or its runs cannot be compared.
+        DataError: a folder lacks an expected file, or its runs cannot be compared.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
     base = read_base(sources.base)
@@ -74,14 +75,14 @@ def write_page(sources: Sources, page: Path) -> list[Path]:
         f"![pass@{k} over updates, by level and training setting]({curves.name})",
     ]
     if sources.likelihood is not None:
-        found, figure = read_likelihoods(sources.likelihood), page.with_name(f"{page.stem}_likelihood.png")
+        found, figure = read_likelihoods([sources.likelihood]), page.with_name(f"{page.stem}_likelihood.png")
         draw_likelihoods(found, figure)
         written.append(figure)
         parts += [
             "## Likelihood of the three kinds of samples",
             f"Under the base policy, given the question only; {len(found.levels)} problems.",
             likelihood_table(found),
-            likelihood_sentence(found),
+            sentence(found),
             f"![log-likelihood by kind and by level]({figure.name})",
         ]
     if sources.ablations is not None:
@@ -94,17 +95,17 @@ def write_page(sources: Sources, page: Path) -> list[Path]:
 
 
 def read_base(folder: Path) -> dict[str, Any]:
-    """evaluation.json of a folder of `expo_ray.evaluate`.
+    """Reads evaluation.json from a folder of `expo_ray.evaluate`.
 
     Raises:
-        DataError: it is not there, or has no pass@k.
+        DataError: the file is missing or has no pass@k.
     """
     file = folder / "evaluation.json"
     if not file.exists():
-        raise DataError(f"{folder}: no evaluation.json; evaluate the base model with run_dir={folder}")
+        raise DataError(f"{folder}: no evaluation.json in it; evaluate the base model with run_dir={folder}")
     found = json.loads(file.read_text())
     if "pass_at_k" not in found or "samples" not in found:
-        raise DataError(f"{file}: no pass_at_k in it; evaluate the base model again")
+        raise DataError(f"{file}: it has no pass_at_k; evaluate the base model again")
     return found
 
 
@@ -112,10 +113,10 @@ def _same_world(base: dict[str, Any], ladder: Collection, k: int) -> None:
     problems = ladder.settings[0].methods[0].runs[0].summary["evaluation"]["problems"]
     if base["problems"] != problems:
         raise DataError(
-            f"the base was evaluated on other held-out problems ({base['problems']}) than the runs ({problems})"
+            f"the base was evaluated on other problems ({base['problems']}) than the runs ({problems}): evaluate it again"
         )
     if base["samples"] < k:
-        raise DataError(f"the base has {base['samples']} samples a problem, the runs {k}: evaluate it with more")
+        raise DataError(f"the base has {base['samples']} samples per problem, the runs {k}: evaluate it with more")
 
 
 def _head(sources: Sources, ladder: Collection) -> str:
@@ -124,25 +125,27 @@ def _head(sources: Sources, ladder: Collection) -> str:
     per_level = ", ".join(
         f"{count} ({'all' if level == 'all' else f'level {level}'})" for level, count in problems.items()
     )
-    told = (
-        f"Made by `python -m expo_ray.ladder`. Every method had the same prompts and {config.trainer.steps} updates of "
+    head = (
+        f"Made by `python -m bench.ladder`. Every method got the same prompts and {config.trainer.steps} updates of "
         f"{config.trainer.prompts_per_step} prompts with {config.rollout.samples_per_prompt} completions each "
-        f"(DPO leaves out prompts without a pair). Held-out problems: {per_level}; {ladder.samples} samples each at "
+        f"(DPO skips prompts without a pair). Held-out problems: {per_level}; {ladder.samples} samples each at "
         f"temperature {config.eval.temperature:g}. Cells: mean over seeds ± standard deviation (n - 1), in percent."
     )
     if config.data.name == "toy":
         seed = OmegaConf.select(OmegaConf.load(sources.base / "config.yaml"), "seed")
-        told += f" Problems are drawn by the seed, so each seed has its own; the base had those of seed {seed}."
-    parts = [told, _unequal(ladder), _commands(sources.runs), _machine(run.path)]
-    return "\n\n".join(["# The ladder of methods on the embedded world", *(part for part in parts if part)])
+        head += (
+            f" The seed draws the problems, so each seed has its own; the base was evaluated on those of seed {seed}."
+        )
+    parts = [head, _unequal(ladder), _commands(sources.runs), _machine(run.path)]
+    return "\n\n".join(["# The ladder of methods on the toy task", *(part for part in parts if part)])
 
 
 def _unequal(ladder: Collection) -> str:
-    """What the methods were given that is not the same for all of them, besides their own settings (algo)."""
+    """Lists the settings outside `algo` that are not the same for all methods."""
     groups = [group for setting in ladder.settings for group in setting.methods]
     said = []
     for key, values in differences([group.settings for group in groups]).items():
-        # A key that some runs lack came with a later version of the schema, at what was meant before.
+        # A key that some runs lack was added to the schema later; its default keeps the earlier behaviour.
         if key.startswith("algo.") or key in OWN or ABSENT in values:
             continue
         usual = most_common(values)
@@ -152,11 +155,11 @@ def _unequal(ladder: Collection) -> str:
                 own[value].add(group.label)
         others = "; ".join(f"{value} for {', '.join(sorted(labels))}" for value, labels in own.items())
         said.append(f"`{key}` is {usual}, but {others}.")
-    return " ".join(["**Not equal for all methods**:", *said]) if said else ""
+    return " ".join(["**Not the same for all methods**:", *said]) if said else ""
 
 
 def _commands(folder: Path) -> str:
-    """The sweeps' commands, and the time that each took over all its calls, starts included."""
+    """Lists the sweeps' commands with their time over all calls, actor start-up included."""
     lines, total = [], 0.0
     for file in sorted(folder.glob(f"**/{SWEEP_FILE}")):
         content = json.loads(file.read_text())
@@ -165,13 +168,11 @@ def _commands(folder: Path) -> str:
         lines.append(f"    {content['command']}   # {len(content['jobs'])} job(s), {seconds / 60:.0f} min")
     if not lines:
         return ""
-    return "\n".join(
-        ["The sweeps:", "", *lines, "", f"In all {total / 60:.0f} minutes, the starts of the actors included."]
-    )
+    return "\n".join(["The sweeps:", "", *lines, "", f"{total / 60:.0f} minutes in total, actor start-up included."])
 
 
 def _machine(run: Path) -> str:
-    """Where it ran, as plan.txt tells it."""
+    """Names the machine, from the run's plan.txt."""
     file = run / "plan.txt"
     lines = file.read_text().splitlines() if file.exists() else []
     found = [line.removeprefix("resources").strip() for line in lines if line.startswith("resources")]
@@ -185,11 +186,11 @@ def _ablations(folder: Path, base: dict[str, Any]) -> Sequence[str]:
     for setting in found.settings:
         table = setting_table(setting, labels_by_change(setting.methods), levels, found.samples, base)
         name = setting.methods[0].runs[0].label
-        parts += [f"{name}, {setting.title}; each row departs from the first setting in what it names.", table]
+        parts += [f"{name}, {setting.title}; each row changes the named setting only.", table]
     return [*parts, *_missing(found)]
 
 
 def _missing(found: Collection) -> list[str]:
     if not found.left_out:
         return []
-    return [f"Not finished, and left out: {', '.join(f'`{path}`' for path in found.left_out)}."]
+    return [f"Left out because not finished: {', '.join(f'`{path}`' for path in found.left_out)}."]
