@@ -43,16 +43,15 @@ def _demo(overrides: list[str]) -> int:
 
 def _train(algorithm: str, overrides: list[str], folder: Path, warm: "WarmActors") -> bool:
     """One run; False when it was stopped before its end."""
-    import json
-
     from expo_ray.config.compose import compose_config
     from expo_ray.driver.run import run
     from expo_ray.entry import prepare_folder
+    from expo_ray.files import read_summary
 
     config = compose_config(["experiment=demo", f"algo={algorithm}", *overrides, f"run_dir={folder}"])
     prepare_folder(config, folder)
     run(config, folder, warm)
-    return bool(json.loads((folder / "summary.json").read_text())["finished"])
+    return bool(read_summary(folder)["finished"])
 
 
 def _show(folder: Path) -> None:

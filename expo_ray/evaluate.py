@@ -1,13 +1,14 @@
 """python -m expo_ray.evaluate [group=choice] [key=value]: pass@k and majority@k of a model on held-out problems."""
 
 import json
-import os
 import signal
 import sys
 import time
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from expo_ray.files import write_whole
 
 if TYPE_CHECKING:
     from expo_ray.config.schema import Config
@@ -85,9 +86,7 @@ def _evaluate(config: "Config", plan: str, folder: Path) -> int:
     if done < len(file.chunks) and not _sample(config, folder, tokenizer, file, done):
         return 130
     summary = file.evaluation(config.verifier.name).summary()
-    partial = folder / ".evaluation.json.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, folder / "evaluation.json")
+    write_whole(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
     Console().print(evaluation_table(f"{config.model.path} on {_data_name(config)}", summary))
     return 0
 

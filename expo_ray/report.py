@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from expo_ray.config.errors import DataError, InputError
+from expo_ray.files import write_whole
 
 MAX_SAMPLES = 6000
 
@@ -37,7 +38,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from expo_ray.reporting.page import report_page
     from expo_ray.reporting.runs import find_runs, read_run
     from expo_ray.reporting.terminal import table_by_level
-    from expo_ray.reporting.trace import write_trace
+    from expo_ray.runtime.spans import write_trace
 
     if arguments.max_samples < 1:
         raise DataError(f"--max-samples={arguments.max_samples}: at least 1")
@@ -47,9 +48,7 @@ def _report(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out or Path("runs/report") / now.strftime("%Y-%m-%d_%H-%M-%S")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        aside = out / ".report.html.partial"
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(out / "report.html")
+        write_whole(out / "report.html", page)
     except OSError as error:
         raise DataError(f"--out={out}: cannot be written to ({error.strerror})") from error
     for run in runs:

@@ -4,7 +4,6 @@ Everything is checked before a folder is made. Wrong input: one sentence on stan
 The last line on standard output is the absolute path of the run's folder.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,8 +94,9 @@ def _sweep_code(outcome: "Outcome") -> int:
 
 def _stopped(folder: Path) -> int:
     """130, as of a command ended by Ctrl-C, where the run was stopped before its last step; else 0."""
-    summary = folder / "summary.json"
-    return 130 if summary.exists() and not json.loads(summary.read_text())["finished"] else 0
+    from expo_ray.files import read_summary
+
+    return 130 if read_summary(folder).get("finished") is False else 0
 
 
 def _tell(problem: object) -> None:

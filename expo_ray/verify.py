@@ -7,7 +7,6 @@ and `credit` where a wrong answer earns a part of the reward.
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from expo_ray.config.schema import VerifierConfig
+from expo_ray.files import write_whole
 from expo_ray.messages import Verdict
 from expo_ray.verifier.pool import Item, VerifierPool
 from expo_ray.verifier.tasks import task_problem
@@ -93,15 +93,14 @@ def _stderr() -> Any:
 
 
 def write_output(path: Path, records: list[dict[str, Any]], verdicts: list[Verdict]) -> None:
-    """Write all lines at once: a reader never sees half a file."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for record, verdict in zip(records, verdicts, strict=True):
-            found: dict[str, Any] = {"verdict": verdict.outcome, "extracted": verdict.extracted}
-            found |= {"method": verdict.method, "ms": round(verdict.ms, 3)}
-            found |= {"credit": verdict.credit} if verdict.credit else {}
-            file.write(json.dumps(record | found) + "\n")
-    os.replace(partial, path)
+    """Writes all lines at once: a reader never sees half a file."""
+    lines = []
+    for record, verdict in zip(records, verdicts, strict=True):
+        found: dict[str, Any] = {"verdict": verdict.outcome, "extracted": verdict.extracted}
+        found |= {"method": verdict.method, "ms": round(verdict.ms, 3)}
+        found |= {"credit": verdict.credit} if verdict.credit else {}
+        lines.append(json.dumps(record | found) + "\n")
+    write_whole(path, "".join(lines))
 
 
 def summary(verdicts: list[Verdict], seconds: float) -> str:

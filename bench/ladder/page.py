@@ -1,7 +1,6 @@
 """The ladder's page in Markdown: what was run, what came out, and what contradicts the paper."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from bench.ladder.tables import (
     updates_table,
 )
 from expo_ray.config.errors import DataError
+from expo_ray.files import write_whole
 from expo_ray.reporting.groups import ABSENT, differences
 from expo_ray.reporting.likelihood import read_likelihoods, sentence
 from expo_ray.sweep.ledger import FILE as SWEEP_FILE
@@ -88,9 +88,7 @@ def write_page(sources: Sources, page: Path) -> list[Path]:
     if sources.ablations is not None:
         parts += _ablations(sources.ablations, base)
     parts += _missing(ladder)
-    aside = page.with_name(f".{page.name}.partial")
-    aside.write_text("\n\n".join(part for part in parts if part) + "\n")
-    os.replace(aside, page)
+    write_whole(page, "\n\n".join(part for part in parts if part) + "\n")
     return written
 
 

@@ -1,6 +1,5 @@
 """Where a run goes on: its own newest valid checkpoint, or that of an unfinished run with the same settings."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from expo_ray.checkpoint.state import DriverState, Identity
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import as_settings, differences, flat
 from expo_ray.config.schema import Config
+from expo_ray.files import read_summary
 
 UNSEEN = ("run_dir", "dry_run", "trainer.resume", "logging.")
 """A neighbour's settings must be the same but for these."""
@@ -97,7 +97,7 @@ def _of_unfinished_neighbour(config: Config, run_folder: Path, tell: Tell) -> Pa
     mine = as_settings(config)
     for file in sorted(run_folder.parent.glob("*/config.yaml"), key=os.path.getmtime, reverse=True):
         other = file.parent
-        if other == run_folder or _finished(other) or not checkpoints_in(other / "checkpoints"):
+        if other == run_folder or read_summary(other).get("finished") or not checkpoints_in(other / "checkpoints"):
             continue
         differing = _differing(flat(OmegaConf.to_container(OmegaConf.load(file))), mine)
         if differing:
@@ -114,8 +114,3 @@ def _differing(theirs: dict[str, object], mine: dict[str, object]) -> list[str]:
         for key in sorted(theirs.keys() | mine.keys())
         if theirs.get(key) != mine.get(key) and not key.startswith(UNSEEN)
     ]
-
-
-def _finished(folder: Path) -> bool:
-    summary = folder / "summary.json"
-    return summary.exists() and bool(json.loads(summary.read_text()).get("finished"))

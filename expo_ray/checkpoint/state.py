@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from expo_ray.files import write_whole
 from expo_ray.messages import Prompt
 
 ENDS = 1 << 20
@@ -109,9 +110,7 @@ def rewind(run_folder: Path, records: dict[str, int], source: Path | None = None
         if kept is None:
             (run_folder / name).unlink(missing_ok=True)
             continue
-        aside = run_folder / f".{name}.partial"
-        aside.write_bytes(kept)
-        aside.replace(run_folder / name)
+        write_whole(run_folder / name, kept)
 
 
 def set_aside(run_folder: Path) -> None:

@@ -1,7 +1,5 @@
 """What a run writes while it goes: metrics.jsonl, samples.jsonl, evaluations, TensorBoard, Weights & Biases."""
 
-import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from expo_ray.driver.stopping import staleness
 from expo_ray.driver.throughput import peak_of, throughput
 from expo_ray.driver.trackers import Tracker
 from expo_ray.evaluation.evaluator import Evaluator
+from expo_ray.files import append_lines
 from expo_ray.leaks import mentions_given_answer
 from expo_ray.messages import Completion, Group, SyncProof, TrainingBatch, TrainingSample, UpdateReport, Verdict
 from expo_ray.preflight.model_folder import model_shape
@@ -196,14 +195,4 @@ class Recorder:
             tracker.close()
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_without_nan(line), ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    """What was not measured is null: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _without_nan(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        append_lines(self.folder / name, [line])

@@ -25,15 +25,15 @@ from expo_ray.driver.trackers import make_trackers
 from expo_ray.driver.warm import WarmActors
 from expo_ray.driver.weights import WeightSync
 from expo_ray.evaluation.evaluator import Evaluator
+from expo_ray.files import read_lines, write_whole
 from expo_ray.learner.group import LearnersLost
 from expo_ray.messages import Prompt
 from expo_ray.preflight.checks import check_context, preflight
 from expo_ray.prompts.builder import PromptBuilder
 from expo_ray.prompts.loading import load_prompts, load_tokenizer, longest_sequence, make_builder, stop_ids
-from expo_ray.reporting.trace import write_trace
 from expo_ray.rollout.requests import LengthBook
 from expo_ray.runtime.journal import Events, Status
-from expo_ray.runtime.spans import open_spans
+from expo_ray.runtime.spans import open_spans, write_trace
 
 
 def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> None:
@@ -77,9 +77,7 @@ def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> Non
 
 def _summarise(config: Config, folder: Path, done: int, stopped: bool, seconds: float) -> None:
     """Writes summary.json; a run that was stopped early says so and has no final evaluation."""
-    records = folder / "evaluations.jsonl"
-    found = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
-    by_step = {line.pop("steps_done"): line for line in found}
+    by_step = {line.pop("steps_done"): line for line in read_lines(folder / "evaluations.jsonl", ("steps_done",))}
     summary = {
         "algorithm": config.algo.name,
         "steps_done": done,
@@ -91,7 +89,7 @@ def _summarise(config: Config, folder: Path, done: int, stopped: bool, seconds: 
         "policy": str(folder / "checkpoints" / f"step_{done:06d}" / "policy"),
         "command": shlex.join(["python", "-m", *_command()]),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _command() -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from expo_ray.config.errors import DataError
 from expo_ray.evaluation.evaluator import Evaluation
 from expo_ray.evaluation.metrics import Sample, samples_of, score_problem
+from expo_ray.files import append_lines
 from expo_ray.messages import Group, Prompt
 
 _KEYS = {field.name for field in fields(Sample)}
@@ -48,11 +49,8 @@ class SampleFile:
 
     def append(self, groups: Sequence[Group]) -> None:
         """Writes a chunk's graded groups; they are on the disk when this returns."""
-        lines = [json.dumps(asdict(sample), ensure_ascii=False) for group in groups for sample in samples_of(group)]
-        with self.path.open("ab") as file:
-            file.write("".join(line + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        samples = (asdict(sample) for group in groups for sample in samples_of(group))
+        append_lines(self.path, samples, flush_to_disk=True)
 
     def evaluation(self, task: str) -> Evaluation:
         """What all the samples come to; the texts are read a problem at a time.

@@ -1,7 +1,6 @@
 """What an evaluation's samples depend on; it lies in the folder, so that only the same evaluation goes on there."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from expo_ray.checkpoint.state import identify
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import value_of
 from expo_ray.config.schema import Config
+from expo_ray.files import write_whole
 from expo_ray.messages import Prompt
 
 FILE = "settings.json"
@@ -68,9 +68,7 @@ def settle(config: Config, folder: Path, prompts: Sequence[Prompt]) -> dict[str,
 
 def store(settings: dict[str, Any], folder: Path) -> None:
     """Writes the settings into the folder, all or nothing."""
-    partial = folder / f".{FILE}.partial"
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    os.replace(partial, folder / FILE)
+    write_whole(folder / FILE, json.dumps(settings, indent=2) + "\n")
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:

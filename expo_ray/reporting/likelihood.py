@@ -9,7 +9,8 @@ import numpy as np
 
 from expo_ray.config.errors import DataError
 from expo_ray.evaluation.metrics import CONFIDENCE, bootstrap_interval
-from expo_ray.reporting.runs import LineReader, finite
+from expo_ray.files import JsonLines
+from expo_ray.reporting.runs import finite
 
 KINDS = {"gold": "gold solution", "explanation": "self-explanation", "free": "free sample"}
 PROPERTIES = {"mean_logprob": "nats a token", "answer_rise": "nats"}
@@ -52,7 +53,7 @@ def read_likelihoods(runs: Sequence[Path]) -> Likelihoods:
     }
     levels: dict[str, str] = {}
     for run in runs:
-        for line in LineReader(run / "samples.jsonl", keys=("step", "kind", "uid")):
+        for line in JsonLines(run / "samples.jsonl", keys=("step", "kind", "uid")):
             properties = line.get("properties")
             if line["step"] != 0 or line["kind"] not in KINDS or not properties:
                 continue

@@ -1,8 +1,7 @@
 """Reads run folders."""
 
-import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,51 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from expo_ray.config.errors import DataError
-
-
-class LineReader:
-    """Iterates over a file's objects.
-
-    Args:
-        path: the file; an absent one has no lines.
-        keys: what every object must have; one without is broken.
-    """
-
-    def __init__(self, path: Path, keys: tuple[str, ...] = ()) -> None:
-        self.path, self.keys = path, keys
-        self.torn = False
-        """The file's last line has no end yet: it was being written."""
-        self.broken: list[int] = []
-        """Numbers, from 1, of complete lines that are no such object."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                value = _object(raw, self.keys)
-                if value is not None:
-                    yield value
-                elif not raw.endswith(b"\n"):
-                    self.torn = True
-                elif raw.strip():
-                    self.broken.append(number)
-
-    def notes(self) -> list[str]:
-        """What was left out, one sentence each, once the lines have been read."""
-        found = [f"{self.path.name}: its last line is not complete yet and is left out"] if self.torn else []
-        if self.broken:
-            lines = ", ".join(map(str, self.broken[:5])) + (", ..." if len(self.broken) > 5 else "")
-            found.append(f"{self.path.name}: {len(self.broken)} broken lines are left out (line {lines})")
-        return found
-
-
-def _object(raw: bytes, keys: tuple[str, ...]) -> dict[str, Any] | None:
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) and all(key in value for key in keys) else None
+from expo_ray.files import JsonLines, read_summary
 
 
 def finite(value: Any) -> float | None:
@@ -116,10 +71,14 @@ def read_run(path: Path) -> RunFolder:
         DataError: it is no run folder, or its config.yaml cannot be read.
     """
     config = _config(path)
-    metrics = LineReader(path / "metrics.jsonl", keys=("step",))
-    evaluations = LineReader(path / "evaluations.jsonl", keys=("steps_done", "pass_at_k"))
+    metrics = JsonLines(path / "metrics.jsonl", keys=("step",))
+    evaluations = JsonLines(path / "evaluations.jsonl", keys=("steps_done", "pass_at_k"))
     read_metrics, read_evaluations = list(metrics), list(evaluations)
-    summary, notes = _summary(path / "summary.json")
+    notes: list[str] = []
+    try:
+        summary = read_summary(path)
+    except ValueError as error:
+        summary, notes = {}, [f"{error}, left out"]
     return RunFolder(
         path=path,
         config=config,
@@ -166,13 +125,3 @@ def _config(path: Path) -> DictConfig:
     if not isinstance(config, DictConfig) or not OmegaConf.select(config, "algo.name"):
         raise DataError(f"{file}: no configuration of a training run, it has no algo.name")
     return config
-
-
-def _summary(file: Path) -> tuple[dict[str, Any], list[str]]:
-    if not file.exists():
-        return {}, []
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}, ["summary.json: not complete, left out"]
-    return (value, []) if isinstance(value, dict) else ({}, ["summary.json: no object, left out"])

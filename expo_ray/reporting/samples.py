@@ -12,9 +12,10 @@ from expo_ray.algorithms.base import Algorithm, Properties
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.config.errors import DataError
 from expo_ray.config.schema import Config, VerifierConfig
+from expo_ray.files import JsonLines
 from expo_ray.messages import Completion, Group, IntArray, Outcome, Problem, Prompt, Rollout, Verdict
 from expo_ray.reporting.groups import RunGroup
-from expo_ray.reporting.runs import LineReader, RunFolder, finite
+from expo_ray.reporting.runs import RunFolder, finite
 
 Lines = list[dict[str, Any]]
 EMPTY = np.zeros(0, np.int32)
@@ -189,7 +190,7 @@ def run_names(groups: Sequence[RunGroup]) -> list[str]:
 
 def read_samples(run: RunFolder, limit: int) -> RecordedSamples:
     """A run's groups, thinned to at most `limit` samples (but one group at least)."""
-    reader = LineReader(run.path / "samples.jsonl", keys=("kind", "text"))
+    reader = JsonLines(run.path / "samples.jsonl", keys=("kind", "text"))
     kept, recorded = thinned(recorded_groups(reader), limit)
     try:
         replay = Replay(config_of(run.config))

@@ -1,11 +1,11 @@
 """How long a problem's completions will be, judged by those it had before: long ones are sampled first."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from expo_ray.balance import partition
 from expo_ray.config.schema import Config
+from expo_ray.files import read_lines
 from expo_ray.messages import Group, RolloutRequest, Sampling
 
 
@@ -31,8 +31,7 @@ class LengthBook:
     def of_run(cls, folder: Path) -> "LengthBook":
         """What a run's finished steps have shown; empty where there is none."""
         book, path = cls(), folder / "batches.jsonl"
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            line = json.loads(text)
+        for line in read_lines(path, ("uids", "completions", "explanations", "tokens")):
             for uid, free, explained, tokens in zip(
                 line["uids"], line["completions"], line["explanations"], line["tokens"], strict=True
             ):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from expo_ray.files import append_lines, write_whole
 from expo_ray.runtime.process import Place
 
 
@@ -44,9 +45,7 @@ class Status:
     def _write(self) -> None:
         actors = {name: asdict(place) for name, place in self._places().items()}
         found = {"step": self.step, "phase": self.current, "since": time.time(), "driver": os.getpid()}
-        aside = self.path.with_name(".status.partial")
-        aside.write_text(json.dumps(found | {"actors": actors}))
-        os.replace(aside, self.path)
+        write_whole(self.path, json.dumps(found | {"actors": actors}))
 
 
 class Events:
@@ -69,7 +68,6 @@ class Events:
             details: numbers and names that a program wants to read.
         """
         line = {"time": round(time.time(), 3), "event": kind, "what": sentence} | details
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_lines(self.path, [line])
         if tell:
             print(f"{kind}: {sentence}", file=sys.stderr, flush=True)

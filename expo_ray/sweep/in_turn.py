@@ -8,6 +8,7 @@ from pathlib import Path
 from expo_ray.config.errors import InputError
 from expo_ray.config.objective import objective_of
 from expo_ray.config.schema import Config
+from expo_ray.files import read_summary
 from expo_ray.sweep import ledger
 from expo_ray.sweep.job import (
     BEFORE,
@@ -20,7 +21,6 @@ from expo_ray.sweep.job import (
     is_finished,
     job_end,
     own_resume,
-    read_summary,
 )
 
 

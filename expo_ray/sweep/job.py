@@ -1,6 +1,5 @@
 """One job of a sweep: its overrides, its folder, the command that runs it alone, and how it ended."""
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from expo_ray.config.compose import compose_config, parse_overrides, quoted
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import FREE, as_settings
 from expo_ray.config.schema import Config
+from expo_ray.files import read_summary
 
 FREE_KEYS = (*FREE, "eval.objective")
 """Settings that may differ between a job and the run that its folder holds: they change nothing that was learnt."""
@@ -44,12 +44,6 @@ def own_resume(folder: Path, config: Config) -> str:
         return config.trainer.resume
     damaged: list[str] = []  # the run itself tells of them
     return "auto" if newest_valid(folder / "checkpoints", damaged.append) else "never"
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """A run's summary.json; empty where there is none."""
-    file = folder / "summary.json"
-    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any, Any] | None:

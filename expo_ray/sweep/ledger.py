@@ -1,7 +1,6 @@
 """sweep.json in a sweep's folder: how each job ended, written after each end. One process at a time writes it."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from expo_ray.files import write_whole
 from expo_ray.sweep.job import JobEnd, differing
 
 
@@ -59,6 +59,4 @@ def _load(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, content: dict[str, Any]) -> None:
-    aside = folder / f".{FILE}.partial"
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(aside, folder / FILE)
+    write_whole(folder / FILE, json.dumps(content, indent=1) + "\n")

@@ -11,6 +11,7 @@ from typing import Protocol
 from expo_ray.config.errors import InputError
 from expo_ray.config.resources import Resources
 from expo_ray.driver.stopping import StopSignal
+from expo_ray.files import read_summary
 from expo_ray.preflight.plan import Plan, make_plan
 from expo_ray.sweep import ledger
 from expo_ray.sweep.in_turn import with_objective
@@ -25,7 +26,6 @@ from expo_ray.sweep.job import (
     is_finished,
     job_end,
     own_resume,
-    read_summary,
 )
 
 

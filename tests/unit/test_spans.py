@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from expo_ray.reporting.trace import write_trace
 from expo_ray.runtime import spans
-from expo_ray.runtime.spans import open_spans, span
+from expo_ray.runtime.spans import open_spans, span, write_trace
 
 
 @pytest.fixture(autouse=True)
