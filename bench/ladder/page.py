@@ -111,7 +111,7 @@ def _same_world(base: dict[str, Any], ladder: Collection, k: int) -> None:
     problems = ladder.settings[0].methods[0].runs[0].summary["evaluation"]["problems"]
     if base["problems"] != problems:
         raise DataError(
-            f"the base was evaluated on other problems ({base['problems']}) than the runs ({problems}): evaluate it again"
+            f"the base was evaluated on other held-out problems ({base['problems']}) than the runs ({problems})"
         )
     if base["samples"] < k:
         raise DataError(f"the base has {base['samples']} samples per problem, the runs {k}: evaluate it with more")

@@ -203,7 +203,7 @@ def test_a_base_of_another_world_is_refused(ladder, capsys):
     file = ladder / "base" / "evaluation.json"
     file.write_text(json.dumps(evaluation(values_of(0.1), 64) | {"problems": {"all": 5}}))
     assert main([str(ladder)]) == 2
-    assert "other held-out problems" in capsys.readouterr().err
+    assert "evaluated on other held-out problems" in capsys.readouterr().err
     file.unlink()
     assert main([str(ladder)]) == 2
     assert "no evaluation.json" in capsys.readouterr().err
