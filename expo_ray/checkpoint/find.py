@@ -9,12 +9,10 @@ from omegaconf import OmegaConf
 from expo_ray.checkpoint.manifest import MANIFEST, damage
 from expo_ray.checkpoint.state import DriverState, Identity
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.keys import as_settings, differences, flat
+from expo_ray.config.keys import as_settings, differences, facts_of, flat
 from expo_ray.config.schema import Config
 from expo_ray.files import read_summary
 
-UNSEEN = ("run_dir", "dry_run", "trainer.resume", "logging.")
-"""A neighbour's settings must be the same but for these."""
 Tell = Callable[[str], None]
 
 
@@ -112,5 +110,5 @@ def _differing(theirs: dict[str, object], mine: dict[str, object]) -> list[str]:
     return [
         f"{key}: {theirs.get(key)} there, {mine.get(key)} here"
         for key in sorted(theirs.keys() | mine.keys())
-        if theirs.get(key) != mine.get(key) and not key.startswith(UNSEEN)
+        if theirs.get(key) != mine.get(key) and facts_of(key).between_runs != "ignored"
     ]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import expo_ray
 from expo_ray.config.errors import ConfigError, did_you_mean
+from expo_ray.config.keys import defaults
 from expo_ray.config.resources import default_profile
 from expo_ray.config.schema import Config
 
@@ -116,22 +116,6 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-@cache
-def known_keys() -> dict[str, Any]:
-    """Every key of the schema in dotted form, with its default."""
-
-    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in node.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    tree = OmegaConf.to_container(OmegaConf.structured(Config))
-    assert isinstance(tree, dict)
-    return dict(walk({str(name): value for name, value in tree.items()}, ""))
-
-
 def _check_override(override: Override) -> None:
     """Refuses unknown keys, choices and types before Hydra does, which needs several lines for it."""
     key = override.key_or_group
@@ -140,10 +124,10 @@ def _check_override(override: Override) -> None:
     value = override.value()
     if key in groups():
         _check_choice(key, value)
-    elif key in known_keys():
+    elif key in defaults():
         _check_type(override, value)
     else:
-        known = [*known_keys(), *groups()]
+        known = [*defaults(), *groups()]
         # A group's name without a choice's folder, or a leaf that is right under a wrong parent.
         leaves = [name for name in known if name.endswith("." + key.rsplit(".", 1)[-1])]
         hint = did_you_mean(key, known) or (f"; did you mean '{leaves[0]}'?" if leaves else "")

@@ -1,54 +1,50 @@
-"""Which settings may differ between a run and its continuation."""
+"""What the schema says of each key, found by its dotted name, and which settings may differ between two runs."""
 
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from expo_ray.config.schema import Config
+from expo_ray.config.schema import Config, Key
 
-FREE = (
-    "run_dir",
-    "run_name",
-    "dry_run",
-    "logging",
-    "cluster",
-    "trainer.resume",
-    "trainer.checkpoint_every",
-    "trainer.checkpoint_minutes",
-    "trainer.checkpoint_async",
-    "trainer.keep_checkpoints",
-    "trainer.keep_best",
-    "trainer.max_restarts",
-    "trainer.wait_s",
-    "trainer.start_s",
-    "sync",
-    "verifier.workers",
-    "verifier.processes",
-)
-"""They change nothing that is learned."""
 
-CHANGEABLE = (
-    "trainer.steps",
-    "trainer.eval_every",
-    "trainer.max_mismatch",
-    "trainer.async_steps",
-    "learner.learning_rate",
-    "learner.warmup_steps",
-    "learner.schedule",
-    "learner.tokens_per_micro_batch",
-    "learner.gradient_checkpointing",
-    "rollout.workers",
-    "rollout.max_sequences",
-    "rollout.kv_cache_gib",
-    "rollout.gpu_memory_utilization",
-    "rollout.enforce_eager",
-    "eval",
-    "profile",
-)
-"""The run goes on with the new value, and says so."""
+@cache
+def defaults() -> dict[str, Any]:
+    """Every key of the schema in dotted form, with its default."""
+    return dict(_leaves(Config()))
 
-BY_CONTENT = ("model.path", "data")
-"""Compared by content (expo_ray.checkpoint.state): a folder may have moved."""
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for each in fields(node):
+        value = getattr(node, each.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{each.name}.")
+        else:
+            yield prefix + each.name, value
+
+
+@cache
+def _facts() -> dict[str, Key]:
+    """Facts of every key and, for keys that the schema no longer has, of every group."""
+
+    def walk(of: Any, prefix: str, inherited: dict[str, Any]) -> Iterator[tuple[str, Key]]:
+        for each in fields(of):
+            own = inherited | each.metadata
+            yield prefix + each.name, Key(**own)
+            group: Any = each.default_factory
+            if is_dataclass(group):
+                yield from walk(group, f"{prefix}{each.name}.", own)
+
+    return dict(walk(Config, "", {}))
+
+
+def facts_of(key: str) -> Key:
+    """What the schema says of a key; of one that it does not have, what it says of the group."""
+    while key and key not in _facts():
+        key = key.rpartition(".")[0]
+    return _facts().get(key, Key())
 
 
 def as_settings(config: Config) -> dict[str, Any]:
@@ -57,19 +53,18 @@ def as_settings(config: Config) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The settings that keep a run from going on, and those that it goes on with changed, as "key: old -> new"."""
+    """The settings that keep a run from resuming, and those it resumes with changed, each as "key: old -> new".
+
+    A key that the schema did not have yet when `before` was saved counts as its default.
+    """
+    before = defaults() | before
     refused: list[str] = []
-    changed: list[str] = []
+    reported: list[str] = []
     for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if old == new or _among(key, FREE) or _among(key, BY_CONTENT):
-            continue
-        (changed if _among(key, CHANGEABLE) else refused).append(f"{key}: {old} -> {new}")
-    return refused, changed
-
-
-def _among(key: str, keys: tuple[str, ...]) -> bool:
-    return any(key == of or key.startswith(f"{of}.") for of in keys)
+        old, new, rule = before.get(key), now.get(key), facts_of(key).on_resume
+        if old != new and rule in ("refused", "reported"):
+            (refused if rule == "refused" else reported).append(f"{key}: {old} -> {new}")
+    return refused, reported
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

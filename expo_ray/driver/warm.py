@@ -3,29 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from expo_ray.config.keys import as_settings
+from expo_ray.config.keys import as_settings, facts_of
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
 from expo_ray.runtime.journal import Events
-
-FIXED = (
-    "model.",
-    "verifier.",
-    "profile.",
-    "cluster.",
-    "rollout.workers",
-    "rollout.dtype",
-    "rollout.tensor_parallel",
-    "rollout.enforce_eager",
-    "rollout.max_sequences",
-    "rollout.kv_cache_gib",
-    "rollout.gpu_memory_utilization",
-    "learner.ranks",
-    "sync.backend",
-    "trainer.async_steps",
-    "trainer.wait_s",
-)
-"""What engines, verifiers and the learners' group are started with; runs that differ in it cannot share them."""
 
 
 class WarmActors:
@@ -64,6 +45,6 @@ class WarmActors:
 
 def _same(before: Config, now: Config) -> bool:
     def fixed(config: Config) -> dict[str, Any]:
-        return {key: value for key, value in as_settings(config).items() if key.startswith(FIXED)}
+        return {key: value for key, value in as_settings(config).items() if facts_of(key).actors}
 
     return fixed(before) == fixed(now)

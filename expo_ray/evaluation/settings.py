@@ -8,7 +8,7 @@ from typing import Any
 
 from expo_ray.checkpoint.state import identify
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.keys import value_of
+from expo_ray.config.keys import defaults, facts_of, value_of
 from expo_ray.config.schema import Config
 from expo_ray.files import write_whole
 from expo_ray.messages import Prompt
@@ -16,31 +16,6 @@ from expo_ray.messages import Prompt
 FILE = "settings.json"
 OTHERS = ("config.yaml", "samples.jsonl", "metrics.jsonl", "checkpoints")
 """Any of these without FILE: the folder is another command's."""
-KEYS = (
-    "model.path",
-    "model.prompt_style",
-    "data.name",
-    "data.path",
-    "data.eval_path",
-    "data.hub",
-    "data.eval_split",
-    "data.eval_levels",
-    "data.level_key",
-    "data.kind_key",
-    "verifier.name",
-    "verifier.strict",
-    "verifier.percent_is_unit",
-    "eval.samples",
-    "eval.max_problems",
-    "eval.temperature",
-    "eval.top_p",
-    "rollout.max_prompt_tokens",
-    "rollout.max_completion_tokens",
-    "rollout.dtype",
-    "seed",
-)
-"""Settings that decide what is asked, how it is sampled and how it is graded. How many workers do it is not among
-them: with another number the rest is sampled with other random numbers from the same distribution."""
 CHUNK = "eval.chunk"
 _ROUNDS = 4
 """Times that a chunk fills all engines where eval.chunk=0: the engines idle only at the end of the last one."""
@@ -57,7 +32,7 @@ def settle(config: Config, folder: Path, prompts: Sequence[Prompt]) -> dict[str,
         ConfigError: another evaluation's folder, or another command's.
     """
     before = _stored(folder)
-    settings = {key: value_of(config, key) for key in KEYS}
+    settings = {key: value_of(config, key) for key in defaults() if facts_of(key).evaluation}
     settings[CHUNK] = config.eval.chunk or (before or {}).get(CHUNK) or _whole_engines(config)
     settings |= asdict(identify(config.model.path, prompts))
     for key, value in settings.items():

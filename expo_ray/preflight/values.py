@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from expo_ray.config.errors import ConfigError, did_you_mean
-from expo_ray.config.keys import value_of
+from expo_ray.config.keys import defaults, facts_of, value_of
 from expo_ray.config.objective import parse_objective
 from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_machine
 from expo_ray.config.schema import Config
@@ -15,101 +15,6 @@ from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
 from expo_ray.preflight.model_folder import TOKENIZER_FILES, model_shape
 from expo_ray.preflight.plan import Plan, make_plan, without_learners
 from expo_ray.verifier.tasks import task_problem
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "algo.name": ("grpo", "exp_grpo", "sft_gt_grpo", "exp_dpo", "dpo_gt", "explanation_sft"),
-    "algo.beta_schedule": ("constant", "linear", "cosine"),
-    "algo.sft_reduction": ("mean", "sum"),
-    "algo.explanation_scope": ("every", "all_wrong", "below"),
-    "algo.explanation_keep": ("all", "likely", "rise", "both"),
-    "algo.loss_normalisation": ("token_mean", "sequence_mean", "dr_grpo"),
-    "algo.policy_loss": ("clip", "cispo", "gspo"),
-    "algo.kl_estimator": ("k1", "k2", "k3"),
-    "algo.dynamic_sampling": ("none", "drop", "refill"),
-    "algo.importance_correction": ("none", "truncate", "mask_token", "mask_sequence"),
-    "algo.dpo_refresh": ("offline", "online", "iterative"),
-    "model.prompt_style": ("auto", "chat", "base", "toy"),
-    "data.answer_from": ("field", "boxed", "hashes"),
-    "rollout.dtype": ("float32", "bfloat16", "float16"),
-    "learner.dtype": ("float32", "bfloat16"),
-    "learner.schedule": ("constant", "linear", "cosine"),
-    "learner.batching": ("padded", "packed"),
-    "sync.backend": ("auto", "gloo", "nccl", "ipc"),
-    "profile.name": ("cpu", "gpu"),
-    "profile.device": ("cpu", "cuda"),
-    "cluster.placement": ("disaggregated", "colocated"),
-}
-
-# Smallest and largest value, both allowed; None: no bound.
-RANGES: dict[str, tuple[float, float | None]] = {
-    "algo.beta": (0, None),
-    "algo.explanation_threshold": (0, 1),
-    "algo.explanation_refresh_steps": (0, None),
-    "algo.clip_low": (0, 1),
-    "algo.clip_high": (0, None),
-    "algo.dual_clip": (0, None),
-    "algo.kl_coef": (0, None),
-    "algo.kl_conditioned_coef": (0, None),
-    "algo.refill_rounds": (0, None),
-    "algo.overlong_buffer_tokens": (0, None),
-    "algo.importance_cap": (1, None),
-    "algo.updates_per_batch": (1, None),
-    "algo.dpo_beta": (0, None),
-    "algo.dpo_refresh_steps": (1, None),
-    "algo.properties_every": (0, None),
-    "model.lora.rank": (0, None),
-    "model.lora.alpha": (0.01, None),
-    "model.lora.dropout": (0, 0.99),
-    "data.held_out_share": (0, 0.9),
-    "data.max_problems": (0, None),
-    "rollout.workers": (1, None),
-    "rollout.samples_per_prompt": (1, None),
-    "rollout.explanations_per_prompt": (0, None),
-    "rollout.max_prompt_tokens": (1, None),
-    "rollout.max_completion_tokens": (1, None),
-    "rollout.temperature": (0.01, None),
-    "rollout.tensor_parallel": (1, None),
-    "rollout.max_sequences": (1, None),
-    "rollout.gpu_memory_utilization": (0.05, 0.98),
-    "learner.ranks": (1, None),
-    "learner.zero_stage": (0, 3),
-    "learner.learning_rate": (0, None),
-    "learner.warmup_steps": (0, None),
-    "learner.max_grad_norm": (0, None),
-    "learner.tokens_per_micro_batch": (1, None),
-    "learner.logits_chunk_tokens": (1, None),
-    "sync.bucket_mib": (1, None),
-    "sync.timeout_s": (1, None),
-    "sync.probe_prompts": (1, None),
-    "sync.probe_tokens": (1, None),
-    "sync.tolerance": (0, None),
-    "sync.mean_tolerance": (0, None),
-    "verifier.workers": (1, None),
-    "verifier.processes": (1, None),
-    "verifier.timeout_s": (0.01, None),
-    "verifier.memory_mib": (64, None),
-    "verifier.max_failure_rate": (0, 1),
-    "trainer.steps": (1, None),
-    "trainer.prompts_per_step": (1, None),
-    "trainer.async_steps": (0, 8),
-    "trainer.checkpoint_every": (0, None),
-    "trainer.checkpoint_minutes": (0, None),
-    "trainer.keep_checkpoints": (1, None),
-    "trainer.keep_best": (0, None),
-    "trainer.max_restarts": (0, None),
-    "trainer.eval_every": (0, None),
-    "trainer.max_mismatch": (0, None),
-    "trainer.wait_s": (1, None),
-    "trainer.start_s": (1, None),
-    "logging.usage_every": (0, None),
-    "eval.samples": (1, 1024),
-    "eval.chunk": (0, None),
-    "eval.max_problems": (0, None),
-    "eval.temperature": (0, None),
-    "profile.cpus_per_actor": (0.01, None),
-    "profile.threads_per_actor": (1, None),
-    "seed": (0, 2**31 - 1),
-}
 
 LEVELS = (1, 2, 3, 4, 5)
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
@@ -151,8 +56,7 @@ def _plan(config: Config, resources: Resources | None, training: bool) -> Plan:
 
 
 def _problems(config: Config, training: bool) -> Iterator[str]:
-    yield from _choices(config)
-    yield from _ranges(config)
+    yield from _values(config)
     yield from _combinations(config)
     yield from _levels(config)
     yield from _model(config)
@@ -163,19 +67,17 @@ def _problems(config: Config, training: bool) -> Iterator[str]:
     yield from _folder(config)
 
 
-def _choices(config: Config) -> Iterator[str]:
-    for key, choices in CHOICES.items():
-        if (value := value_of(config, key)) not in choices:
-            yield f"{key}={value} is not a choice{did_you_mean(str(value), choices)} (choices: {', '.join(choices)})"
-
-
-def _ranges(config: Config) -> Iterator[str]:
-    for key, (low, high) in RANGES.items():
-        value = value_of(config, key)
-        if not value >= low:
-            yield f"{key}={value} is too small: use {key}={low:g} or more"
-        if high is not None and value > high:
-            yield f"{key}={value} is too large: use {key}={high:g} or less"
+def _values(config: Config) -> Iterator[str]:
+    """The generic check: each key's choices and bounds, as its line of the schema has them."""
+    for key in defaults():
+        value, facts = value_of(config, key), facts_of(key)
+        if facts.choices and value not in facts.choices:
+            hint = did_you_mean(str(value), facts.choices)
+            yield f"{key}={value} is not a choice{hint} (choices: {', '.join(facts.choices)})"
+        if facts.at_least is not None and not value >= facts.at_least:  # a NaN is refused, too
+            yield f"{key}={value} is too small: use {key}={facts.at_least:g} or more"
+        if facts.at_most is not None and value > facts.at_most:
+            yield f"{key}={value} is too large: use {key}={facts.at_most:g} or less"
 
 
 def _combinations(config: Config) -> Iterator[str]:

@@ -7,21 +7,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from expo_ray.config.keys import facts_of
 from expo_ray.reporting.runs import RunFolder
 
-NOT_COMPARED = ("seed", "run_dir", "run_name", "dry_run", "logging", "trainer.resume")
-"""Settings in which runs of one group may differ."""
 ABSENT = "(absent)"
 TOLD_FIRST = ("algo", "data", "model", "rollout", "learner", "trainer", "verifier")
 """Parts of the configuration in the order in which a label names their keys; the others come last."""
-MEASURING = (
-    "eval.",
-    "algo.properties_every",
-    "trainer.eval_every",
-    "trainer.checkpoint_every",
-    "trainer.keep_checkpoints",
-)
-"""Settings that change what is measured or kept, not what is learnt: a label names them last."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class RunGroup:
     label: str
     runs: list[RunFolder]
     settings: dict[str, str]
-    """Dotted key -> value as text, without `NOT_COMPARED`."""
+    """Dotted key -> value as text, without those that do not set runs apart."""
 
     @property
     def seeds(self) -> list[Any]:
@@ -51,12 +42,10 @@ def settings_of(run: RunFolder) -> dict[str, str]:
     flat: dict[str, str] = {}
 
     def walk(value: Any, key: str) -> None:
-        if key in NOT_COMPARED:
-            return
         if isinstance(value, dict):
             for name, inner in value.items():
                 walk(inner, f"{key}.{name}" if key else str(name))
-        else:
+        elif facts_of(key).between_runs in ("setting", "measuring"):
             flat[key] = "null" if value is None else str(value)
 
     walk(OmegaConf.to_container(run.config, resolve=False), "")
@@ -99,4 +88,8 @@ def _labels(names: list[str], settings: list[dict[str, str]]) -> list[str]:
 
 def _weight(key: str) -> tuple[bool, int, str]:
     part = key.split(".", 1)[0]
-    return key.startswith(MEASURING), TOLD_FIRST.index(part) if part in TOLD_FIRST else len(TOLD_FIRST), key
+    return (
+        facts_of(key).between_runs == "measuring",
+        TOLD_FIRST.index(part) if part in TOLD_FIRST else len(TOLD_FIRST),
+        key,
+    )

@@ -13,12 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from expo_ray.checkpoint.find import newest_valid
 from expo_ray.config.compose import compose_config, parse_overrides, quoted
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.keys import FREE, as_settings
+from expo_ray.config.keys import as_settings, facts_of
 from expo_ray.config.schema import Config
 from expo_ray.files import read_summary
-
-FREE_KEYS = (*FREE, "eval.objective")
-"""Settings that may differ between a job and the run that its folder holds: they change nothing that was learnt."""
 
 
 def is_finished(folder: Path, config: Config) -> bool:
@@ -47,11 +44,10 @@ def own_resume(folder: Path, config: Config) -> str:
 
 
 def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first key with two values: key, mine, theirs."""
+    """The first key in which the two runs learn or end differently: key, mine, theirs."""
     for key in sorted({*mine, *theirs}):
-        if any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS):
-            continue
-        if mine.get(key) != theirs.get(key):
+        facts = facts_of(key)
+        if mine.get(key) != theirs.get(key) and facts.on_resume != "free" and not facts.after_run:
             return key, mine.get(key), theirs.get(key)
     return None
 

@@ -1,16 +1,22 @@
 """Values, combinations, model folders and resources that are refused, each with its remedy."""
 
+import ast
+import copy
+import functools
 import inspect
+import math
 import re
+from typing import get_type_hints
 
 import pytest
 from model_folder import write_model
 
-from expo_ray.config.compose import compose_config, groups, known_keys
+from expo_ray.config import schema
+from expo_ray.config.compose import compose_config, groups
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.keys import value_of
+from expo_ray.config.keys import defaults, facts_of
 from expo_ray.config.resources import Resources
-from expo_ray.preflight.values import CHOICES, RANGES, check_config
+from expo_ray.preflight.values import check_config
 
 TWO_CORES = Resources("this machine", 1, 2, 8, 0, 0)
 CARDS = Resources("this machine", 1, 64, 500, 2, 79)
@@ -33,27 +39,74 @@ def test_the_cpu_defaults_pass_on_two_cores(model):
     check_config(compose_config(["profile=cpu", f"model.path={model}"]), TWO_CORES)
 
 
-def test_tables_name_keys_of_the_schema():
-    assert set(CHOICES) | set(RANGES) <= set(known_keys())
+def schema_lines() -> dict[str, dict[str, str]]:
+    """Class of the schema -> field -> the comment on its line, read from the source."""
+    lines = inspect.getsource(schema).splitlines()
+    classes = [node for node in ast.parse("\n".join(lines)).body if isinstance(node, ast.ClassDef)]
+    return {
+        each.name: {
+            field.target.id: lines[field.end_lineno - 1].partition("  # ")[2]
+            for field in each.body
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.end_lineno
+        }
+        for each in classes
+        if each.name != "Key"
+    }
 
 
-def test_choices_are_those_that_the_schema_tells():
-    config = compose_config(["profile=cpu"])
-    compared = 0
-    for key, choices in CHOICES.items():
-        group, leaf = key.split(".")
-        source = inspect.getsource(type(getattr(config, group)))
-        told = re.search(rf"^ +{leaf}: str = .*?# ((?:\w+ \| )+\w+)", source, re.MULTILINE)
-        if told:
-            compared += 1
-            assert tuple(told.group(1).split(" | ")) == choices, key
-    assert compared >= 12
+def test_every_key_has_a_meaning_on_its_line_and_is_walked():
+    lines = schema_lines()
+    named: dict[str, str] = {}
+
+    def walk(name: str, prefix: str) -> None:
+        assert inspect.getdoc(getattr(schema, name)), f"{name} has no docstring"
+        for leaf, meaning in lines[name].items():
+            group = getattr(get_type_hints(getattr(schema, name))[leaf], "__name__", "")
+            if group in lines:
+                walk(group, f"{prefix}{leaf}.")
+            else:
+                named[prefix + leaf] = meaning
+
+    walk("Config", "")
+    assert set(named) == set(defaults())
+    assert [key for key, meaning in named.items() if not meaning] == []
 
 
-def test_every_default_is_within_its_range():
-    config = compose_config(["profile=cpu"])
-    for key, (low, high) in RANGES.items():
-        assert low <= value_of(config, key) <= (high if high is not None else float("inf")), key
+def test_the_generic_check_refuses_a_wrong_value_of_every_key_with_choices_or_bounds():
+    """Each key in turn gets a value just outside what its line allows, and the sentence names it."""
+    composed = compose_config(["profile=cpu"])
+    limited = {key: facts_of(key) for key in defaults()}
+    assert len([key for key, facts in limited.items() if facts.choices]) >= 20
+    for key, facts in limited.items():
+        outside = ["no such word"] if facts.choices else []
+        outside += [] if facts.at_least is None else [facts.at_least - 1, math.nan]
+        outside += [] if facts.at_most is None else [facts.at_most + 1]
+        for value in outside:
+            config = copy.deepcopy(composed)
+            *parents, leaf = key.split(".")
+            setattr(functools.reduce(getattr, parents, config), leaf, value)
+            with pytest.raises(ConfigError, match=rf"^{re.escape(key)}={value}"):
+                check_config(config, TWO_CORES)
+
+
+def test_every_default_is_one_that_its_line_allows():
+    for key, default in defaults().items():
+        facts = facts_of(key)
+        assert not facts.choices or default in facts.choices, key
+        assert facts.at_least is None or default >= facts.at_least, key
+        assert facts.at_most is None or default <= facts.at_most, key
+
+
+def test_a_fact_of_a_group_holds_for_its_keys_until_their_line_says_otherwise():
+    assert (facts_of("verifier.strict").on_resume, facts_of("verifier.workers").on_resume) == ("refused", "free")
+    assert facts_of("verifier.strict").actors and facts_of("verifier.workers").actors
+    assert facts_of("logging.a_key_of_another_version").on_resume == "free"
+    assert facts_of("no.such.key") == schema.Key()
+
+
+def test_a_misspelled_fact_of_a_key_is_an_error():
+    with pytest.raises(TypeError, match="at_lest"):
+        schema.key(1, at_lest=0)
 
 
 @pytest.mark.parametrize(

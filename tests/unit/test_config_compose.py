@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from expo_ray.config.compose import CONF, compose_config, groups, known_keys, sweep_jobs
+from expo_ray.config.compose import CONF, compose_config, groups, sweep_jobs
 from expo_ray.config.errors import ConfigError
+from expo_ray.config.keys import defaults
 
 CHOICES = [(group, choice) for group, choices in groups().items() for choice in choices]
 
@@ -93,5 +94,5 @@ def test_a_sweep_lists_each_combination():
     assert ["algo=exp_grpo", "seed=2", "trainer.steps=2"] in jobs
 
 
-def test_known_keys_reach_into_groups():
-    assert {"algo.beta", "model.lora.rank", "trainer.resume", "dry_run"} <= set(known_keys())
+def test_keys_reach_into_groups():
+    assert {"algo.beta", "model.lora.rank", "trainer.resume", "dry_run"} <= set(defaults())
