@@ -156,7 +156,8 @@ def _problems(records: list[Record], data: DataConfig, level_needed: bool) -> li
         wanted = {"field": "nothing in it", "boxed": r"no \boxed{...} in it", "hashes": "no '#### answer' in it"}
         raise DataError(
             f"{without[0].where}: key '{_answer_key(without[0], data)}' has {wanted[data.answer_from]} "
-            f"({len(without)} of {len(records)} records have no answer): mend it, or set data.answer_key or answer_from"
+            f"({len(without)} of {len(records)} records have no answer): "
+            "fix the line, or set data.answer_key or data.answer_from"
         )
     if without:
         log.info("%d records without an answer are left out, first %s", len(without), without[0].where)
@@ -188,7 +189,7 @@ def _source(record: Record) -> str:
 
 def _lacks(record: Record, key: str, setting: str) -> DataError:
     there = ", ".join(list(record.fields)[:12]) or "none"
-    return DataError(f"{record.where} lacks the key '{key}' (it has: {there}): mend it or set {setting}")
+    return DataError(f"{record.where} lacks the key '{key}' (it has: {there}): fix the line or set {setting}")
 
 
 def _text(record: Record, key: str, setting: str) -> str:
@@ -196,7 +197,7 @@ def _text(record: Record, key: str, setting: str) -> str:
         raise _lacks(record, key, setting)
     value = record.fields[key]
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{record.where}: key '{key}' is not a text with something in it: mend it or set {setting}")
+        raise DataError(f"{record.where}: key '{key}' is not a text, or is empty: fix the line or set {setting}")
     return value
 
 
@@ -235,5 +236,5 @@ def _level(record: Record, key: str | None, needed: bool) -> int | None:
     if _UNKNOWN_LEVEL.fullmatch(str(value).strip()):
         return None
     raise DataError(
-        f"{record.where}: key '{key}' is {value!r}, not a level from 1 to 5: mend it or set data.level_key=null"
+        f"{record.where}: key '{key}' is {value!r}, not a level from 1 to 5: fix the line or set data.level_key=null"
     )
