@@ -273,7 +273,7 @@ class ProfileConfig:
     name: str = key("cpu", "cpu", "gpu")  # of the choice
     device: str = key("cpu", "cpu", "cuda")  # of engines and learners
     cpus_per_actor: float = key(1.0, at_least=0.01)  # cores of an engine's GPU, or of a learner rank
-    threads_per_actor: int = key(1, at_least=1)  # of the numerical libraries
+    threads_per_actor: int = key(1, at_least=1)  # of its libraries; two on two cores in all: ten times slower
     deterministic: bool = key(False)  # cuda: bit-for-bit repeatable kernels, slower; the CPU profile always is
 
 
