@@ -1,8 +1,8 @@
-"""The pages of docs/start as their reader uses them: files to write, commands to type, and what these show.
+"""Parses and runs a page as its reader would: files to write, commands to type, and the output that the page shows.
 
-A fenced block whose info string names a file is that file. A `console` block has commands behind `$ ` and below each
-what it shows; an `sh` block has commands alone. A backslash at a line's end continues a command. `...` in what is shown
-stands for anything, and alone on a line for any lines. A command ends with exit code 0 unless `$ echo $?` follows it.
+A fenced block whose info string names a file is that file. A `console` block has commands after `$ `, each followed by
+its output; an `sh` block has commands alone. A backslash at the end of a line continues a command. In the output `...`
+stands for anything, and alone on a line for any lines. A command must end with exit code 0 unless `$ echo $?` follows.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ from pathlib import Path, PurePosixPath
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = REPOSITORY / "docs/start"
 COPIED = ("Makefile", "conf", "expo_ray", "hydra_plugins", "launch", "pyproject.toml", "requirements", "setup.cfg")
-"""What the commands of a page need of the repository."""
+"""The part of the repository that the commands of a page need."""
 STAMPED = ("requirements/{profile}.lock", "setup.cfg", "pyproject.toml", "launch/setup.sh")
-"""What launch/setup.sh takes the digest of."""
+"""The files whose digest launch/setup.sh stores."""
 LAST_CODE = "echo $?"
 STOP_S = 60
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file that the page asks its reader to write."""
+    """A file that the page asks the reader to write."""
 
     name: str
     text: str
@@ -43,11 +43,11 @@ class Command:
 
 
 class BadPage(ValueError):
-    """A page that cannot be followed: where, and why."""
+    """Says why a page cannot be followed."""
 
 
 def parse(page: str) -> list[WrittenFile | Command]:
-    """What the reader of a page does, in order.
+    """Lists what the reader of a page does, in order.
 
     Raises:
         BadPage: a fence that is not closed, a file outside the working copy, a console block without a command.
@@ -82,7 +82,7 @@ def _blocks(page: str) -> list[tuple[str, list[str]]]:
 
 
 def _joined(lines: list[str]) -> list[str]:
-    """The lines, each with those that continue it."""
+    """Joins each line with those that continue it."""
     found: list[str] = []
     for line in lines:
         if found and found[-1].endswith("\\"):
@@ -98,14 +98,14 @@ def _console(body: list[str]) -> list[Command]:
         if line.startswith("$ "):
             found.append(Command(line[2:]))
         elif not found:
-            raise BadPage(f"'{line}' stands in a console block before any command")
+            raise BadPage(f"'{line}' is in a console block before any command")
         else:
             found[-1] = Command(found[-1].text, (*found[-1].shown, line))
     return found
 
 
 def expected_code(steps: list[WrittenFile | Command], index: int) -> int:
-    """The exit code with which the command at `index` ends, as the page tells it."""
+    """The exit code that the page shows for the command at `index`."""
     following = steps[index + 1] if index + 1 < len(steps) else None
     if isinstance(following, Command) and following.text == LAST_CODE:
         return int(following.shown[0])
@@ -113,7 +113,7 @@ def expected_code(steps: list[WrittenFile | Command], index: int) -> int:
 
 
 def not_shown(shown: tuple[str, ...], output: str) -> str | None:
-    """The first line of `shown` that the output does not have behind the ones before it; None: all are there."""
+    """The first line of `shown` that the output lacks after the lines before it; None if it has all, in order."""
     rest = iter([_plain(line) for line in output.splitlines()])
     for line in shown:
         wanted = ".*".join(re.escape(_plain(part)) for part in line.split("..."))
@@ -128,17 +128,17 @@ def _plain(line: str) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended, and all that it printed."""
+    """A command's exit code and everything that it printed."""
 
     code: int
     output: str
 
 
 class WorkingCopy:
-    """A fresh copy of what a reader has: the code, and an environment that `make setup` has made.
+    """A fresh copy of a reader's checkout: the code, and an environment made by `make setup`.
 
     Raises:
-        RuntimeError: this environment is not what `make setup` would make; the copy shares it and must not change it.
+        RuntimeError: this environment is out of date; the copy shares it and must not change it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -168,17 +168,17 @@ class WorkingCopy:
         (own / stamp.name).write_text(f"{profile} {self.folder} {digest}\n")
 
     def write(self, file: WrittenFile) -> None:
-        """Writes a file of the page; one that is there already would be a file of the project."""
+        """Writes a file of the page; fails if it exists, because it would then be a file of the project."""
         path = self.folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as target:
             target.write(file.text)
 
     def run(self, command: Command, seconds: float) -> Ended:
-        """Types a command into a shell that knows the aliases and the exit code of those before it.
+        """Runs a command in a shell with the aliases and the exit code of the commands before it.
 
         Raises:
-            subprocess.TimeoutExpired: it took longer than `seconds`; it has been ended.
+            subprocess.TimeoutExpired: it took longer than `seconds` and was stopped.
         """
         script = "\n".join(["shopt -s expand_aliases", *self._aliases, f"(exit {self._last})", command.text])
         process = subprocess.Popen(
@@ -202,7 +202,7 @@ class WorkingCopy:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a command with all that it started: asked first, so that Ray stops its own processes."""
+    """Stops a command and everything that it started; SIGTERM comes first so that Ray can stop its processes."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         os.killpg(process.pid, sign)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""The pages of docs/start, followed to the letter in a fresh working copy: every file written, every command typed."""
+"""Follows each page of docs/start in a fresh working copy: writes every file and runs every command."""
 
 import json
 from itertools import takewhile
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def follow(page: str, folder: Path, seconds: float = 900) -> Path:
-    """Does what a page says. Each command ends as the page tells, shows what it tells, within `seconds`."""
+    """Does what a page says and checks that each command ends and prints as the page shows, within `seconds`."""
     copy = WorkingCopy(folder / "copy")
     steps = parse((PAGES / f"{page}.md").read_text())
     for index, step in enumerate(steps):
@@ -20,10 +20,10 @@ def follow(page: str, folder: Path, seconds: float = 900) -> Path:
             copy.write(step)
             continue
         ended = copy.run(step, seconds)
-        told = f"$ {step.text}\n{ended.output[-6000:]}"
-        assert ended.code == (0 if step.text == "echo $?" else expected_code(steps, index)), told
+        detail = f"$ {step.text}\n{ended.output[-6000:]}"
+        assert ended.code == (0 if step.text == "echo $?" else expected_code(steps, index)), detail
         missing = not_shown(step.shown, ended.output)
-        assert missing is None, f"not shown: {missing}\n{told}"
+        assert missing is None, f"not shown: {missing}\n{detail}"
     return copy.folder
 
 
@@ -32,7 +32,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def whole(run: Path) -> dict:
-    """summary.json of a run that went to its end and left a policy."""
+    """summary.json of a run that finished and exported a policy."""
     summary = json.loads((run / "summary.json").read_text())
     assert summary["finished"]
     assert (Path(summary["policy"]) / "config.json").is_file()
@@ -73,7 +73,7 @@ def test_own_data(tmp_path):
 
 
 def expected_reward(text: str, answer: str) -> tuple[str, float | None]:
-    """What the page says of its two classes, worked out once more."""
+    """The outcome and reward that the page promises for its two classes, computed independently."""
     _, mark, rest = text.rpartition("A:")
     stated = rest.split(".")[0] if mark and "." in rest else ""
     if not stated:

@@ -1,4 +1,4 @@
-"""The documentation against the code: every recorded name, the sentences it quotes, the files it links to."""
+"""Compares the documentation with the code: recorded names, quoted sentences, links, and the README's reward."""
 
 import inspect
 import itertools
@@ -55,7 +55,7 @@ def sources() -> str:
 
 
 def emitted() -> set[str]:
-    """Names of metrics: those spelt out in the code, and those made while algorithms, properties and records run."""
+    """Names of metrics: literals in the code, and names produced by running algorithms, properties and records."""
     code = sources()
     names = set(re.findall(r'"([a-z_]+/[a-z_]+)"', code)) - {"pass_rate/level_"}
     names |= {f"time/{phase}" for phase in ["step", *re.findall(r'record\.phase\("(\w+)"\)', code)]}

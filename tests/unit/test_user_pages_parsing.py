@@ -1,4 +1,4 @@
-"""What the tests of docs/start read out of a page, and the pages' own limits."""
+"""Tests the parser for the pages of docs/start, and the limits that these pages keep."""
 
 import pytest
 
@@ -31,7 +31,7 @@ $ not run
 ```
 
 ```sh
-# told, not typed
+# a comment, not typed
 make demo
 
 echo a | \\
