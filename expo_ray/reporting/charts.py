@@ -1,7 +1,7 @@
-"""What a chart of the report is: recorded numbers of run groups as plain dictionaries for the page's script."""
+"""The report's charts: recorded numbers of run groups as plain dictionaries, which the page's script draws."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,11 @@ import numpy as np
 from expo_ray.reporting.groups import RunGroup
 
 MAX_POINTS = 400
-"""More points than this are not told apart on a screen; longer curves show each n-th update and the last."""
+"""A screen cannot resolve more points; longer curves show each n-th update and the last."""
 
 
 def moving_mean(curve: dict[int, float], width: int) -> dict[int, float]:
-    """The mean of each value and the up to `width` - 1 recorded values before it."""
+    """Returns the mean of each value and the up to `width` - 1 recorded values before it."""
     steps = sorted(curve)
     sums = np.concatenate([[0.0], np.cumsum([curve[step] for step in steps])])
     ends = np.arange(1, len(steps) + 1)
@@ -22,16 +22,16 @@ def moving_mean(curve: dict[int, float], width: int) -> dict[int, float]:
 
 
 def smoothing_width(curves: Sequence[dict[int, float]]) -> int:
-    """A tenth of the longest curve, at least 1 (no smoothing)."""
+    """Returns a tenth of the longest curve's length, at least 1 (no smoothing)."""
     return max((len(curve) // 10 for curve in curves), default=1) or 1
 
 
 def over_seeds(curves: Sequence[dict[int, float]], max_points: int = MAX_POINTS) -> dict[str, Any]:
-    """What a chart draws of one group.
+    """Summarises one group's curves for a chart.
 
     Returns:
-        x: updates; mean, low, high: over the seeds that have a value there (low and high only where there are
-        several seeds); n: how many those are, where not all of them reach every x.
+        x: updates done; mean, low, high: over the seeds that have a value there (low and high only if there are
+        several seeds); n: the number of those seeds, if it is not the same at every x.
     """
     steps = sorted({step for curve in curves for step in curve})
     stride = -(-len(steps) // max_points) if steps else 1
@@ -46,35 +46,40 @@ def over_seeds(curves: Sequence[dict[int, float]], max_points: int = MAX_POINTS)
 
 
 def short(value: float) -> float:
-    """The value to eight significant digits: what the records have, without the tail of a float."""
+    """Rounds to eight significant digits, so that the page does not carry the tails of floats."""
     return float(f"{value:.8g}")
 
 
 RAW, SMOOTH = "every update", "moving mean over a tenth of the run"
 
 Curves = list[dict[int, float]]
-"""For each run that measured it: updates done -> value."""
+"""One curve per run that measured the number: updates done -> value."""
+
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+"""Caption, header and rows; the first cell of a row names it."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page that shows charts."""
+    """A part of the page with charts and tables."""
 
     key: str
     title: str
-    told: str
+    intro: str
     """How to read it."""
     empty: str
-    """What is said in place of charts where nothing was measured."""
+    """Shown instead if nothing was measured."""
     charts: list[dict[str, Any]]
     legend: list[str]
-    """One entry for each number that a series has as `entry`."""
+    """Long names, indexed by the `entry` of a series."""
     names: list[str]
-    """The same in short, for tooltips and tables."""
+    """Short names for tooltips and tables, indexed the same way."""
     styles: str = "groups"
     """How the script draws the entries: groups, kinds or phases."""
     folded: bool = False
-    """Shown only when it is opened."""
+    """Collapsed until the reader opens it."""
+    tables: list[Table] = field(default_factory=list)
+    """Shown below the charts."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +90,19 @@ class Spec:
     title: str
     unit: str
     share: bool = False
-    """0 to 1: the axis shows all of it."""
+    """The axis shows 0 to 1."""
     log: bool = False
     zero_is_absent: bool = False
-    """A run whose every value is 0 has no such term (a mean over nothing is recorded as 0)."""
+    """Leave out runs whose every value is 0: they have no such term (a mean over nothing is recorded as 0)."""
     bound: str = ""
     """Another recorded number or a dotted configuration key, drawn as a horizontal line."""
 
 
 def group_chart(spec: Spec, curves: Sequence[Curves], bounds: Sequence[float] = ()) -> dict[str, Any] | None:
-    """One line with a band for each group; None where no group measured it.
+    """Makes a chart with a line and a band per group; None if no group measured the number.
 
-    Two variants, plain and smoothed, where the longest run is long enough for them to differ. A bound is drawn
-    where all groups have the same.
+    There are two variants, plain and smoothed, if the longest run is long enough for them to differ. A bound is drawn
+    only if it is the same in all groups.
     """
     if not any(curves):
         return None
@@ -113,12 +118,12 @@ def group_chart(spec: Spec, curves: Sequence[Curves], bounds: Sequence[float] = 
 
 
 def group_series(curves: Sequence[Curves]) -> list[dict[str, Any]]:
-    """`over_seeds` of each group that has a curve; `entry` is the group's number."""
+    """Returns `over_seeds` of each group that has a curve; `entry` is the group's index."""
     return [{"entry": i} | over_seeds(of_group) for i, of_group in enumerate(curves) if of_group]
 
 
 def spec_charts(specs: Sequence[Spec], groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
-    """The charts of those numbers that some group measured."""
+    """Makes the charts of those numbers that at least one group measured."""
     found = [group_chart(spec, [_curves(spec, group) for group in groups], _bounds(spec, groups)) for spec in specs]
     return [chart for chart in found if chart]
 
@@ -136,7 +141,7 @@ def _bounds(spec: Spec, groups: Sequence[RunGroup]) -> list[float]:
 
 
 def group_legend(groups: Sequence[RunGroup]) -> list[str]:
-    """The groups' labels, with the seeds that a line is the mean of."""
+    """Returns the groups' labels with the seeds that a line averages."""
     return [f"{group.label}: {_seeds(group)}" for group in groups]
 
 
@@ -146,5 +151,5 @@ def _seeds(group: RunGroup) -> str:
     seeds = ", ".join(map(str, recorded))
     if not recorded:
         return "nothing recorded yet"
-    told = f"seed {seeds}" if len(recorded) == 1 else f"mean of seeds {seeds}; band: lowest to highest"
-    return f"{told}; {missing} more without records" if missing else told
+    text = f"seed {seeds}" if len(recorded) == 1 else f"mean of seeds {seeds}; band: lowest to highest"
+    return f"{text}; {missing} more without records" if missing else text

@@ -1,4 +1,4 @@
-"""The likelihood of gold solutions, explanations and free samples under the base policy (the paper's figure 2)."""
+"""The likelihood of gold solutions, explanations and free completions under the base policy (the paper's figure 2)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from expo_ray.evaluation.metrics import CONFIDENCE, bootstrap_interval
 from expo_ray.files import JsonLines
 from expo_ray.reporting.runs import finite
 
-KINDS = {"gold": "gold solution", "explanation": "self-explanation", "free": "free sample"}
+KINDS = {"gold": "gold solution", "explanation": "self-explanation", "free": "free completion"}
 PROPERTIES = {"mean_logprob": "nats a token", "answer_rise": "nats"}
 """The two properties of a sample, docs/algorithms/properties.md, with their units."""
 

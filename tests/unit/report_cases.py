@@ -1,6 +1,7 @@
-"""Hand-made run folders for the tests of the report."""
+"""Hand-made run folders for the tests of the report, and a parser of its page."""
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,30 @@ def hostile_samples() -> list[dict[str, Any]]:
         lines += [sample_line("free", text, "wrong", **about) for _ in range(4)]
         lines.append(sample_line("explanation", text, "correct", **about, leak=text))
     return lines
+
+
+TEXTS = ("script", "style", "title", "td", "th", "text", "tspan")
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the text of the elements in TEXTS."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.inside: dict[str, list[str]] = {}
+        self.open = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self.open = f"{tag}:{dict(attrs).get('type') or ''}" if tag in TEXTS else ""
+        if self.open:
+            self.inside.setdefault(self.open, []).append("")
+
+    def handle_endtag(self, tag):
+        self.open = ""
+
+    def handle_data(self, data):
+        if self.open:
+            self.inside[self.open][-1] += data

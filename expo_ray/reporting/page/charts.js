@@ -1,164 +1,144 @@
 "use strict";
-// Line charts with bands, stacked bars, their tooltips and their numbers as a table.
+// Charts drawn by plotly: lines with bands, stacked bars, and the scatter of the two properties.
 
-const HEIGHT = 230;
+const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+const SYMBOLS = ["circle", "square", "triangle-up", "diamond"];  // as MARKS in elements.js
+const MOST_MARKS = 3000;
+const TOUCH = matchMedia("(pointer: coarse)").matches;
+const CONFIG = { displayModeBar: false, doubleClick: "reset" };
+
+// Plotly renders <b>, <a href> and the like in its texts, so names and texts from runs must not contain tags.
+function plain(text) { return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;"); }
+
+function style(name) { return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim(); }
+
+function shade(entry) { return style(colour(entry)); }
+
+// Draws now and whenever the colour scheme changes, but not before the chart comes near the visible part of the page:
+// plotly takes some 20 ms for each.
+function drawWhenNear(host, draw) {
+  let near = false;
+  new IntersectionObserver((entries, observer) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    observer.disconnect();
+    near = true;
+    draw();
+  }, { rootMargin: "800px" }).observe(host);
+  const redraw = () => near && draw();
+  new ResizeObserver(() => near && Plotly.Plots.resize(host)).observe(host);  // plotly itself only follows the window
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  return redraw;
+}
 
 function drawSection(host, section) {
   const names = [...new Set(section.charts.flatMap((chart) => Object.keys(chart.variants)))];
-  const charts = [];
-  const drawn = section.charts.flatMap((chart) => Object.values(chart.variants).flat());
-  const banded = new Set(drawn.filter((series) => series.low).map((series) => series.entry));
-  host.append(legend(section.legend, section.styles, banded));
+  const shown = names[names.length > 2 || names[0].startsWith("pass@") ? 0 : names.length - 1];
+  const charts = section.charts.map((chart) => chartFigure(chart, section, shown));
+  host.append(legend(section.legend, section.styles));
   if (names.length > 1) {
-    const shown = names[names.length > 2 || names[0].startsWith("pass@") ? 0 : names.length - 1];
     const choice = select("show", names.map((name) => [name, name]), (name) => charts.forEach((one) => one.show(name)));
     choice.box.value = shown;
     choice.label.className = "variant";
     host.append(choice.label);
-    names.unshift(...names.splice(names.indexOf(shown), 1));
   }
-  const grid = el("div", { class: "grid" });
-  host.append(grid);
-  for (const chart of section.charts) charts.push(chartFigure(grid, chart, section, names[0]));
+  host.append(el("div", { class: "grid" }, ...charts.map((chart) => chart.figure)));
 }
 
-function chartFigure(grid, chart, section, first) {
-  const plot = el("div", { class: "plot" });
-  const tip = el("div", { class: "tip", hidden: true });
+function chartFigure(chart, section, first) {
+  let series = chart.variants[first] || Object.values(chart.variants)[0];
+  const last = series.map((one) => `${section.names[one.entry]}: last ${number(one.mean[one.mean.length - 1])}`);
+  const label = `${chart.title}, ${chart.unit} over ${chart.over || "updates"}. ${last.join("; ")}`;
+  const plot = el("div", { class: "plot", role: "img", "aria-label": label });
   const rows = el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": `Numbers of ${chart.title}` });
   const details = el("details", { class: "numbers-of" }, el("summary", {}, "numbers"), rows);
-  const figure = el("figure", {}, el("figcaption", {}, chart.title), plot, details);
-  grid.append(figure);
-  let series = chart.variants[first] || Object.values(chart.variants)[0];
-  let width = 0;
-  const draw = () => {
-    if (!width) return;
-    const kind = chart.stacked ? drawStack : drawLines;
-    plot.replaceChildren(kind(chart, series, section, width, tip), tip);
-    if (details.open) rows.replaceChildren(numbersTable(chart, series, section));
-  };
-  details.addEventListener("toggle", () => details.open && rows.replaceChildren(numbersTable(chart, series, section)));
-  whenSized(plot, (now) => { width = now; draw(); });
-  return { show: (name) => { if (chart.variants[name]) { series = chart.variants[name]; draw(); } } };
-}
-
-function areaOf(width) { return { left: 52, right: width - 8, top: 8, bottom: HEIGHT - 34 }; }
-
-function verticalScale(chart, values, box) {
-  const all = chart.bound ? [...values, chart.bound.value] : values;
-  const positive = all.filter((value) => value > 0);
-  if (chart.log && positive.length) return logarithmic(positive, box.bottom, box.top);
-  let low = chart.share || chart.stacked ? 0 : Math.min(...all);
-  let high = chart.share ? 1 : Math.max(...all);
-  const pad = chart.share ? 0.03 : (high - low) * 0.05;
-  if (!chart.stacked) low -= pad;
-  return linear(low, high + pad, box.bottom, box.top, 5);
-}
-
-function canvas(chart, section, series, width) {
-  const told = series.map((one) => `${section.names[one.entry]}: last ${number(one.mean[one.mean.length - 1])}`);
-  const label = `${chart.title}, ${chart.unit} over updates. ${told.join("; ")}`;
-  return svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": label });
-}
-
-function drawLines(chart, series, section, width, tip) {
-  const box = areaOf(width);
-  const xs = [...new Set(series.flatMap((one) => one.x))].sort((a, b) => a - b);
-  const values = series.flatMap((one) => [...one.mean, ...(one.low || []), ...(one.high || [])]).filter((v) => v !== null);
-  const x = linear(xs[0], xs[xs.length - 1], box.left + 4, box.right - 6, width / 80);
-  const y = verticalScale(chart, values, box);
-  x.ticks = x.ticks.filter((tick) => Number.isInteger(tick));
-  const root = canvas(chart, section, series, width);
-  root.append(...frame(width, HEIGHT, x, y, { x: "updates done", y: chart.unit + (y.log ? " (log)" : "") }, box));
-  for (const one of series) root.append(...seriesParts(one, x, y));
-  if (chart.bound) {
-    const at = y.at(chart.bound.value);
-    root.append(svg("line", { class: "bound", x1: box.left, x2: box.right, y1: at, y2: at }));
-    root.append(svg("text", { x: box.right - 2, y: at < box.top + 14 ? at + 12 : at - 4, "text-anchor": "end" }, `${chart.bound.label} ${number(chart.bound.value)}`));
-  }
-  hover(root, xs, x, box, tip, (at) => lineTip(series, section, at));
-  return root;
-}
-
-function seriesParts(one, x, y) {
-  const points = one.x.map((at, i) => [x.at(at), y.at(one.mean[i])]);
-  const parts = [];
-  if (one.low) {
-    const up = one.x.map((at, i) => `${x.at(at)},${y.at(one.high[i])}`);
-    const down = one.x.map((at, i) => `${x.at(at)},${y.at(one.low[i])}`).reverse();
-    parts.push(svg("path", { class: colour(one.entry), d: `M${[...up, ...down].join("L")}Z`, fill: "currentColor", opacity: 0.18 }));
-  }
-  const dash = DASHES[one.entry % DASHES.length];
-  const line = { fill: "none", stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": dash, "stroke-linejoin": "round" };
-  parts.push(svg("path", { class: colour(one.entry), d: `M${points.map((p) => p.join(",")).join("L")}`, ...line }));
-  const every = Math.max(1, Math.ceil(points.length / 12));
-  points.forEach(([px, py], i) => {
-    if (i % every === 0 || i === points.length - 1) parts.push(markShape(one.entry, px, py, 3, { class: colour(one.entry), fill: "currentColor" }));
+  const fillTable = () => details.open && rows.replaceChildren(numbersTable(chart, series, section));
+  details.addEventListener("toggle", fillTable);
+  const redraw = drawWhenNear(plot, () => {
+    const traces = chart.stacked ? bars(series, section) : series.flatMap((one) => lineTraces(one, section, floorOf(chart, series)));
+    Plotly.react(plot, traces, layout(chart, series), CONFIG);
   });
-  return parts;
+  const show = (name) => { if (chart.variants[name]) { series = chart.variants[name]; redraw(); fillTable(); } };
+  return { figure: el("figure", {}, el("figcaption", {}, chart.title), plot, details), show };
 }
 
-function drawStack(chart, series, section, width, tip) {
-  const box = areaOf(width);
-  const xs = series[0].x;
-  const totals = xs.map((_, i) => series.reduce((sum, one) => sum + one.mean[i], 0));
-  const x = linear(xs[0] - 0.5, xs[xs.length - 1] + 0.5, box.left, box.right, width / 80);
-  const y = verticalScale(chart, totals, box);
-  x.ticks = x.ticks.filter((tick) => Number.isInteger(tick));
-  const root = canvas(chart, section, series, width);
-  root.append(...frame(width, HEIGHT, x, y, { x: "updates done", y: chart.unit }, box));
-  const slot = (box.right - box.left) / xs.length;
-  const bar = Math.min(slot, 40) * (slot > 4 ? 0.86 : 1);
-  const base = xs.map(() => 0);
-  for (const one of series) {
-    const group = svg("g", { class: colour(one.entry), fill: "currentColor" });
-    one.mean.forEach((value, i) => {
-      const top = y.at(base[i] + value);
-      const height = Math.max(0, y.at(base[i]) - top - (bar > 6 ? 0.6 : 0));
-      group.append(svg("rect", { x: x.at(xs[i]) - bar / 2, y: top, width: bar, height }));
-      base[i] += value;
-    });
-    root.append(group);
-  }
-  hover(root, xs, x, box, tip, (at) => `${lineTip(series, section, at)}\nwhole step: ${number(totals[xs.indexOf(at)])}`);
-  return root;
+function valuesOf(chart, series) {
+  const drawn = series.flatMap((one) => [...one.mean, ...(one.low || []), ...(one.high || [])]).filter((value) => value !== null);
+  return chart.bound ? [...drawn, chart.bound.value] : drawn;
 }
 
-function lineTip(series, section, at) {
-  const lines = [`updates: ${at}`];
-  for (const one of series) {
-    const i = one.x.indexOf(at);
-    if (i < 0) continue;
-    const band = one.low ? ` [${number(one.low[i])}, ${number(one.high[i])}]` : "";
-    const runs = one.n ? ` (${one.n[i]} runs)` : "";
-    lines.push(`${section.names[one.entry]}: ${number(one.mean[i])}${band}${runs}`);
-  }
-  return lines.join("\n");
+// The value at the bottom of a logarithmic axis, where zeros are drawn; 0 for a linear axis.
+function floorOf(chart, series) {
+  const positive = chart.log ? valuesOf(chart, series).filter((value) => value > 0) : [];
+  return positive.length ? 10 ** Math.floor(Math.log10(Math.min(...positive))) : 0;
 }
 
-function hover(root, xs, x, box, tip, say) {
-  const cursor = svg("line", { class: "cursor", y1: box.top, y2: box.bottom, visibility: "hidden" });
-  root.append(cursor);
-  const move = (event) => {
-    const where = event.clientX - root.getBoundingClientRect().left;
-    const at = xs.reduce((best, one) => (Math.abs(x.at(one) - where) < Math.abs(x.at(best) - where) ? one : best), xs[0]);
-    cursor.setAttribute("x1", x.at(at));
-    cursor.setAttribute("x2", x.at(at));
-    cursor.setAttribute("visibility", "visible");
-    tip.textContent = say(at);
-    tip.hidden = false;
-    const left = x.at(at) + 10;
-    tip.style.top = "0.5rem";
-    tip.style.left = `${left + tip.offsetWidth > root.clientWidth ? Math.max(0, left - tip.offsetWidth - 20) : left}px`;
+function lineTraces(one, section, floor) {
+  const raised = (values) => values.map((value) => (floor ? Math.max(value, floor) : value));
+  const texts = one.mean.map((value, i) => number(value)
+    + (one.low ? ` [${number(one.low[i])}, ${number(one.high[i])}]` : "") + (one.n ? ` (${one.n[i]} runs)` : ""));
+  const line = {
+    x: one.x, y: raised(one.mean), text: texts, name: plain(section.names[one.entry]), mode: "lines+markers",
+    line: { color: shade(one.entry), width: 2, dash: DASHES[one.entry % DASHES.length] },
+    marker: { color: shade(one.entry), size: 6, symbol: SYMBOLS[one.entry % SYMBOLS.length], maxdisplayed: 12 },
+    hovertemplate: "%{fullData.name}: %{text}<extra></extra>",
   };
-  root.addEventListener("pointermove", move);
-  root.addEventListener("pointerdown", move);
-  root.addEventListener("pointerleave", () => { tip.hidden = true; cursor.setAttribute("visibility", "hidden"); });
+  if (!one.low) return [line];
+  const band = {
+    x: [...one.x, ...[...one.x].reverse()], y: raised([...one.high, ...[...one.low].reverse()]), mode: "lines",
+    fill: "toself", fillcolor: shade(one.entry), opacity: 0.18, line: { width: 0 }, hoverinfo: "skip",
+  };
+  return [band, line];
+}
+
+function bars(series, section) {
+  const total = series[0].x.map((_, i) => series.reduce((sum, one) => sum + one.mean[i], 0));
+  const parts = series.map((one) => ({
+    type: "bar", x: one.x, y: one.mean, text: one.mean.map(number), textposition: "none", name: plain(section.names[one.entry]),
+    marker: { color: shade(one.entry) }, hovertemplate: "%{fullData.name}: %{text}<extra></extra>",
+  }));
+  const whole = { x: series[0].x, y: total, text: total.map(number), mode: "lines", line: { width: 0 }, hovertemplate: "whole step: %{text}<extra></extra>" };
+  return [...parts, whole];
+}
+
+function layout(chart, series) {
+  const made = frame(chart.over || "updates done", chart.unit);
+  const xs = series.flatMap((one) => one.x);
+  if (Math.max(...xs) - Math.min(...xs) < 6) made.xaxis.dtick = 1;
+  const floor = floorOf(chart, series);
+  const values = valuesOf(chart, series);
+  if (floor) Object.assign(made.yaxis, { type: "log", title: { text: `${made.yaxis.title.text} (log)` }, range: [Math.log10(floor), Math.ceil(Math.log10(Math.max(...values) * 1.001))], dtick: 1, exponentformat: "e" });
+  else if (chart.share) made.yaxis.range = [-0.03, 1.03];
+  else if (!chart.stacked) made.yaxis.range = paddedRange(values);
+  if (chart.bound) {
+    made.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: chart.bound.value, y1: chart.bound.value, line: { color: style("ink"), width: 1.6, dash: "dot" } }];
+    const at = floor ? Math.log10(chart.bound.value) : chart.bound.value;
+    made.annotations = [{ xref: "paper", x: 1, y: at, yanchor: "bottom", showarrow: false, text: plain(`${chart.bound.label} ${number(chart.bound.value)}`) }];
+  }
+  return made;
+}
+
+// A little more than the values span; differences in the last digits must not fill the whole axis.
+function paddedRange(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const least = Math.max(Math.abs(low), Math.abs(high)) * 1e-3 || 1;
+  const pad = high - low < least ? (least - (high - low)) / 2 : (high - low) * 0.05;
+  return [low - pad, high + pad];
+}
+
+function frame(across, up) {
+  const axis = (name) => ({ title: { text: plain(name), standoff: 6 }, gridcolor: style("line"), linecolor: style("line"), zeroline: false, automargin: true, fixedrange: TOUCH });
+  return {
+    height: 250, margin: { l: 48, r: 8, t: 8, b: 36 }, showlegend: false, barmode: "stack", bargap: 0.12, hovermode: "x unified",
+    dragmode: TOUCH ? false : "zoom", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { size: 11, color: style("soft"), family: "system-ui, sans-serif" },
+    hoverlabel: { bgcolor: style("paper"), bordercolor: style("soft"), font: { color: style("ink"), size: 11 } },
+    xaxis: { ...axis(across), showgrid: false, tickformat: "~d", unifiedhovertitle: { text: plain(`${across}: %{x}`) } }, yaxis: { ...axis(up), nticks: 6, exponentformat: "power" },
+  };
 }
 
 function numbersTable(chart, series, section) {
   const xs = [...new Set(series.flatMap((one) => one.x))].sort((a, b) => a - b);
-  const head = el("tr", {}, el("th", { scope: "col" }, "updates"));
+  const head = el("tr", {}, el("th", { scope: "col" }, chart.over || "updates"));
   for (const one of series) head.append(el("th", { scope: "col" }, section.names[one.entry]));
   const body = el("tbody", {});
   for (const at of xs) {
@@ -170,4 +150,74 @@ function numbersTable(chart, series, section) {
     body.append(row);
   }
   return el("table", { class: "numbers" }, el("caption", {}, `${chart.title}, ${chart.unit}`), el("thead", {}, head), body);
+}
+
+function scatterPlot(host, data, open) {
+  const points = data.prompts.flatMap((prompt) => prompt.samples
+    .filter((sample) => sample.properties && sample.properties[0] !== null)
+    .map((sample) => ({ prompt, sample, group: String(data.groupOfRun[prompt.run]) })));
+  if (!points.length) {
+    host.append(el("p", { class: "empty" }, "No recorded sample has measured properties (algo.properties_every, logging.samples_per_step)."));
+    return;
+  }
+  const first = points.find((point) => point.sample.kind === "explanation") || points[0];
+  const state = { group: first.group, step: "", rise: 1 };
+  const plot = el("div", { class: "plot", role: "img", "aria-label": "Scatter of property 1 against property 2" });
+  const note = el("div", {});
+  const draw = () => note.replaceChildren(...drawScatter(plot, points, state));
+  const steps = el("select", {});
+  const setSteps = () => {
+    const known = [...new Set(points.filter((p) => p.group === state.group).map((p) => p.prompt.step))].sort((a, b) => a - b);
+    steps.replaceChildren(el("option", { value: "" }, "all measured steps"), ...known.map((step) => el("option", { value: step }, `step ${step}`)));
+    state.step = "";
+  };
+  setSteps();
+  const redraw = drawWhenNear(plot, () => {
+    draw();
+    if (!plot.dataset.open) plot.on("plotly_click", (event) => event.points[0].customdata && open(event.points[0].customdata));
+    plot.dataset.open = "yes";
+  });
+  const groups = [...new Set(points.map((p) => p.group))];
+  const runs = select("runs", groups.map((i) => [i, data.groups[i]]), (value) => { state.group = value; setSteps(); redraw(); });
+  runs.box.value = state.group;
+  const rise = select("property 2 as", [["1", "rise over the answer alone"], ["2", "rise over the policy's own chains"]], (value) => { state.rise = Number(value); redraw(); });
+  steps.addEventListener("change", () => { state.step = steps.value; redraw(); });
+  host.append(el("div", { class: "controls few" }, runs.label, el("label", {}, "step", steps), rise.label),
+    legend(Object.values(KIND_NAMES), "kinds"), el("figure", { class: "scatter" }, plot, note));
+}
+
+// Draws the chosen points and returns what is said below them.
+function drawScatter(plot, points, state) {
+  const wanted = points.filter((p) => p.group === state.group && (state.step === "" || String(p.prompt.step) === state.step) && p.sample.properties[state.rise] !== null);
+  const stride = Math.ceil(wanted.length / MOST_MARKS) || 1;
+  const shown = wanted.filter((_, i) => i % stride === 0);
+  const [traces, medians, said] = [[], [], []];
+  Object.keys(KIND_NAMES).forEach((kind, entry) => {
+    const own = shown.filter((p) => p.sample.kind === kind);
+    if (!own.length) return;
+    const marks = { mode: "markers", name: plain(KIND_NAMES[kind]), hovertemplate: "%{text}<extra></extra>" };
+    const look = { color: shade(entry), symbol: SYMBOLS[entry] };
+    traces.push({ ...marks, x: own.map((p) => p.sample.properties[0]), y: own.map((p) => p.sample.properties[state.rise]), text: own.map((p) => markText(p, state)), customdata: own.map((p) => p.prompt), marker: { ...look, size: 7, opacity: 0.5 } });
+    const [x, y] = [0, state.rise].map((index) => median(own.map((p) => p.sample.properties[index])));
+    const text = `${KIND_NAMES[kind]}: ${own.length} samples, median property 1 ${number(x)}, property 2 ${number(y)}`;
+    medians.push({ ...marks, x: [x], y: [y], text: [plain(text)], marker: { ...look, size: 16, line: { color: style("ink"), width: 2 } } });
+    said.push(el("li", {}, text));
+  });
+  const made = frame("property 1: log pi(sample | question), nats a token", "property 2, nats");
+  delete made.xaxis.tickformat;
+  Plotly.react(plot, [...traces, ...medians], { ...made, height: 420, hovermode: "closest" }, CONFIG);
+  const count = `${shown.length} of ${wanted.length} measured samples are drawn; large marks are medians.`;
+  return [el("p", { class: "count" }, count), el("ul", { class: "notes" }, ...said)];
+}
+
+function markText({ sample, prompt }, state) {
+  const verdict = sample.outcome ? `, ${sample.outcome}` : "";
+  const lines = [`${KIND_NAMES[sample.kind]}${verdict}, step ${prompt.step}`, prompt.question.slice(0, 120), `${number(sample.properties[0])}, ${number(sample.properties[state.rise])}`];
+  return lines.map(plain).join("<br>");
+}
+
+function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const half = Math.floor(sorted.length / 2);
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }

@@ -1,5 +1,5 @@
 "use strict";
-// The browser for samples: filters, pages, and one card for each prompt.
+// The browser for samples: filters, pages, and one card per prompt.
 
 const PAGE = 10;
 const KIND_NAMES = { gold: "gold solution", explanation: "self-explanation", free: "free completion" };
@@ -9,7 +9,7 @@ const VERDICTS = {
 };
 const USES = {
   policy: "policy term", sft: "SFT target", chosen: "DPO: chosen", rejected: "DPO: rejected",
-  conditioned: "KL behind the prompt with the answer",
+  conditioned: "KL on the prompt with the answer",
 };
 
 function sampleBrowser(host, data) {
@@ -156,22 +156,21 @@ function useText(uses) {
 }
 
 function facts(sample) {
-  const told = [];
-  if (sample.tokens !== null) told.push(`${sample.tokens} tokens${sample.finish === "length" ? ", cut at the limit" : ""}`);
-  if (sample.reward !== null) told.push(`reward ${number(sample.reward)}`);
-  if (sample.logprob !== null) told.push(`as sampled ${number(sample.logprob)} nats a token`);
+  const said = [];
+  if (sample.tokens !== null) said.push(`${sample.tokens} tokens${sample.finish === "length" ? ", cut at the limit" : ""}`);
+  if (sample.reward !== null) said.push(`reward ${number(sample.reward)}`);
+  if (sample.logprob !== null) said.push(`as sampled ${number(sample.logprob)} nats a token`);
   if (sample.properties) {
     const [first, rise, over] = sample.properties;
-    told.push(`property 1: ${number(first)} nats a token`, `property 2: ${number(rise)} nats`, `over free chains: ${number(over)} nats`);
+    said.push(`property 1: ${number(first)} nats a token`, `property 2: ${number(rise)} nats`, `over free chains: ${number(over)} nats`);
   }
-  if (sample.version !== null && sample.version !== undefined) told.push(`weights of update ${sample.version}`);
-  return told.join(" \u00b7 ");
+  if (sample.version !== null && sample.version !== undefined) said.push(`weights of update ${sample.version}`);
+  return said.join(" \u00b7 ");
 }
 
 function textBlock(content, kind, text) {
-  const block = el("div", { class: `text ${kind}`, dir: "auto" }, highlighted(content || "(empty)", text));
-  if (content.length > 1200) fill(block, { tabindex: 0, role: "region", "aria-label": "text" }, []);
-  return block;
+  const scrolls = content.length > 1200 ? { tabindex: 0, role: "region", "aria-label": "text" } : {};
+  return el("div", { class: `text ${kind}`, dir: "auto", ...scrolls }, highlighted(content || "(empty)", text));
 }
 
 // The content with the searched text marked, as text nodes.
@@ -188,3 +187,13 @@ function highlighted(content, text) {
   parts.append(content.slice(from));
   return parts;
 }
+
+function start() {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  for (const host of document.querySelectorAll("[data-section]")) drawSection(host, data.sections[host.dataset.section]);
+  const browser = sampleBrowser(document.getElementById("samples-body"), data);
+  scatterPlot(document.getElementById("scatter-body"), data, browser.open);
+  document.documentElement.dataset.ready = "yes";
+}
+
+start();
