@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from algorithm_cases import config_with, group, random_arrays
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties, property_metrics
-from expo_ray.config.errors import DataError
+from expo_ray.config.compose import compose_config, sweep_jobs
+from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import DataConfig
 from expo_ray.data.sources import load_problems
 from expo_ray.driver.groups import Collector
@@ -21,6 +23,7 @@ from expo_ray.driver.record import StepRecord, batch_line, sample_lines
 from expo_ray.driver.run import _summarise
 from expo_ray.evaluation.evaluator import summarise
 from expo_ray.messages import SyncProof, TrainingBatch, UpdateReport
+from expo_ray.preflight.values import check_config
 from expo_ray.runtime.journal import Status
 from expo_ray.runtime.process import process_usage
 from expo_ray.train import main
@@ -150,6 +153,32 @@ def test_documented_choices_are_the_folders_of_conf():
         assert row, name
         choices = {choice for quoted in re.findall(r"`([^`]+)`", row.group(1)) for choice in expanded(quoted)}
         assert choices == {file.stem for file in (REPOSITORY / "conf" / name).glob("*.yaml")}
+
+
+def documented_commands() -> list[str]:
+    """Each `python -m expo_ray.train ...` that a page shows as an indented line, without its comment.
+
+    Pages of docs/results list the commands of past runs, which need not be valid today.
+    """
+    found: dict[str, None] = {}
+    for page in (page for page in PAGES if page.parent.name != "results"):
+        text = page.read_text().replace("\\\n", " ")
+        commands = re.findall(r"^    python -m expo_ray\.train ([^#\n\[]+?)\s*(?:#.*)?$", text, re.MULTILINE)
+        found |= dict.fromkeys(" ".join(command.replace("dry_run=true", "").split()) for command in commands)
+    return list(found)
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_the_settings_of_a_documented_command_pass_the_checks(command):
+    if "experiment=mine" in command:
+        pytest.skip("the page asks its reader to write this recipe")
+    arguments = [word for word in shlex.split(command.replace("FOLDER", "some/model")) if word != "-m"]
+    config = compose_config([*next(sweep_jobs(arguments)), "dry_run=true"])
+    if "model.lora.rank=0 cluster=2xh100" in command:  # the page says that it does not fit
+        with pytest.raises(ConfigError, match="memory"):
+            check_config(config)
+    else:
+        check_config(config)
 
 
 def test_the_readme_is_short():
