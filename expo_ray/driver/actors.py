@@ -86,7 +86,7 @@ class Actors:
             workers = {name: self._start(name) for name in self.names("rollout", config.rollout.workers)}
             ranks = {name: self._start(name) for name in self.names("learner", self.ranks)}
             verifiers = {name: self._start(name) for name in self.names("verifier", config.verifier.workers)}
-            self.verifiers = VerifierFleet(verifiers, self.replace, self.waiter, wait_s)
+            self.verifiers = VerifierFleet(verifiers, self.replace, self.waiter, wait_s, start_s)
             self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s, self.plan.colocated)
             self.learners = LearnerGroup(ranks, self.waiter, wait_s, sync_s + SYNC_GRACE_S)
             if self.plan.colocated:  # an engine measures its card when it starts, and must find it free
@@ -138,7 +138,7 @@ class Actors:
         self.config, self.events, self.log_folder = config, events, str(run_folder / "logs")
         self.waiter = Waiter(self.log_folder, self.waiter.places)
         self.verifiers.waiter = self.rollouts.waiter = self.learners.waiter = self.waiter
-        handles = self.rollouts.workers | self.verifiers.handles | self.learners.ranks
+        handles = self.rollouts.workers | self.verifiers.workers | self.learners.ranks
         moves = {name: handle.log_to.remote(name, self.log_folder) for name, handle in handles.items()}
         self.waiter.gather(moves, "moving the actors' logs", config.trainer.wait_s)
         self.learners.sync_s = config.sync.timeout_s + SYNC_GRACE_S
@@ -153,7 +153,7 @@ class Actors:
 
         An actor that does not answer is left out: its loss shows where its work is waited for.
         """
-        handles = {**self.rollouts.workers, **self.verifiers.handles, **self.learners.ranks}
+        handles = {**self.rollouts.workers, **self.verifiers.workers, **self.learners.ranks}
         refs = {name: handle.usage.remote() for name, handle in handles.items()}
         found = self.waiter.settle(refs, "measuring memory", USAGE_S) | {"driver": process_usage(of_children=False)}
         values = {

@@ -1,14 +1,21 @@
-"""Bounded waits for actors. Each says what it waited for, for how long, for whom, and that one's last log line."""
+"""Bounded waits for actors. Each error says what was waited for, for how long, for whom, and that actor's last log
+line."""
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from expo_ray.runtime.process import Place, log_path
+
+FETCH_S = 300.0
+"""Bound on fetching an answer that is ready: from another node it still has to travel."""
+TAIL_BYTES = 4096
+PROGRESS_BAR = re.compile(r"\[(\d+:)+\d\d[<,]")
+"""The times in one of tqdm's bars, such as `[00:03<00:01, 2.1it/s]`."""
 
 
 class ActorFailed(RuntimeError):
@@ -33,73 +40,70 @@ class WaitExpired(RuntimeError):
         self.actors = actors
 
 
+class Deadline:
+    """One bound that all waits of an operation share, however many functions it passes through.
+
+    It holds for this process only: monotonic clocks differ between machines. Another process gets `left`.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that remain, 0 once it has passed."""
+        return max(0.0, self._end - time.monotonic())
+
+
 @dataclass(frozen=True)
 class Waiter:
-    """Waits for answers of named actors, whose logs lie in `log_folder`."""
+    """Waits for answers of named actors, which log to `log_folder` (None: unknown in this process)."""
 
-    log_folder: str
+    log_folder: str | None = None
     places: dict[str, Place] = field(default_factory=dict)
-    """Actor name -> where it runs, as far as it is known; whoever starts an actor fills it in."""
+    """Actor name -> where it runs, once its start has been waited for."""
 
-    def gather(self, refs: Mapping[str, Any], what: str, seconds: float) -> dict[str, Any]:
-        """Waits for one answer of each actor.
+    def arrivals(self, refs: Mapping[str, Any], what: str, deadline: Deadline) -> Iterator[tuple[str, Any]]:
+        """Yields each actor's name and answer, in the order in which they come.
 
         Args:
             refs: actor name -> object reference.
-            what: what is waited for, as it will stand in an error ("generate for step 3").
-            seconds: bound on the whole wait.
-
-        Returns:
-            Actor name -> answer, in the order of `refs`.
+            what: what is waited for, as it appears in an error ("generate for step 3").
+            deadline: bounds the whole wait.
 
         Raises:
             ActorFailed: as soon as one raises or dies.
-            WaitExpired: when the bound is passed, naming all that are late.
+            WaitExpired: when the deadline passes, naming all that are late.
         """
         names = {ref: name for name, ref in refs.items()}
         pending = list(names)
-        answers: dict[str, Any] = {}
-        deadline = time.monotonic() + seconds
         while pending:
-            left = deadline - time.monotonic()
-            ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, left))
+            ready, pending = ray.wait(pending, num_returns=1, timeout=deadline.left)
+            if not ready:
+                raise self.expired([names[ref] for ref in pending], what, deadline.seconds)
             for ref in ready:
-                answers[names[ref]] = self.take(ref, names[ref], what)
-            if pending and not ready and left <= 0:
-                raise self.expired([names[ref] for ref in pending], what, seconds)
+                yield names[ref], self.take(ref, names[ref], what)
+
+    def gather(self, refs: Mapping[str, Any], what: str, seconds: float) -> dict[str, Any]:
+        """Waits for one answer of each actor, `seconds` for all of them; `arrivals` has the other arguments and errors.
+
+        Returns:
+            Actor name -> answer, in the order of `refs`.
+        """
+        answers = dict(self.arrivals(refs, what, Deadline(seconds)))
         return {name: answers[name] for name in refs}
 
     def settle(self, refs: Mapping[str, Any], what: str, seconds: float) -> dict[str, Any]:
         """Like `gather`, but an actor that fails or is late does not end the wait: its exception is its answer."""
-        began = time.monotonic()
+        deadline = Deadline(seconds)
         outcomes: dict[str, Any] = {}
         for name, ref in refs.items():
-            left = max(0.0, seconds - (time.monotonic() - began))
             try:
-                outcomes |= self.gather({name: ref}, what, left)
+                outcomes |= self.gather({name: ref}, what, deadline.left)
             except (ActorFailed, WaitExpired) as error:
                 outcomes[name] = error
         return outcomes
-
-    def expired(self, late: list[str], what: str, seconds: float) -> WaitExpired:
-        """The error that names the late actors, where they run, and the ends of their logs."""
-        lines = "; ".join(f"{self.where(name)}: log ends: {self.last_line(name)}" for name in late)
-        return WaitExpired(f"{what}: no answer from {', '.join(late)} within {seconds:.0f} s. {lines}", late)
-
-    def where(self, name: str) -> str:
-        """An actor's name with its process and node, where they are known."""
-        place = self.places.get(name)
-        return f"{name} (pid {place.pid} on node {place.node_ip})" if place else name
-
-    def last_line(self, name: str) -> str:
-        """The last line of an actor's log."""
-        path = log_path(self.log_folder, name)
-        if not path.exists():
-            return "(no log here)"
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "(empty)")
 
     def take(self, ref: Any, name: str, what: str) -> Any:
         """The value of a reference that is ready.
@@ -108,12 +112,34 @@ class Waiter:
             ActorFailed: the actor raised, or is gone.
         """
         try:
-            return ray.get(ref)
+            return ray.get(ref, timeout=FETCH_S)
         except ray.exceptions.RayTaskError as error:
-            log = Path(log_path(self.log_folder, name))
-            sentence = f"{what}: {name} failed: {error.cause!r} (its log: {log})"
+            log = f" (its log: {log_path(self.log_folder, name)})" if self.log_folder is not None else ""
+            sentence = f"{what}: {name} failed: {error.cause!r}{log}"
             raise ActorFailed(sentence, name, error.cause) from error
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
             sentence = f"{what}: {self.where(name)} died: {reason} Its log ends: {self.last_line(name)}"
             raise ActorFailed(sentence, name) from error
+
+    def expired(self, late: list[str], what: str, seconds: float) -> WaitExpired:
+        """The error that names the late actors, where they run, and the ends of their logs."""
+        lines = "; ".join(f"{self.where(name)}: log ends: {self.last_line(name)}" for name in late)
+        return WaitExpired(f"{what}: no answer from {', '.join(late)} within {seconds:.0f} s. {lines}", late)
+
+    def where(self, name: str) -> str:
+        """An actor's name with its process and node, if they are known."""
+        place = self.places.get(name)
+        return f"{name} (pid {place.pid} on node {place.node_ip})" if place else name
+
+    def last_line(self, name: str) -> str:
+        """The last line of an actor's log that is not a progress bar: the reason of a death is often above one."""
+        path = log_path(self.log_folder, name) if self.log_folder is not None else None
+        if path is None or not path.exists():
+            return "(no log here)"
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            # A bar redraws itself after a carriage return, so it is many lines in one.
+            lines = re.split(r"[\r\n]", file.read().decode(errors="replace"))
+        said = [line.strip() for line in lines if line.strip()]
+        return next((line for line in reversed(said) if not PROGRESS_BAR.search(line)), said[-1] if said else "(empty)")

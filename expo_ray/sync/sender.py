@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError
 from vllm.distributed.weight_transfer.base import TrainerInitInfo, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
+from expo_ray.runtime.waits import ActorFailed, Deadline, Waiter, WaitExpired
 from expo_ray.sync.errors import SyncError, SyncTimeout
 from expo_ray.sync.gloo.buckets import tensor_bytes
 from expo_ray.sync.gloo.engine import register
@@ -23,29 +23,29 @@ from expo_ray.sync.gloo.trainer import GlooTrainerInitInfo
 class BoundedWeightSyncClient:
     """vLLM's VLLMWeightSyncClient protocol over Ray actors (expo_ray.rollout.receiver) by name.
 
-    Unlike vLLM's own Ray client it gives every worker a `rank_offset` of its own: several independent
-    engines would else all take the same ranks of the transfer group.
+    vLLM's own Ray client sends every worker the same `rank_offset`, so several independent engines would all take the
+    same ranks of the transfer group. This one gives each worker its own.
+
+    Args:
+        workers: actor name -> Ray handle.
+        deadline: bounds all calls until another one is set.
+        ranks_per_worker: tensor parallel size of the engines.
     """
 
-    def __init__(self, workers: Mapping[str, ActorHandle], timeout_s: float, ranks_per_worker: int = 1) -> None:
-        """`timeout_s` bounds all calls between two `restart_clock()`; `ranks_per_worker`: tensor parallel size."""
+    def __init__(self, workers: Mapping[str, ActorHandle], deadline: Deadline, ranks_per_worker: int = 1) -> None:
         self._workers = dict(workers)
-        self._timeout_s = timeout_s
+        self._waiter = Waiter()
         self._ranks_per_worker = ranks_per_worker
+        self.deadline = deadline
+        """Of the connect or send under way. The transport and the thread that runs it wait by the same one."""
         self.weight_version: int | None = None
-        """The version that `finish_weight_update` gives the engines where its caller names none."""
+        """The version that `finish_weight_update` gives the engines if its caller, vLLM's own code, passes none."""
         self.phase = ""
         """The call under way, for messages; empty between calls."""
         self.waiting_for: list[str] = []
-        """The workers that have not answered it."""
+        """The workers that have not answered it. Another thread may have to report them."""
         self.seconds: dict[str, float] = {}
         """How long the calls of each phase of this round took, together."""
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """A new round: all of its calls together have `timeout_s`."""
-        self._deadline = time.monotonic() + self._timeout_s
-        self.seconds = {}
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Let every worker join the transfer."""
@@ -79,34 +79,28 @@ class BoundedWeightSyncClient:
         self._call("close", "shutdown_weight_transfer_engine", lambda _: ())
 
     def _call(self, phase: str, method: str, arguments: Callable[[int], tuple[Any, ...]]) -> None:
-        """Raises SyncTimeout or SyncError, naming the worker and the phase."""
+        """Calls every worker and waits for all. Raises SyncTimeout or SyncError, naming the worker and the phase."""
         began = time.monotonic()
-        names = {
-            getattr(handle, method).remote(*arguments(index)): name
+        refs = {
+            name: getattr(handle, method).remote(*arguments(index))
             for index, (name, handle) in enumerate(self._workers.items())
         }
-        pending = list(names)
-        self.phase = phase
-        while pending:
-            self.waiting_for = [names[reference] for reference in pending]
-            left = max(0.0, self._deadline - time.monotonic())
-            ready, pending = ray.wait(pending, num_returns=1, timeout=left)
-            if not ready:
-                raise SyncTimeout(self.late(self._timeout_s), tuple(self.waiting_for))
-            try:
-                ray.get(ready[0], timeout=max(1.0, left))
-            except GetTimeoutError as error:
-                raise SyncTimeout(self.late(self._timeout_s), tuple(self.waiting_for)) from error
-            except RayError as error:
-                cause = getattr(error, "cause", None) or error
-                reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
-                name = names[ready[0]]
-                raise SyncError(f"rollout worker {name} failed in phase {phase}: {reason}", (name,)) from error
+        self.phase, self.waiting_for = phase, list(refs)
+        try:
+            for name, _ in self._waiter.arrivals(refs, phase, self.deadline):
+                self.waiting_for.remove(name)
+        except WaitExpired as error:
+            raise SyncTimeout(self.late(self.deadline.seconds), tuple(error.actors)) from error
+        except ActorFailed as error:
+            cause = error.cause or error.__cause__
+            reason = f"{type(cause).__name__}: {next(iter(str(cause).strip().splitlines()), '')}"
+            sentence = f"rollout worker {error.actor} failed in phase {phase}: {reason}"
+            raise SyncError(sentence, (error.actor,)) from error
         self.phase, self.waiting_for = "", []
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - began
 
     def late(self, after_s: float) -> str:
-        """One sentence that names who is waited for, and where."""
+        """One sentence that names the workers that are waited for, and the phase."""
         if not self.phase:
             return f"the learners did not finish gathering or sending within {after_s:g} s"
         who = f"rollout worker{'s' if len(self.waiting_for) > 1 else ''} {', '.join(self.waiting_for)}"
@@ -163,7 +157,7 @@ class WeightSender:
         """
         register()
         self.close()
-        client = BoundedWeightSyncClient(workers, self._timeout_s, ranks_per_worker)
+        client = BoundedWeightSyncClient(workers, Deadline(self._timeout_s), ranks_per_worker)
         info = self._init_info(list(workers), backend, ranks_per_worker)
         self._engine = self._bounded(
             client, lambda: WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
@@ -180,8 +174,8 @@ class WeightSender:
         if client is None or engine is None:
             raise SyncError("weights cannot be sent before the rollout workers are connected")
         began = time.perf_counter()
-        client.weight_version = weight_version
-        client.restart_clock()
+        client.weight_version, client.seconds = weight_version, {}
+        client.deadline = Deadline(self._timeout_s)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the last update, before another thread's streams read the weights
         try:
@@ -245,11 +239,11 @@ class WeightSender:
 
         thread = threading.Thread(target=run, name="weight-sync", daemon=True)
         thread.start()
-        thread.join(self._timeout_s + GRACE_S)
+        thread.join(client.deadline.left + GRACE_S)
         if failure:
             raise failure[0]
         if not outcome:
-            raise SyncTimeout(client.late(self._timeout_s + GRACE_S), tuple(client.waiting_for))
+            raise SyncTimeout(client.late(client.deadline.seconds + GRACE_S), tuple(client.waiting_for))
         return outcome[0]
 
 

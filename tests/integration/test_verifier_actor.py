@@ -10,7 +10,7 @@ import pytest
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.runtime.waits import ActorFailed, Waiter
 from expo_ray.verifier.actor import VerifierActor
-from expo_ray.verifier.fleet import Judging
+from expo_ray.verifier.fleet import VerifierFleet
 
 ray = pytest.importorskip("ray")
 
@@ -28,8 +28,8 @@ def expected(count: int) -> list[str]:
     return ["correct" if index % 3 == 0 else "wrong" for index in range(count)]
 
 
-def judge_all(handles, batch, replace, wait_s=120.0, log_folder="/nowhere"):
-    return Judging(handles, batch, replace, Waiter(str(log_folder)), wait_s).run()
+def fleet(handles, replace, wait_s=120.0, log_folder="/nowhere"):
+    return VerifierFleet(handles, replace, Waiter(str(log_folder)), wait_s, start_s=120.0)
 
 
 def never(name: str, reason: str):
@@ -46,14 +46,14 @@ def two(local_ray):
 
 
 def test_several_actors_keep_the_order(two) -> None:
-    verdicts = judge_all(two, items(500), never)
+    mine = fleet(two, never)
+    verdicts = mine.verdicts(items(500))
     assert [verdict.outcome for verdict in verdicts] == expected(500)
     assert [verdict.extracted for verdict in verdicts] == [str(index) for index in range(500)]
-    assert judge_all(two, [], never) == []
+    assert mine.verdicts([]) == []
 
 
 def test_killing_an_actor_in_mid_batch_loses_nothing(two) -> None:
-    first = dict(two)
     replaced: list[str] = []
 
     def replace(name: str, reason: str):
@@ -66,12 +66,16 @@ def test_killing_an_actor_in_mid_batch_loses_nothing(two) -> None:
     os.kill(pid, signal.SIGSTOP)
     killer = threading.Timer(1.0, lambda: os.kill(pid, signal.SIGKILL))
     killer.start()
-    verdicts = judge_all(two, items(3000), replace)
+    mine = fleet(two, replace)
+    verdicts = mine.verdicts(items(3000))
     killer.join()
     assert [verdict.outcome for verdict in verdicts] == expected(3000)
     assert replaced == ["verifier-0"]
-    assert two["verifier-0"] is not first["verifier-0"]
-    assert two["verifier-1"] is first["verifier-1"]
+    deadline = time.monotonic() + 60
+    while len(members := mine.members()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert members["verifier-0"] is not two["verifier-0"]
+    assert members["verifier-1"] is two["verifier-1"]
 
 
 def test_a_silent_actor_is_a_bounded_wait_and_is_replaced(two, tmp_path) -> None:
@@ -85,7 +89,7 @@ def test_a_silent_actor_is_a_bounded_wait_and_is_replaced(two, tmp_path) -> None
         os.kill(pid, signal.SIGKILL)
         return spawn()
 
-    verdicts = judge_all(two, items(100), replace, wait_s=20.0, log_folder=tmp_path)
+    verdicts = fleet(two, replace, wait_s=20.0, log_folder=tmp_path).verdicts(items(100))
     assert [verdict.outcome for verdict in verdicts] == expected(100)
     assert len(reasons) == 1
     for part in ("no answer from verifier-1 within 20 s", "the last words"):
@@ -99,7 +103,7 @@ def test_an_actor_that_is_lost_too_often_ends_the_batch(two) -> None:
     os.kill(ray.get(_pid_of(two["verifier-0"]), timeout=60), signal.SIGKILL)
     began = time.monotonic()
     with pytest.raises(ActorFailed, match="lost too often"):
-        judge_all(two, items(100), replace)
+        fleet(two, replace).verdicts(items(100))
     assert time.monotonic() - began < 60
 
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from expo_ray.runtime.waits import Deadline
 from expo_ray.sync.gloo.buckets import Bucket, plan_buckets, unpack
-from expo_ray.sync.gloo.link import RECEIVER, GlooLink, join_store
+from expo_ray.sync.gloo.link import RECEIVER, SHORTEST_S, GlooLink, join_store
 from expo_ray.sync.gloo.loading import DirectLoader, direct_loader, finish_reload
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class GlooWeightTransferUpdateInfo(WeightTransferUpdateInfo):
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
+    seconds: float
+    """What is left of the sender's deadline."""
 
     def metadata(self) -> list[ParamMeta]:
         """Raises ValueError where the lists differ in length, AttributeError for an unknown dtype."""
@@ -128,7 +132,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
         metadata = update_info.metadata()
         load = self._open_loader([meta.name for meta in metadata])
         with disable_mtp_completeness_check():
-            received = self._receive(self.link, plan_buckets(metadata, self._bucket_bytes))
+            plan = plan_buckets(metadata, self._bucket_bytes)
+            received = self._receive(self.link, plan, Deadline(update_info.seconds))
             while (weights := self._next_weights(received)) is not None:
                 began = time.perf_counter()
                 load(weights)
@@ -171,7 +176,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
         return weights
 
     @staticmethod
-    def _receive(link: GlooLink, plan: list[Bucket]) -> Iterator[NamedTensors]:
+    def _receive(link: GlooLink, plan: list[Bucket], deadline: Deadline) -> Iterator[NamedTensors]:
         # A bucket's memory is fresh, not a ring: layerwise reload keeps views of it until a layer is complete.
         under_way: deque[tuple[Bucket, torch.Tensor, list[torch.distributed.Work]]] = deque()
         tag = 0
@@ -186,7 +191,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
             if under_way and (bucket is None or len(under_way) > BUCKETS_UNDER_WAY):
                 arrived, memory, works = under_way.popleft()
                 for work in works:
-                    work.wait()
+                    work.wait(timedelta(seconds=max(SHORTEST_S, deadline.left)))
                 yield unpack(arrived, memory)
 
 

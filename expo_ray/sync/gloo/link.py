@@ -9,6 +9,8 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
 SENDER = 0
 RECEIVER = 1
+SHORTEST_S = 0.001
+"""torch takes a timeout of 0 for no timeout at all."""
 
 
 def open_store(address: str, timeout_s: float) -> TCPStore:

@@ -1,13 +1,12 @@
 """vLLM weight transfer over Gloo: the learners' side. Rank 0 sends, the other ranks join in gathering."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -18,6 +17,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightSource,
 )
 
+from expo_ray.runtime.waits import Deadline
 from expo_ray.sync.errors import SyncError, SyncTimeout
 from expo_ray.sync.gloo.buckets import Bucket, Message, pack, plan_buckets
 from expo_ray.sync.gloo.engine import (
@@ -26,9 +26,16 @@ from expo_ray.sync.gloo.engine import (
     GlooWeightTransferInitInfo,
     GlooWeightTransferUpdateInfo,
 )
-from expo_ray.sync.gloo.link import SENDER, GlooLink, open_store
+from expo_ray.sync.gloo.link import SENDER, SHORTEST_S, GlooLink, open_store
 
-CAUSE_WAIT_S = 5.0  # after a broken transfer: how long the worker's own account of it is waited for
+CAUSE_WAIT_S = 5.0
+"""After a broken transfer: how long to wait for the worker's own error, which says more than the broken socket."""
+
+
+class BoundedClient(VLLMWeightSyncClient, Protocol):
+    """A client whose calls, and what is transferred meanwhile, share one deadline."""
+
+    deadline: Deadline
 
 
 @dataclass
@@ -57,14 +64,14 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
 
     init_info_cls = GlooTrainerInitInfo
 
-    def __init__(self, init_info: GlooTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource) -> None:
+    def __init__(self, init_info: GlooTrainerInitInfo, *, client: BoundedClient, source: WeightSource) -> None:
         super().__init__(client=client, source=source, is_sender=init_info.is_sender)
-        self._info = init_info
+        self._info, self._bounds = init_info, client
         self._links: list[GlooLink] = []
 
     @classmethod
     def trainer_init(
-        cls, init_info: GlooTrainerInitInfo, *, client: VLLMWeightSyncClient, source: WeightSource | None = None
+        cls, init_info: GlooTrainerInitInfo, *, client: BoundedClient, source: WeightSource | None = None
     ) -> Self:
         """Connect rank 0 with every rollout rank. Raises SyncError, SyncTimeout or ValueError (no source)."""
         if source is None:
@@ -75,8 +82,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         return engine
 
     def _connect(self) -> None:
-        info = self._info
-        deadline = time.monotonic() + info.timeout_s
+        info, deadline = self._info, self._bounds.deadline
         store = open_store(info.master_address, info.timeout_s)
         worker_info = GlooWeightTransferInitInfo(
             master_address=info.master_address,
@@ -88,12 +94,12 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         with _call_beside(self.client.init_weight_transfer_engine, asdict(worker_info)) as answer:
             for peer, name in enumerate(info.peer_names, start=1):
                 try:
-                    self._links.append(GlooLink(store, peer, SENDER, max(0.1, deadline - time.monotonic())))
+                    self._links.append(GlooLink(store, peer, SENDER, max(0.1, deadline.left)))
                 except RuntimeError as error:
                     self.shutdown()
                     _raise_worker_error(answer)
                     raise SyncTimeout(
-                        f"rollout worker {name} did not connect in {info.timeout_s:g} s: {error}", (name,)
+                        f"rollout worker {name} did not connect in {deadline.seconds:g} s: {error}", (name,)
                     ) from error
             answer.result()
 
@@ -110,13 +116,13 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             names=[meta.name for meta in metadata],
             dtype_names=[str(meta.dtype).removeprefix("torch.") for meta in metadata],
             shapes=[list(meta.shape) for meta in metadata],
+            seconds=self._bounds.deadline.left,
         )
-        deadline = time.monotonic() + self._info.timeout_s
         try:
             self.client.start_weight_update()
             with _call_beside(self.client.update_weights, asdict(update)) as answer:
                 try:
-                    self._transmit(plan, pairs, deadline)
+                    self._transmit(plan, pairs)
                 except SyncError:
                     self.shutdown()
                     _raise_worker_error(answer)
@@ -136,7 +142,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             link.close()
         self._links = []
 
-    def _transmit(self, plan: list[Bucket], pairs: Iterator[torch.Tensor], deadline: float) -> None:
+    def _transmit(self, plan: list[Bucket], pairs: Iterator[torch.Tensor]) -> None:
         under_way: deque[_UnderWay] = deque()
         tag = 0
         for index, bucket in enumerate(plan):
@@ -146,9 +152,9 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
                 self._post(sending, message, pairs, tag)
                 tag += 1
             if len(under_way) > BUCKETS_UNDER_WAY:
-                self._wait(under_way.popleft(), len(plan), deadline)
+                self._wait(under_way.popleft(), len(plan))
         while under_way:
-            self._wait(under_way.popleft(), len(plan), deadline)
+            self._wait(under_way.popleft(), len(plan))
         _exhaust(pairs)
 
     def _post(self, sending: _UnderWay, message: Message, pairs: Iterator[torch.Tensor], tag: int) -> None:
@@ -161,16 +167,16 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
                 name = self._info.peer_names[peer]
                 raise SyncError(f"rollout worker {name} is gone: {error}", (name,)) from error
 
-    def _wait(self, sent: _UnderWay, buckets: int, deadline: float) -> None:
+    def _wait(self, sent: _UnderWay, buckets: int) -> None:
+        deadline = self._bounds.deadline
         for peer, work in sent.works:
-            left = max(0.001, deadline - time.monotonic())
             try:
-                work.wait(timedelta(seconds=left))
+                work.wait(timedelta(seconds=max(SHORTEST_S, deadline.left)))
             except RuntimeError as error:
                 name = self._info.peer_names[peer]
                 where = f"bucket {sent.index + 1} of {buckets} (phase transfer)"
-                if time.monotonic() >= deadline:
-                    late = f"rollout worker {name} did not take {where} within {self._info.timeout_s:g} s"
+                if not deadline.left:
+                    late = f"rollout worker {name} did not take {where} within {deadline.seconds:g} s"
                     raise SyncTimeout(late, (name,)) from error
                 raise SyncError(f"rollout worker {name} broke off at {where}: {error}", (name,)) from error
 
