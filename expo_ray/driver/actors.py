@@ -1,4 +1,4 @@
-"""The actors' lifetimes and placement: Ray, rollout workers, verifiers and learner ranks, started side by side."""
+"""Starts, places, replaces and stops a run's actors: rollout workers, verifiers and learner ranks."""
 
 from collections import Counter
 from contextlib import suppress
@@ -23,17 +23,20 @@ from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
 from expo_ray.verifier.fleet import VerifierFleet
 
 USAGE_S = 20.0
+"""Bound on asking the actors for their memory."""
 END_S = 10.0
-"""For a process that Ray ends on request; one that does not answer is killed then."""
+"""Seconds that Ray gets to end a process before it is killed."""
 ENGINE_THREADS = 4
-"""Of a rollout worker that samples while weights arrive: one each for sampling, sync and questions, one to spare."""
+"""Concurrency of a rollout actor in async mode: sampling, weight sync, status calls, one spare."""
 SYNC_GRACE_S = 30.0
-"""Beyond sync.timeout_s: what the learners get to name the late worker themselves."""
+"""Added to sync.timeout_s for the driver's own wait, so that the learners can report which worker was late."""
 
 
 def strategy(bundles: list[dict[str, float]], nodes: list[dict[str, Any]]) -> str:
-    """Ray's placement strategy: all on one node where one has room (links between its cards are the fastest),
-    else on as few as possible, neighbours in the list together."""
+    """Chooses Ray's placement strategy: one node if one has room, because links inside a node are the fastest.
+
+    Otherwise as few nodes as possible; Ray then keeps neighbours in the list together.
+    """
     wanted: Counter[str] = Counter()
     for bundle in bundles:
         wanted.update(bundle)
@@ -43,19 +46,19 @@ def strategy(bundles: list[dict[str, float]], nodes: list[dict[str, Any]]) -> st
 
 
 class Actors:
-    """Everything a run starts, and the only thing that stops or replaces it.
+    """Owns every process that a run starts; nothing else stops or replaces one.
 
     Args:
         config: the run's configuration.
         run_folder: actors log under its `logs/`.
         context_tokens: longest prompt plus longest completion, in tokens.
         stop_ids: token ids that end a completion.
-        events: where losses are told.
+        events: records lost actors.
         with_learners: False for an evaluation, which needs engines and verifiers only.
 
     Raises:
-        WaitExpired: when the actors are not up within trainer.start_s.
-        ActorFailed: when one cannot start.
+        WaitExpired: the actors are not up within trainer.start_s.
+        ActorFailed: one cannot start.
     """
 
     def __init__(
@@ -89,7 +92,9 @@ class Actors:
             self.verifiers = VerifierFleet(verifiers, self.replace, self.waiter, wait_s, start_s)
             self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s, self.plan.colocated)
             self.learners = LearnerGroup(ranks, self.waiter, wait_s, sync_s + SYNC_GRACE_S)
-            if self.plan.colocated:  # an engine measures its card when it starts, and must find it free
+            if self.plan.colocated:
+                # vLLM sizes its KV cache by the memory that is free when it starts, so engines start on empty cards
+                # and sleep before the learners load.
                 self._begin(workers | verifiers, {})
                 self.rollouts.rest()
                 self._begin({}, ranks)
@@ -101,14 +106,14 @@ class Actors:
 
     @staticmethod
     def names(kind: str, count: int) -> list[str]:
-        """The names of a kind's actors: rollout-0, rollout-1, ..."""
+        """The names of one kind of actors: rollout-0, rollout-1, ..."""
         return [f"{kind}-{index}" for index in range(count)]
 
     def replace(self, name: str, reason: str) -> Any:
-        """Ends an actor, dead or stuck, and starts another under its name.
+        """Ends an actor, dead or stuck, and starts another under the same name.
 
         Raises:
-            ActorFailed: it was lost more than trainer.max_restarts times without a completed step between.
+            ActorFailed: it was lost more than trainer.max_restarts times since the last completed step.
         """
         self._losses[name] = self._losses.get(name, 0) + 1
         self.events.note("lost", f"{name}: {reason}", actor=name, times=self._losses[name])
@@ -125,15 +130,16 @@ class Actors:
         Raises:
             WaitExpired: no node has room for it, or it is not up within trainer.start_s.
         """
+        # All of them, also the healthy ones: a process group that has lost a rank cannot take in a new one.
         self._end(list(self.learners.ranks))
         self.learners.ranks = {name: self._start(name) for name in self.learners.ranks}
         self._begin({}, self.learners.ranks)
 
     def adopt(self, config: Config, run_folder: Path, events: Events) -> None:
-        """Goes on with another run's configuration and folder (expo_ray.driver.warm): logs move, learners are rebuilt.
+        """Hands the actors to another run (expo_ray.driver.warm): moves their logs and rebuilds the learners.
 
         Raises:
-            LearnersLost, ActorFailed, WaitExpired: an actor did not live to see it.
+            LearnersLost, ActorFailed, WaitExpired: an actor was lost since the last run.
         """
         self.config, self.events, self.log_folder = config, events, str(run_folder / "logs")
         self.waiter = Waiter(self.log_folder, self.waiter.places)
@@ -145,13 +151,13 @@ class Actors:
         self.learners.all("rebuild", "building the learners again", config)
 
     def step_done(self) -> None:
-        """A step was completed: whatever was lost before it does not count any more."""
+        """Forgets earlier losses: trainer.max_restarts counts those without a completed step between them."""
         self._losses.clear()
 
     def usage(self) -> dict[str, float]:
-        """`memory/<actor>_{rss_mib,open_files,threads}` of every actor and the driver, and bytes in the object store.
+        """Measures `memory/<actor>_{rss_mib,open_files,threads}` of all actors and the driver, and the object store.
 
-        An actor that does not answer is left out: its loss shows where its work is waited for.
+        An actor that does not answer is left out; its loss is handled where its work is waited for.
         """
         handles = {**self.rollouts.workers, **self.verifiers.workers, **self.learners.ranks}
         refs = {name: handle.usage.remote() for name, handle in handles.items()}
@@ -167,13 +173,13 @@ class Actors:
         return values | {"memory/object_store_mib": used / 2**20}
 
     def draining(self) -> list[str]:
-        """Actors on nodes that Ray was told to give up (a preemption notice)."""
-        # The call that Ray Train's own preemption watcher makes (ray.train.v2._internal.execution.preemption).
+        """Names the actors on nodes that are about to be preempted."""
+        # Ray has no public call for this; Ray Train's preemption watcher makes the same private one.
         nodes = ray._private.state.state.get_draining_nodes()
         return sorted(name for name, place in self.waiter.places.items() if place.node_id in nodes)
 
     def close(self) -> None:
-        """Stops what was started: the actors with Ray when this run started Ray, else the actors alone."""
+        """Stops Ray with all actors if this run started Ray; in a cluster that it joined, only its actors."""
         if self._group is not None:
             remove_placement_group(self._group)
         if self.owns_ray:
@@ -182,7 +188,7 @@ class Actors:
         self._end(list(self._started), grace_s=END_S)
 
     def _begin(self, workers: dict[str, Any], ranks: dict[str, Any]) -> None:
-        """Waits until engines are built and the learners have joined their group, both at the same time."""
+        """Waits until engines are built and the learners have joined their group; both start at the same time."""
         bound = self.config.trainer.start_s
         starting = {name: handle.ready.remote() for name, handle in workers.items()}
         if ranks:
@@ -200,8 +206,8 @@ class Actors:
     def _end(self, names: list[str], grace_s: float = 0.0) -> None:
         """Ends actors' processes, even those that do not answer.
 
-        Ray has `grace_s` to do it: one that is killed from outside before counts as lost, and Ray says so on the
-        terminal.
+        Ray gets `grace_s` first: a process that is killed before Ray has ended it counts as crashed, and Ray prints
+        that on the terminal.
         """
         here, local = ray.get_runtime_context().get_node_id(), []
         for name in names:
@@ -213,7 +219,7 @@ class Actors:
         _, left = psutil.wait_procs(local, timeout=grace_s)
         for process in left:
             with suppress(psutil.NoSuchProcess):
-                process.kill()  # a stopped process does not hear Ray
+                process.kill()  # one stopped by SIGSTOP never sees Ray's request
 
     def _rollout(self, index: int, name: str) -> Any:
         from expo_ray.rollout.worker import RolloutWorker
@@ -253,7 +259,11 @@ class Actors:
         return options
 
     def _place(self) -> PlacementGroup:
-        """One bundle for each engine and each learner rank; never an endless wait for it."""
+        """Reserves one bundle for each engine and each learner rank, or for each pair that shares a card.
+
+        Raises:
+            WaitExpired: the cluster did not free them within trainer.start_s.
+        """
         config, cpus = self.config, {name: self.plan.actor(name).ray_cpus for name in ("rollout", "learner")}
         engine = {"GPU": config.rollout.tensor_parallel, "CPU": cpus["rollout"]}
         rank = {"GPU": 1, "CPU": cpus["learner"]}

@@ -1,4 +1,4 @@
-"""One step's groups: prompts sampled and judged, in the order that the algorithm's choices ask for."""
+"""One step's groups: prompts sampled and verified, in the loop or ahead of it."""
 
 import itertools
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,20 +18,22 @@ from expo_ray.rollout.requests import LengthBook, training_sampling
 
 
 class Measurer:
-    """Args:
-    config: the run's configuration.
-    algorithm: may need the properties to choose among explanations.
-    learners: who scores.
-    builder: knows where a completion's answer statement begins.
+    """Measures the properties of explanations that the paper names (section 3) with the current policy.
+
+    Args:
+        config: the run's configuration.
+        algorithm: may need the properties to choose among explanations.
+        learners: score the sequences.
+        builder: knows where a completion's answer statement begins.
     """
 
     def __init__(self, config: Config, algorithm: Algorithm, learners: LearnerGroup, builder: PromptBuilder) -> None:
         self.config, self.algorithm, self.learners, self.builder = config, algorithm, learners, builder
 
     def properties(self, groups: list[Group], step: int, record: StepRecord) -> Properties | None:
-        """The explanations' properties, group by group; None at steps where nothing asks for them.
+        """The explanations' properties, group by group, also for the record; None at steps that do not need them.
 
-        Measured where the algorithm chooses by them, and every `algo.properties_every` steps for the record.
+        They are measured when the algorithm chooses by them, and every `algo.properties_every` steps.
         """
         every = self.config.algo.properties_every
         due = every > 0 and step % every == 0
@@ -44,7 +46,7 @@ class Measurer:
         return [of_group.explanations for of_group in found]
 
     def for_choice(self, groups: list[Group], step: int, record: StepRecord) -> Properties | None:
-        """The explanations' properties where the algorithm chooses among explanations sampled now; else None."""
+        """The explanations' properties if the algorithm chooses among explanations sampled now; otherwise None."""
         if not groups or not self.algorithm.needs_properties(step):
             return None
         with record.phase("properties"):
@@ -60,14 +62,14 @@ Sampled = tuple[list[Group], StepRecord]
 
 
 class Collector:
-    """Samples and judges.
+    """Samples and verifies what a step needs.
 
     Args:
         config: the run's configuration.
-        algorithm: says what is needed at each step.
+        algorithm: decides what is needed at each step.
         stream: the prompts in training order.
-        actors: who samples and judges.
-        measurer: where the algorithm chooses explanations by their properties.
+        actors: sample and verify.
+        measurer: measures properties for an algorithm that chooses explanations by them.
         lengths: how long completions have been so far.
     """
 
@@ -87,8 +89,8 @@ class Collector:
     def groups(self, step: int, record: StepRecord) -> list[Group]:
         """The step's groups: free completions and self-explanations of each prompt, with verdicts.
 
-        Where the algorithm samples ahead (explanations made once, DPO pairs for k steps), the later steps'
-        prompts are sampled here too and handed to `algorithm.collect`.
+        If the algorithm wants rollouts or explanations of later steps now, their prompts are sampled here too and
+        handed to `algorithm.collect`.
         """
         algorithm = self.algorithm
         free_ahead, explained_ahead = algorithm.rollout_ahead(step), algorithm.explanations_ahead(step)
@@ -106,10 +108,10 @@ class Collector:
         samples = rollout.samples_per_prompt if free else 0
         explanations = rollout.explanations_per_prompt if explained else 0
         if self.config.algo.explanation_scope == "every" or not samples or not explanations:
-            return self._judged(self._requests(prompts, samples, explanations), seed, record)
-        groups = self._judged(self._requests(prompts, samples, 0), seed, record)
+            return self._verified(self._requests(prompts, samples, explanations), seed, record)
+        groups = self._verified(self._requests(prompts, samples, 0), seed, record)
         wanted = [i for i, group in enumerate(groups) if in_scope(group, self.config)]
-        more = self._judged(self._requests([prompts[i] for i in wanted], 0, explanations), (*seed, 1), record)
+        more = self._verified(self._requests([prompts[i] for i in wanted], 0, explanations), (*seed, 1), record)
         for i, extra in zip(wanted, more, strict=True):
             explained_rollout = replace(groups[i].rollout, explanations=extra.rollout.explanations)
             groups[i] = Group(explained_rollout, groups[i].verdicts, extra.explanation_verdicts)
@@ -119,10 +121,10 @@ class Collector:
         return [RolloutRequest(p, samples, explanations, self.lengths.expected(p.problem.uid)) for p in prompts]
 
     def _refill(self, groups: list[Group], step: int, record: StepRecord) -> list[Group]:
-        """Samples further prompts in the place of groups without signal, for at most refill_rounds rounds.
+        """Samples one more prompt for each group without signal, for at most refill_rounds rounds.
 
-        Groups without signal stay in the batch: the algorithm leaves them out of its policy term, but they are
-        the ones whose explanations matter.
+        Groups without signal stay in the batch: the algorithm leaves them out of its policy term, but their
+        explanations are the ones that matter.
         """
         missing = sum(not self.algorithm.has_signal(group) for group in groups)
         explained = self.algorithm.needs_explanations(step)
@@ -137,7 +139,7 @@ class Collector:
         record.count({"groups/refill_missing": float(missing)})
         return groups
 
-    def _judged(self, requests: list[RolloutRequest], seed: tuple[int, ...], record: StepRecord) -> list[Group]:
+    def _verified(self, requests: list[RolloutRequest], seed: tuple[int, ...], record: StepRecord) -> list[Group]:
         if not requests:
             return []
         with record.phase("generate"):
@@ -149,42 +151,41 @@ class Collector:
 
 
 class Ahead:
-    """Args:
-    config: the run's configuration.
-    collector: samples and judges one step's groups.
+    """Samples up to `trainer.async_steps` steps ahead of the loop in a thread; with 0, in the loop itself.
+
+    Args:
+        config: the run's configuration.
+        collector: samples and verifies one step's groups.
     """
 
     def __init__(self, config: Config, collector: Collector) -> None:
         self.steps_ahead, self.last = config.trainer.async_steps, config.trainer.steps
         self.collector = collector
+        # One thread, so that the engines always work on the step that the loop needs next.
         self._sampler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") if self.steps_ahead else None
         self._begun: dict[int, Future[Sampled]] = {}
 
     def groups(self, step: int, record: StepRecord) -> list[Group]:
-        """The step's groups; with steps ahead, the next steps' sampling is begun as well.
-
-        Raises:
-            Whatever the sampling raised (expo_ray.driver.groups).
-        """
+        """Returns the step's groups and starts sampling the next steps'. Raises what sampling raised."""
         if self._sampler is None:
             groups = self.collector.groups(step, record)
         else:
             self._begin(step)
             with record.phase("wait"):
-                groups, beside = self._begun.pop(step).result()
-            record.beside(beside)
+                groups, background = self._begun.pop(step).result()
+            record.merge_background(background)
         self.collector.lengths.learn(groups)
         for later in range(step + 1, min(step + 1 + self.steps_ahead, self.last)):
             self._begin(later)
         return groups
 
     def settle(self) -> None:
-        """Waits until nothing is being sampled, so that the engines are free; what was sampled is kept."""
+        """Waits until the engines are free; keeps what was sampled."""
         for future in list(self._begun.values()):
             future.exception()
 
     def close(self) -> None:
-        """Drops what was sampled ahead; sampling under way is waited for."""
+        """Waits for sampling under way and drops what was sampled ahead."""
         if self._sampler is not None:
             self._sampler.shutdown(wait=True, cancel_futures=True)
 

@@ -18,7 +18,7 @@ from expo_ray.evaluation.evaluator import Evaluator
 
 @dataclass
 class Run:
-    """What the loop works with; expo_ray.driver.run puts it together."""
+    """The parts that the loop uses; expo_ray.driver.run builds them."""
 
     config: Config
     algorithm: Algorithm
@@ -37,12 +37,13 @@ def train(run: Run) -> int:
     """Trains from `first_step` to `trainer.steps`, or until the run is asked to stop.
 
     Returns:
-        How many steps the policy has had.
+        How many updates the policy has had.
 
     Raises:
         SyncProofFailed: engines and learners hold different weights.
-        LimitExceeded: the verifier failed too often, or engine and trainer disagree.
-        LearnersLost: a learner rank is gone; the run goes on from its newest checkpoint (driver.supervise).
+        VerifierFailureRate, LimitExceeded: the verifier failed too often; engine and learner disagree; samples are
+            older than allowed.
+        LearnersLost: a learner rank is gone; `driver.run.supervise` resumes from the newest checkpoint.
     """
     config, learners = run.config, run.actors.learners
     for step in range(run.first_step, config.trainer.steps):
@@ -72,7 +73,7 @@ def train(run: Run) -> int:
 
 
 def _between_steps(run: Run, done: int) -> bool:
-    """Evaluation and checkpoint, where they are due after `done` steps; whether the run is asked to stop."""
+    """Evaluates and saves a checkpoint if they are due after `done` steps; returns whether to stop."""
     trainer, score = run.config.trainer, None
     last = done == trainer.steps or run.stop.requested
     if trainer.eval_every and done % trainer.eval_every == 0 and not last:

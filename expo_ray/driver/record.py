@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl, samples.jsonl, evaluations, TensorBoard, Weights & Biases."""
+"""What a run writes at each step: metrics.jsonl, batches.jsonl, samples.jsonl, evaluations.jsonl, and its trackers."""
 
 import time
 from collections import defaultdict
@@ -26,7 +26,7 @@ from expo_ray.verifier.reward import reward
 
 
 def batch_line(groups: list[Group]) -> dict[str, Any]:
-    """What one step consumed: its problems in order, and how much of each was sampled and judged."""
+    """The line of batches.jsonl: one step's problems in order, with the completions and tokens sampled for each."""
     return {
         "uids": [group.rollout.prompt.problem.uid for group in groups],
         "completions": [len(group.verdicts) for group in groups],
@@ -38,7 +38,8 @@ def batch_line(groups: list[Group]) -> dict[str, Any]:
 def sample_lines(
     groups: list[Group], properties: list[GroupProperties] | None, config: Config
 ) -> Iterator[dict[str, Any]]:
-    """One line for each completion, explanation and gold solution of the first `logging.samples_per_step` groups."""
+    """Yields a line for each completion, explanation and gold solution of the first `logging.samples_per_step`
+    groups."""
     for index, group in enumerate(groups[: config.logging.samples_per_step]):
         measured = properties[index] if properties is not None else None
         problem = group.rollout.prompt.problem
@@ -80,7 +81,12 @@ def _line(
 
 
 class StepRecord:
-    """One step's measurements, gathered while the step runs; without a status they are made beside the loop."""
+    """Collects one step's measurements.
+
+    Args:
+        step: the step.
+        status: shows the phases; None for a step that is sampled ahead, in a background thread.
+    """
 
     def __init__(self, step: int, status: Status | None = None) -> None:
         self.step, self.status = step, status
@@ -92,7 +98,7 @@ class StepRecord:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside to `time/<name>`, and shows the phase in status.json."""
+        """Adds the time of the body to `time/<name>`, and shows the phase in status.json."""
         began = time.monotonic()
         try:
             with span(name, step=self.step), self.status.phase(name) if self.status else nullcontext():
@@ -101,18 +107,18 @@ class StepRecord:
             self.seconds[name] += time.monotonic() - began
 
     def count(self, values: dict[str, float]) -> None:
-        """Adds numbers to the step's metrics of those names."""
+        """Adds each value to the step's metric of that name."""
         for name, value in values.items():
             self.metrics[name] += value
 
-    def beside(self, other: "StepRecord") -> None:
-        """Takes in what was measured beside the loop: its times are no part of the step's."""
+    def merge_background(self, other: "StepRecord") -> None:
+        """Merges the background sampler's metrics; its time is not part of the step time."""
         self.count(other.metrics)
         for name, seconds in other.seconds.items():
             self.seconds[f"beside_{name}"] += seconds
 
     def finish(self, groups: list[Group], batch: TrainingBatch, update: UpdateReport, proof: SyncProof) -> None:
-        """Takes in what the step's phases produced."""
+        """Adds what the step's phases produced to the metrics."""
         self.groups, self.samples = groups, batch.samples
         self.metrics |= staleness(groups, self.step)
         self.count(batch.metrics)
@@ -136,12 +142,12 @@ class StepRecord:
 
 
 class Recorder:
-    """Writes a run's records, a line at a time, and tells the progress display.
+    """Writes a run's records a line at a time and passes scalars on to the trackers.
 
     Args:
         config: the run's configuration.
         folder: the run folder.
-        trackers: where scalars are shown as well.
+        trackers: also get the scalars.
         status: shows the step and phase.
         card: name of the learners' GPU; None without one.
     """
@@ -154,7 +160,7 @@ class Recorder:
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepRecord]:
-        """One step: times it, and writes it if it ended well."""
+        """Times a step, and writes its records unless it raises."""
         self.status.step = step
         record = StepRecord(step, self.status)
         began = time.monotonic()
@@ -172,7 +178,7 @@ class Recorder:
             tracker.scalars(step, values)
 
     def evaluation(self, done: int, evaluator: Evaluator) -> float | None:
-        """Evaluates the policy after `done` steps, and writes it to evaluations.jsonl.
+        """Evaluates the policy after `done` steps and appends the result to evaluations.jsonl.
 
         Returns:
             pass@k over all held-out problems, k = eval.samples; None where there are none.
@@ -186,7 +192,7 @@ class Recorder:
         return found.pass_at_k["all"][found.samples] if "all" in found.pass_at_k else None
 
     def proof(self, proof: SyncProof) -> None:
-        """Writes the proof of the sync before the first step to proofs.jsonl."""
+        """Appends the proof of the sync before the first step to proofs.jsonl."""
         self._append("proofs.jsonl", asdict(proof))
 
     def close(self) -> None:

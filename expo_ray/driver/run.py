@@ -1,4 +1,4 @@
-"""Trains; where the learners are lost, starts them again and goes on from the newest checkpoint, in the same job."""
+"""One run from start to summary; if the learners are lost, it restarts them and resumes from the newest checkpoint."""
 
 import json
 import shlex
@@ -76,7 +76,7 @@ def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> Non
 
 
 def _summarise(config: Config, folder: Path, done: int, stopped: bool, seconds: float) -> None:
-    """Writes summary.json; a run that was stopped early says so and has no final evaluation."""
+    """Writes summary.json; for a run that was stopped early, `finished` is false and there is no final evaluation."""
     by_step = {line.pop("steps_done"): line for line in read_lines(folder / "evaluations.jsonl", ("steps_done",))}
     summary = {
         "algorithm": config.algo.name,
@@ -93,14 +93,14 @@ def _summarise(config: Config, folder: Path, done: int, stopped: bool, seconds: 
 
 
 def _command() -> list[str]:
-    """The command line that made this run, as `python -m` takes it."""
+    """The command line of this run, as `python -m` takes it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return [spec.name if spec else sys.argv[0], *sys.argv[1:]]
 
 
 @dataclass
 class Job:
-    """What stays the same through every restart of a run."""
+    """Everything about a run that its restarts share."""
 
     config: Config
     folder: Path
@@ -111,17 +111,17 @@ class Job:
     identity: Identity
     stop: StopSignal
     origin: Path | None
-    """The checkpoint that the run was started from; None: from the base model."""
+    """The checkpoint that the run started from; None for the base model."""
 
 
 def supervise(job: Job) -> int:
-    """Runs a job to its end.
+    """Trains until the job ends, restarting lost learners.
 
     Returns:
-        How many steps the policy has had.
+        How many updates the policy has had.
 
     Raises:
-        LearnersLost: more often than trainer.max_restarts.
+        LearnersLost: the learners were lost more often than trainer.max_restarts.
     """
     actors, limit = job.actors, job.config.trainer.max_restarts
     checkpoint = job.origin
@@ -144,7 +144,7 @@ def supervise(job: Job) -> int:
 
 
 def _attempt(job: Job, checkpoint: Path | None, restart: int) -> int:
-    """Trains from a checkpoint, or from the base model, to the end."""
+    """Trains to the end from a checkpoint, or from the base model."""
     run = _assemble(job, checkpoint, restart)
     try:
         with run.recorder.status.phase("sync"):
@@ -162,7 +162,7 @@ def _attempt(job: Job, checkpoint: Path | None, restart: int) -> int:
 
 
 def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
-    """Everything that an attempt works with, in the state of the checkpoint."""
+    """Builds the parts of one attempt, in the state of the checkpoint."""
     config, folder, actors = job.config, job.folder, job.actors
     algorithm = make_algorithm(config)
     first_step = _restore(job, checkpoint, algorithm, restart)
@@ -190,7 +190,7 @@ def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
 
 
 def _restore(job: Job, checkpoint: Path | None, algorithm: Algorithm, restart: int) -> int:
-    """Brings learners, algorithm and record files to the checkpoint's state; returns its steps."""
+    """Puts learners, algorithm and record files in the checkpoint's state; returns its number of steps."""
     events = job.actors.events
     if checkpoint is None:
         if restart:

@@ -1,4 +1,4 @@
-"""What ends a run early or hurries its checkpoint: Ctrl-C, SIGTERM, and nodes that are about to be taken away."""
+"""What ends a run early: limits on measured values, Ctrl-C and SIGTERM, and preemption notices."""
 
 import signal
 import sys
@@ -11,11 +11,11 @@ from expo_ray.verifier.reward import check_failure_rate
 
 
 class LimitExceeded(RuntimeError):
-    """A measured value passed the bound that the configuration sets for it."""
+    """A measured value is beyond the bound that the configuration sets for it."""
 
 
 def staleness(groups: list[Group], step: int) -> dict[str, float]:
-    """How many updates the learners' weights are ahead of those that the step's samples were begun with."""
+    """How many updates the learners' weights are ahead of the weights with which sampling of each completion began."""
     behind = [step - completion.weight_version for group in groups for completion in group.rollout.sampled]
     if not behind:
         return {}
@@ -26,7 +26,7 @@ def check_staleness(groups: list[Group], step: int, config: Config) -> None:
     """Compares the samples' weight versions with `trainer.async_steps`.
 
     Raises:
-        LimitExceeded: a sample is older than that, or of weights that the learners never had.
+        LimitExceeded: a sample is older than that, or its version is one that the learners never had.
     """
     allowed = range(step - config.trainer.async_steps, step + 1)
     for group in groups:
@@ -40,19 +40,19 @@ def check_staleness(groups: list[Group], step: int, config: Config) -> None:
 
 
 def check_mismatch(update: UpdateReport, config: Config) -> None:
-    """Compares the mean absolute train-against-rollout difference with `trainer.max_mismatch`, nats a token.
+    """Compares the mean absolute difference of engine and learner, nats a token, with `trainer.max_mismatch`.
 
-    With `trainer.async_steps` the difference is also that of older weights, which has no bound of its own.
+    With `trainer.async_steps` there is no bound: the samples' older weights alone make a difference.
 
     Raises:
-        LimitExceeded: engine and trainer disagree more than that.
+        LimitExceeded: engine and learner disagree more than that.
     """
     found = update.metrics.get("mismatch/mean_abs", 0.0)
     if not config.trainer.async_steps and not found <= config.trainer.max_mismatch:
         raise LimitExceeded(
-            f"engine and trainer disagree by {found:.4g} nats a token on the mean, more than "
+            f"engine and learner disagree by {found:.4g} nats a token on average, more than "
             f"trainer.max_mismatch={config.trainer.max_mismatch}; compare rollout.dtype={config.rollout.dtype} with "
-            f"learner.dtype={config.learner.dtype}, or raise the bound if this precision is meant"
+            f"learner.dtype={config.learner.dtype}, or raise the bound if this precision is intended"
         )
 
 
@@ -60,18 +60,18 @@ def check_failures(groups: list[Group], config: Config) -> None:
     """Compares the share of timeouts and errors among a step's verdicts with `verifier.max_failure_rate`.
 
     Raises:
-        VerifierFailureRate: too many answers could not be graded.
+        VerifierFailureRate: too many answers could not be verified.
     """
     verdicts = [verdict for group in groups for verdict in (*group.verdicts, *group.explanation_verdicts)]
     check_failure_rate(verdicts, config.verifier)
 
 
 class StopSignal:
-    """While it is entered, SIGINT and SIGTERM set `requested`; a second SIGINT raises KeyboardInterrupt."""
+    """A context in which SIGINT and SIGTERM set `requested`; a second SIGINT raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def __enter__(self) -> "StopSignal":
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -82,11 +82,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def preempted(self, actors: Actors) -> bool:
-        """Whether Ray has announced, since the last call, that a node with actors of ours is given up."""
-        fresh = [name for name in actors.draining() if name not in self._told]
+        """Whether Ray has announced, since the last call, that a node with our actors will be preempted."""
+        fresh = [name for name in actors.draining() if name not in self._reported]
         if fresh:
-            self._told |= set(fresh)
-            actors.events.note("preempted", f"the nodes of {', '.join(fresh)} are given up: checkpoint now")
+            self._reported |= set(fresh)
+            actors.events.note("preempted", f"the nodes of {', '.join(fresh)} will be taken away: checkpoint now")
         return bool(fresh)
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
@@ -94,6 +94,6 @@ class StopSignal:
             raise KeyboardInterrupt
         self.requested = True
         print(
-            f"{signal.Signals(number).name}: stopping after this step, with a checkpoint (Ctrl-C again: at once)",
+            f"{signal.Signals(number).name}: stopping after this step, with a checkpoint (Ctrl-C again stops at once)",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""How fast a step was for the hardware: tokens a second of an engine and a rank, operations of the update, MFU."""
+"""How well a step used the hardware: tokens per second of an engine and of a rank, operations per second, MFU."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,15 @@ from expo_ray.messages import TrainingSample
 from expo_ray.preflight.model_folder import ModelShape
 
 PEAKS = {"H200": 989, "H100": 989, "H800": 989, "B200": 2250, "A100": 312, "A800": 312, "L40S": 362, "L4": 121}
-"""Dense bfloat16 peak of a card in 1e12 operations a second, by what its name holds (NVIDIA's data sheets; SXM)."""
+"""Dense bfloat16 peak in 1e12 operations per second, by a part of the card's name (NVIDIA's data sheets, SXM)."""
 
 
 def model_operations(shape: ModelShape, samples: Sequence[TrainingSample]) -> float:
-    """Operations of one forward and backward pass over the samples, as MFU counts them: no recomputation, no padding.
+    """Operations of one forward and backward pass over the samples as MFU counts them, without recomputation and
+    padding.
 
-    6 N for each token, and 12 L H D T for attention over T earlier tokens, of which a causal model computes half
-    (arXiv 2204.02311, appendix B). N leaves the input embeddings out, which are only looked up.
+    Each token takes 6 N, plus 12 L H D T for attention over T earlier tokens, of which a causal model computes half
+    (arXiv 2204.02311, appendix B). N does not count the input embeddings, which are only looked up.
     """
     weights = shape.parameters - (0 if shape.tied else shape.vocabulary * shape.hidden)
     attention = 12 * shape.layers * shape.heads * shape.head_size / 2
@@ -23,7 +24,7 @@ def model_operations(shape: ModelShape, samples: Sequence[TrainingSample]) -> fl
 
 
 def peak_of(config: Config, card: str | None) -> float | None:
-    """The card's peak in operations a second: `cluster.gpu_tflops`, else by its name; None without a card."""
+    """The card's peak in operations per second: `cluster.gpu_tflops`, otherwise by its name; None without a card."""
     if config.profile.device != "cuda":
         return None
     if config.cluster.gpu_tflops:
@@ -39,15 +40,15 @@ def throughput(
     seconds: dict[str, float],
     peak: float | None,
 ) -> dict[str, float]:
-    """A step's rates; those that cannot be known are left out.
+    """A step's rates; a rate that cannot be known is left out.
 
     Args:
         config: the run's configuration.
         shape: the policy's dimensions.
         samples: the step's training samples.
-        generated: tokens that were sampled.
+        generated: number of sampled tokens.
         seconds: phase -> its seconds.
-        peak: of a card, operations a second.
+        peak: operations per second of a card.
     """
     found = {}
     sampling = seconds.get("generate") or seconds.get("beside_generate")

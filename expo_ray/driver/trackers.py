@@ -1,4 +1,4 @@
-"""Places that show a run's scalars: TensorBoard, Prometheus, Weights & Biases, and the progress in the terminal."""
+"""Where a run's scalars are shown: TensorBoard, Prometheus, Weights & Biases, and the terminal."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from expo_ray.config.schema import Config
 
 
 class Tracker(Protocol):
-    """Somewhere scalars are shown beside metrics.jsonl."""
+    """Shows scalars that are also in metrics.jsonl."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
 
@@ -21,7 +21,7 @@ class Tracker(Protocol):
 
 
 class TensorBoardTracker:
-    """Event files under `<run folder>/tensorboard`."""
+    """Writes event files to `<run folder>/tensorboard`."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -37,7 +37,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """One run of a Weights & Biases project."""
+    """Logs to one run of a Weights & Biases project."""
 
     def __init__(self, project: str, folder: Path, settings: dict[str, Any]) -> None:
         try:
@@ -56,7 +56,7 @@ class WandbTracker:
 
 
 class PrometheusTracker:
-    """Gauges `ray_expo_ray_<metric>` with the run's name, through Ray's own exporter (ray.util.metrics)."""
+    """Sets gauges `ray_expo_ray_<metric>`, tagged with the run's name, in Ray's own exporter (ray.util.metrics)."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -67,7 +67,7 @@ class PrometheusTracker:
             self._gauge(name).set(value, tags={"run": self._run})
 
     def close(self) -> None:
-        """The exporter keeps the last values until Ray ends."""
+        """Does nothing: Ray's exporter keeps the last values until Ray ends."""
 
     def _gauge(self, name: str) -> Any:
         if name not in self._gauges:
@@ -79,9 +79,9 @@ class PrometheusTracker:
 
 
 class ProgressTracker:
-    """One live line on standard error: step, reward, pass rate by level, tokens/s, time left.
+    """Shows one live line on standard error: step, reward, pass rate by level, tokens/s, time left.
 
-    Where standard error is no terminal, a plain line every tenth of the run takes its place.
+    If standard error is not a terminal, it prints a plain line after each tenth of the run instead.
     """
 
     def __init__(self, title: str, first_step: int, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Weight sync as the driver sees it: send, then prove."""
+"""Weight sync as the driver sees it: send the weights, then prove that they arrived."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from expo_ray.sync.errors import SyncError
 from expo_ray.sync.proof import Probe, choose_probes, prove_sync
 
 ANSWER_S = 15.0
-"""After a failed sync: how long an engine may take to answer that it is there."""
+"""After a failed sync: how long an engine may take to answer that it is alive."""
 
 
 class WeightSync:
@@ -21,9 +21,9 @@ class WeightSync:
 
     Args:
         config: the run's configuration.
-        learners: who has the weights.
-        rollouts: who needs them.
-        prompts: probes are cut from these.
+        learners: have the weights.
+        rollouts: need them.
+        prompts: probe sequences are cut from these.
     """
 
     def __init__(self, config: Config, learners: LearnerGroup, rollouts: RolloutFleet, prompts: list[Prompt]) -> None:
@@ -40,24 +40,25 @@ class WeightSync:
         rollouts.refresh = self.refresh
 
     def refresh(self) -> None:
-        """Brings replacements to the weights that the learners have now."""
+        """Syncs the learners' current weights to replaced workers."""
         with self.learners.turn:
             self.push(self.learners.weight_version)
 
     def push(self, weight_version: int) -> SyncProof:
         """Sends the learners' weights to every engine and proves that they arrived.
 
-        A worker that fails or is late is replaced, and the sync is made again with the others; replacements that
-        are up by then take part.
+        A worker that fails or is late is replaced, and the sync is repeated with the others and with replacements
+        that have started by then.
 
         Args:
-            weight_version: how many updates these weights have had.
+            weight_version: number of updates that made these weights.
 
         Raises:
             SyncProofFailed: an engine holds another version, or gives a probe token another log-probability.
             LearnersLost: a learner rank is gone, or hangs.
             ActorFailed: a worker was lost more often than trainer.max_restarts.
         """
+        # The whole sync is one turn: the sampling thread may start one of its own (`refresh`) at any time.
         with self.learners.turn:
             self.learners.weight_version = weight_version
             return self._push(weight_version)
@@ -98,7 +99,7 @@ class WeightSync:
         )
 
     def _at_fault(self, members: dict[str, Any], error: ActorFailed | WaitExpired) -> list[str]:
-        """The workers that a failed sync is to be blamed on: named by it, or without an answer now."""
+        """The workers to blame for a failed sync: those that the error names, and those that do not answer now."""
         named = set(error.actors) if isinstance(error, WaitExpired) else {error.actor}
         if isinstance(error, ActorFailed) and isinstance(error.cause, SyncError):
             named |= set(error.cause.workers)

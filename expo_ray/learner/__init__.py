@@ -1,1 +1,1 @@
-"""Learner actors: one DeepSpeed rank each. They add up an algorithm's per-token losses and take the step."""
+"""Learner actors, one DeepSpeed rank each: they sum an algorithm's per-token losses and update the policy."""

@@ -1,4 +1,4 @@
-"""All learner ranks, as the driver sees them: one call is one collective call on every rank."""
+"""All learner ranks, as the driver sees them: each call is a collective call on every rank."""
 
 import threading
 import time
@@ -13,11 +13,12 @@ from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
 from expo_ray.sync.errors import SyncTimeout
 
 NEWS_S = 40.0
-"""After a rank failed: how long the others are waited for, to learn who died first. Ray needs that for a lost node."""
+"""After a rank failed: how long to wait for the others, to learn which one died. Ray takes this long to notice a lost
+node."""
 
 
 class LearnersLost(RuntimeError):
-    """The group cannot go on: ranks died or hang. A new group must start from a checkpoint."""
+    """Ranks died or hang, so the group is unusable. A new group must start from a checkpoint."""
 
     def __init__(self, sentence: str, ranks: list[str]) -> None:
         super().__init__(sentence)
@@ -25,22 +26,25 @@ class LearnersLost(RuntimeError):
 
 
 class LearnerGroup:
-    """Args:
-    ranks: actor name -> Ray handle, in the order of ranks.
-    waiter: bounds every wait.
-    wait_s: the bound.
-    sync_s: bound on connecting to the rollout workers, and on one sync.
+    """Calls a method on every rank and merges the answers.
+
+    Args:
+        ranks: actor name -> Ray handle, in the order of ranks.
+        waiter: bounds every wait.
+        wait_s: the bound.
+        sync_s: bound on connecting to the rollout workers, and on one sync.
     """
 
     def __init__(self, ranks: dict[str, Any], waiter: Waiter, wait_s: float, sync_s: float) -> None:
         self.ranks, self.waiter, self.wait_s, self.sync_s = ranks, waiter, wait_s, sync_s
         self.turn = threading.RLock()
-        """Held for calls that belong together: ranks that got two calls in different orders would wait for ever."""
+        """Held during a call, or during several that belong together. Two threads call; ranks that received their calls
+        in different orders would each wait in another collective operation, and none would end."""
         self.weight_version = 0
-        """How many updates the weights have had."""
+        """Number of updates that the weights have had."""
 
     def update(self, batch: TrainingBatch) -> UpdateReport:
-        """One update on the batch; the batch is put into the object store once for all ranks."""
+        """Updates the policy on a batch, which is put into the object store once for all ranks."""
         began = time.monotonic()
         shared = ray.put(batch)
         with self.turn:
@@ -71,7 +75,7 @@ class LearnerGroup:
         self.all("connect", "connecting learners and rollout workers", workers, seconds=self.sync_s)
 
     def send(self, weight_version: int) -> tuple[int, float]:
-        """Sends the weights; returns bytes and seconds of rank 0, which drives the transfer.
+        """Sends the weights; returns the bytes and seconds that rank 0 measured, which drives the transfer.
 
         Raises:
             ActorFailed: with a SyncError that names the worker as its cause.
@@ -86,11 +90,11 @@ class LearnerGroup:
             method: name of the method.
             what: what is waited for, for errors.
             arguments: of the method, the same for every rank.
-            seconds: bound on the wait; trainer.wait_s where none is given.
+            seconds: bound on the wait; None for trainer.wait_s.
 
         Raises:
             LearnersLost: a rank's process is gone, or some ranks do not answer.
-            ActorFailed: a rank raised, and all are still there.
+            ActorFailed: a rank raised, and all are still alive.
         """
         bound = self.wait_s if seconds is None else seconds
         with self.turn:
@@ -103,14 +107,15 @@ class LearnerGroup:
                 raise self._diagnosis(error, self.waiter.settle(refs, what, NEWS_S)) from error
 
     def _diagnosis(self, first: ActorFailed, outcomes: dict[str, Any]) -> Exception:
-        """What a failed collective call comes to, once every rank has had its time to answer.
+        """Classifies a failed collective call after every rank had time to answer.
 
-        A rank whose peer died raises as well, often first, so the dead one is looked for.
+        A rank whose peer died raises too, often before Ray notices the death, so `first` may name the wrong rank.
         """
         gone = {n: o for n, o in outcomes.items() if isinstance(o, ActorFailed) and o.cause is None}
         if gone:
             return LearnersLost("; ".join(str(error) for error in gone.values()), list(gone))
         late = {n: o for n, o in outcomes.items() if isinstance(o, WaitExpired)}
+        # A sync that timed out without a late worker hung in the learners' own gathering.
         if late and isinstance(first.cause, SyncTimeout) and not first.cause.workers:
             return LearnersLost(f"{first}; {'; '.join(map(str, late.values()))}", list(late))
         return first

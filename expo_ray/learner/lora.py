@@ -1,6 +1,7 @@
-"""LoRA with peft: adapters on the policy, the policy without them as the reference, and their merge for the engines.
+"""LoRA with peft: adapters on the policy, the policy without them as reference policy, and merged weights for engines.
 
-`inject_adapter_in_model` keeps the language model's own class and names, so the rest of the learner sees no wrapper.
+`inject_adapter_in_model` keeps the language model's own class and parameter names, so nothing else in the learner
+depends on LoRA.
 """
 
 from collections.abc import Iterator
@@ -22,12 +23,12 @@ ALL_LINEAR = ["all-linear"]
 
 
 def add_adapters(lm: Any, lora: LoraConfig, seed: int) -> None:
-    """Puts adapters into the model and freezes everything else.
+    """Adds adapters to the model and freezes everything else.
 
-    B starts at 0, so the policy starts as the base model; A is drawn from `seed`, alike on every rank.
+    B starts at 0, so the policy starts as the base model; A is drawn from `seed`, the same on every rank.
 
     Raises:
-        ValueError: a target module that is no linear layer of the model.
+        ValueError: a target module is not a linear layer of the model.
     """
     targets = list(lora.target_modules)
     if targets != ALL_LINEAR:
@@ -38,14 +39,14 @@ def add_adapters(lm: Any, lora: LoraConfig, seed: int) -> None:
         lora_dropout=lora.dropout,
         target_modules=targets if targets != ALL_LINEAR else ALL_LINEAR[0],
     )
-    # Loading may have drawn random numbers.
+    # Loading the model may have drawn random numbers.
     torch.manual_seed(seed)
     inject_adapter_in_model(adapters, lm)
 
 
 @contextmanager
 def adapters_off(lm: Any) -> Iterator[None]:
-    """The model computes what the base model computes; on the way out, also by an error, adapters are on again."""
+    """Makes the model compute what the base model computes, for the body of a with statement."""
     layers = _adapted_layers(lm)
     try:
         for layer in layers:
@@ -59,7 +60,7 @@ def adapters_off(lm: Any) -> Iterator[None]:
 class AdaptersOffReference:
     """The reference policy: the policy's own engine with its adapters off, so the base weights exist once.
 
-    Like the engine it runs in the mode, train or eval, that the caller has set.
+    Like the engine, it runs in whichever mode, train or eval, the caller has set.
     """
 
     def __init__(self, engine: Any, lm: Any) -> None:
@@ -74,17 +75,17 @@ class AdaptersOffReference:
 
 
 def merged_entries(lm: Any) -> list[Entry]:
-    """What a weight source hands out: each tensor of the base model, W + scaling * B A where there is an adapter.
+    """Entries of a weight source: each tensor of the base model, W + scaling * B A where it has an adapter.
 
     Raises:
-        ValueError: an adapter that cannot be merged into one weight (an embedding's, or a tied head's).
+        ValueError: an adapter cannot be merged into one weight (an embedding's, or a tied head's).
     """
     entries = lora_entries(lm, prefix="")
     merged = sum(entry.combine is not None for entry in entries)
     if merged != (wanted := len(_adapted_layers(lm))):
         raise ValueError(
             f"model.lora.target_modules: {wanted - merged} of {wanted} adapters cannot be merged "
-            "(an embedding, or a head that shares its weight): name linear layers inside the blocks"
+            "(an embedding, or a head that shares its weight): give linear layers inside the blocks"
         )
     return entries
 
@@ -94,7 +95,7 @@ def _adapted_layers(lm: Any) -> list[Any]:
 
 
 def _check_targets(lm: Any, targets: list[str]) -> None:
-    """peft itself ignores a name without a layer as long as another name has one."""
+    """Raises ValueError for a name that matches no layer; peft ignores it as long as another name matches."""
     linear = [name for name, module in lm.named_modules() if isinstance(module, torch.nn.Linear)]
     leaves = sorted({name.rpartition(".")[2] for name in linear})
     for target in targets:

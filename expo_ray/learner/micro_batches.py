@@ -1,4 +1,4 @@
-"""Tensors of one micro-batch: token rows for the model, and where each completion token is predicted."""
+"""Cuts a batch into micro-batches, and lays each out as token rows with the place that predicts each scored token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Share = list[list[int]]
 
 
 def units(unit_of_sample: Sequence[int]) -> list[list[int]]:
-    """Groups sample indices that must stay together; a unit of -1 stands alone."""
+    """Groups sample indices that must stay together; each sample of unit -1 is a group of its own."""
     together: dict[int, list[int]] = {}
     for index, unit in enumerate(unit_of_sample):
         together.setdefault(unit if unit >= 0 else -index - 1, []).append(index)
@@ -27,9 +27,9 @@ def deal(
 ) -> list[Share]:
     """Cuts a batch into each rank's micro-batches.
 
-    Units are shared out by tokens (expo_ray.balance), and then cut, sorted by length, where a micro-batch would
-    pass `token_budget` tokens: real ones when packed, padded ones otherwise. A unit longer than the budget gets a
-    micro-batch to itself.
+    Units are balanced over ranks by tokens (expo_ray.balance). Each rank's units are sorted by length and fill
+    micro-batches of at most `token_budget` tokens: real ones when packed, padded ones otherwise. A unit longer than
+    the budget gets a micro-batch to itself.
 
     Args:
         lengths: [S] prompt plus completion tokens of each sample.
@@ -39,8 +39,8 @@ def deal(
         packed: whether a micro-batch is one packed row.
 
     Returns:
-        [ranks] shares, all with the same number of micro-batches (collectives need that); short ranks get
-        empty lists at the end.
+        [ranks] shares, all with the same number of micro-batches, because every micro-batch is a collective call;
+        ranks with fewer get empty lists at the end.
     """
     together = units(unit_of_sample)
     held = partition([sum(lengths[i] for i in unit) for unit in together], ranks)
@@ -50,15 +50,15 @@ def deal(
 
 
 def shortest_unit(lengths: Sequence[int], unit_of_sample: Sequence[int]) -> list[int]:
-    """The samples that a rank with nothing left computes: a whole unit, because a loss may need all of it."""
+    """The samples that a rank with nothing left computes with weight 0: a whole unit, because a loss may need it."""
     return min(units(unit_of_sample), key=lambda unit: (sum(lengths[i] for i in unit), unit[0]))
 
 
 def most_scored(shares: Sequence[Share], scored: Sequence[int], idle: Sequence[int]) -> list[int]:
-    """For each round of micro-batches the largest number of scored tokens that a rank has in it.
+    """For each round of micro-batches, the largest number of scored tokens that any rank has in it.
 
     Args:
-        shares: of all ranks.
+        shares: those of all ranks.
         scored: [S] scored tokens of each sample.
         idle: the samples that a rank with nothing left computes.
     """
@@ -85,7 +85,7 @@ def _cost(samples: list[int], lengths: Sequence[int], packed: bool) -> int:
 
 @dataclass
 class Layout:
-    """B rows of L tokens that hold S sequences with N scored tokens in all.
+    """B rows of L tokens that hold S sequences with N scored tokens in total.
 
     Padding is on the right and attention is causal, so a scored token never sees a pad and no mask is
     needed. Packed rows restart `position_ids` at each sequence, from which transformers builds its
@@ -112,7 +112,7 @@ def lay_out(contexts: Sequence[IntArray], scored: Sequence[IntArray], packed: bo
         packed: one row with block-diagonal attention instead of S padded rows.
 
     Raises:
-        ValueError: if a context is empty (its first scored token would have nothing to be predicted from).
+        ValueError: a context is empty, so its first scored token has no hidden state that predicts it.
     """
     if any(len(context) == 0 for context in contexts):
         raise ValueError("a sequence to score has an empty context; it needs at least one token before the scored ones")

@@ -19,8 +19,8 @@ from expo_ray.learner.micro_batches import Layout
 class TokenScorer(nn.Module):
     """A causal language model reduced to what a policy-gradient learner needs.
 
-    The vocabulary-sized logits exist for `chunk_tokens` scored tokens at a time and are computed again in
-    the backward pass, so memory does not grow with (tokens x vocabulary).
+    Logits exist for `chunk_tokens` scored tokens at a time and are recomputed in the backward pass, so memory does
+    not grow with (tokens x vocabulary).
     """
 
     def __init__(self, lm: Any, chunk_tokens: int) -> None:
@@ -36,9 +36,9 @@ class TokenScorer(nn.Module):
         Args:
             layout: the micro-batch, N scored tokens.
             temperature: the logits are divided by it, as the engine did when it sampled.
-            entropy_gradient: whether the entropy must carry a gradient (entropy bonus).
-            most_scored: the largest N of any rank in this round. Every rank makes as many chunks as that one needs:
-                at ZeRO-3 each use of the output layer is a collective call.
+            entropy_gradient: whether the entropy needs a gradient (entropy bonus).
+            most_scored: the largest N of any rank in this round. Every rank makes as many chunks as this needs,
+                because at ZeRO-3 each use of the output layer is a collective call.
 
         Returns:
             [N] log-probabilities and [N] entropies, both float32 nats.
@@ -73,14 +73,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def deepspeed_config(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
     """DeepSpeed's settings (deepspeed.ai/docs/config-json).
 
-    One optimizer step is one `gradient_accumulation_steps`, so DeepSpeed scales no loss: the boundary
-    between micro-batches is set by hand in expo_ray.learner.update.
+    `gradient_accumulation_steps` is 1, so that DeepSpeed does not scale the loss; expo_ray.learner.update sets the
+    accumulation boundary itself.
     """
     adam = {
         "lr": config.learning_rate,
         "betas": [config.adam_beta1, config.adam_beta2],
         "weight_decay": config.weight_decay,
-        # DeepSpeed's own kernel would be compiled at the start, by a CUDA toolkit that need not be installed.
+        # DeepSpeed would compile its own kernel at start, for which the CUDA toolkit must be installed.
         "torch_adam": True,
         "fused": on_gpu and not config.offload_optimizer,
     }
@@ -101,34 +101,37 @@ def deepspeed_config(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": config.offload_optimizer,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.dtype == "bfloat16"},
-        # In bfloat16 a sum over many micro-batches would depend on how the batch was cut.
+        # A bfloat16 sum over many micro-batches would depend on how the batch was cut.
         "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage >= 2 else None},
         "steps_per_print": 1 << 30,
     }
 
 
 def skip_inference_op() -> None:
-    """Keeps DeepSpeed from compiling its shared-memory kernel for CPU (half a minute, and a compiler): only its
-    `inference_all_reduce` uses it, and training never calls that."""
-    # Not `deepspeed.comm.torch`: that attribute is torch itself.
+    """Keeps DeepSpeed from compiling its shared-memory kernel for CPU, which takes a compiler and half a minute.
+
+    Only `inference_all_reduce` uses the kernel, and training never calls it.
+    """
+    # As an attribute, `deepspeed.comm.torch` is torch itself, not DeepSpeed's module of that name.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 def join_group(on_gpu: bool, timeout: timedelta) -> None:
-    """Joins the learners' process group (rendezvous from MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE)."""
+    """Joins the learners' process group; MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE must be set."""
     if not on_gpu:
         skip_inference_op()
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timeout)
 
 
 def load_policy(config: Config) -> tuple[Any, Any]:
-    """The trained policy: `(DeepSpeed engine around a TokenScorer, tokenizer-ready language model)`."""
+    """Loads the policy to train: `(DeepSpeed engine around a TokenScorer, the language model inside it)`."""
     settings = deepspeed_config(config.learner, config.profile.device == "cuda")
     partitioned = _partition_while_loading(settings)
     lm = _load(config)
-    del partitioned
+    del partitioned  # transformers partitions whatever it loads while this object is alive
     if config.learner.gradient_checkpointing:
-        # This also makes the embeddings' output require a gradient, which a block of frozen weights needs.
+        # This also makes the embeddings' output require a gradient. With LoRA all weights of a block may be frozen, and
+        # a checkpointed block whose input needs no gradient passes none on.
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.model.lora.rank:
         from expo_ray.learner.lora import add_adapters
@@ -141,10 +144,10 @@ def load_policy(config: Config) -> tuple[Any, Any]:
 
 
 def load_reference(config: Config, engine: Any, lm: Any) -> Any:
-    """The frozen reference policy as a callable like the policy's engine.
+    """Loads the frozen reference policy, which is called like the policy's engine.
 
-    With LoRA it is the policy, `(engine, lm)` of `load_policy`, without its adapters. Otherwise below ZeRO-3
-    every rank holds a whole copy, and at ZeRO-3 it is partitioned like the policy.
+    With LoRA it is the policy, `(engine, lm)` of `load_policy`, without its adapters. Otherwise every rank holds a
+    whole copy below ZeRO-3, and at ZeRO-3 it is partitioned like the policy.
     """
     if config.model.lora.rank:
         from expo_ray.learner.lora import AdaptersOffReference
@@ -159,7 +162,7 @@ def load_reference(config: Config, engine: Any, lm: Any) -> Any:
     frozen = copy.deepcopy(settings)
     del frozen["optimizer"]
     engine, *_ = deepspeed.initialize(model=scorer, config=frozen)
-    engine.eval()  # DeepSpeed returns nothing here, unlike torch.
+    engine.eval()  # unlike torch, DeepSpeed returns None here
     return engine
 
 
@@ -175,5 +178,5 @@ def _load(config: Config) -> Any:
 
 
 def _partition_while_loading(settings: dict[str, Any]) -> HfDeepSpeedConfig | None:
-    """At ZeRO-3 transformers partitions each tensor as it loads while this object is alive."""
+    """At ZeRO-3, makes transformers partition each tensor as it loads, as long as the returned object is alive."""
     return HfDeepSpeedConfig(settings) if settings["zero_optimization"]["stage"] == 3 else None

@@ -20,7 +20,7 @@ TAG = "learner"
 
 
 class LearnerRank(ActorProcess):
-    """One rank. Every method that names no rank must be called on all ranks at the same time: they are collective.
+    """One rank of the group. Methods that use the process group are collective: LearnerGroup calls all ranks at once.
 
     Args:
         config: the run's configuration.
@@ -35,13 +35,13 @@ class LearnerRank(ActorProcess):
         self.engine: Any = None
 
     def address(self) -> tuple[str, int]:
-        """A host and free port on this rank's machine, for the group's rendezvous."""
+        """Finds a host and a free port on this rank's machine, for the group's rendezvous."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return _host_address(), probe.getsockname()[1]
 
     def start(self, host: str, port: int) -> Place:
-        """Joins the process group and loads the policy (and the reference, where a term needs it).
+        """Joins the process group and loads the policy, and the reference policy if a term needs it.
 
         Returns:
             Where this process runs.
@@ -67,7 +67,7 @@ class LearnerRank(ActorProcess):
         return self.ready()
 
     def build(self) -> None:
-        """Loads policy and reference and makes the updater and the weight sender, as `config` says."""
+        """Loads policy and reference policy, and makes the updater and the weight sender."""
         import torch
 
         from expo_ray.algorithms import make_algorithm
@@ -98,7 +98,7 @@ class LearnerRank(ActorProcess):
         self._yield_card()
 
     def rebuild(self, config: Config) -> None:
-        """Forgets the policy and starts from the base model again, for another run in the same group."""
+        """Drops the policy and starts from the base model again, for another run in the same group."""
         if self.engine is not None:
             self.sender.close()
             self.engine.destroy()
@@ -108,7 +108,7 @@ class LearnerRank(ActorProcess):
         self.build()
 
     def update(self, batch: TrainingBatch) -> dict[str, tuple[float, float]]:
-        """One update of the policy on the batch.
+        """Updates the policy on a batch.
 
         Returns:
             This rank's metric sums and counts, to be merged over ranks (algorithms.tokens.merge_metrics).
@@ -130,7 +130,7 @@ class LearnerRank(ActorProcess):
         return found
 
     def connect(self, workers: dict[str, Any]) -> None:
-        """Opens the weight transfer to the given rollout actors (again, where one was replaced)."""
+        """Opens the weight transfer to these rollout actors, in place of an earlier one."""
         from expo_ray.sync.sender import resolve_backend
 
         colocated = self.config.cluster.placement == "colocated"
@@ -153,11 +153,11 @@ class LearnerRank(ActorProcess):
 
         Args:
             folder: the checkpoint's folder; on several nodes it must be shared.
-            background: return once everything is copied to host memory, and write beside the training;
-                `written` tells the end.
+            background: return once everything is copied to host memory, and write during training;
+                `written` reports the end.
 
         Returns:
-            What could not be written; empty when all is well, or not known yet.
+            What could not be written; empty if nothing failed, or not yet.
         """
         from expo_ray.learner.saving import export, random_state
 
@@ -170,14 +170,14 @@ class LearnerRank(ActorProcess):
         return [] if background else self.written(wait=True) or []
 
     def written(self, wait: bool = False) -> list[str] | None:
-        """What `save` could not write; None while it is still writing (never with `wait`)."""
+        """Reports what `save` could not write; None while it is still writing (never with `wait`)."""
         return self.writer.problems(wait)
 
     def load(self, folder: str) -> int:
-        """Reads what `save` wrote.
+        """Loads what `save` wrote.
 
         Returns:
-            How many updates the policy has had.
+            Number of updates that the policy has had.
         """
         import torch
 
@@ -185,22 +185,14 @@ class LearnerRank(ActorProcess):
 
         path, state = self.engine.load_checkpoint(folder, tag=TAG)
         if path is None:
-            raise FileNotFoundError(f"{folder}: no learner state there that DeepSpeed can load")
+            raise FileNotFoundError(f"{folder} has no learner state that DeepSpeed can load")
         self.updates = int(state["updates"])
         set_random_state(torch.load(Path(folder) / TAG / f"random_state_{self.rank}.pt", weights_only=False))
         self._yield_card()
         return self.updates
 
-    def close(self) -> None:
-        """Closes the weight transfer and leaves the process group."""
-        import torch.distributed
-
-        self.sender.close()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
     def _yield_card(self) -> None:
-        """Where an engine shares the card: what torch keeps for later would be missing when the engine wakes."""
+        """Frees the memory that torch caches, if an engine shares the card: the engine needs it when it wakes."""
         if self.config.cluster.placement == "colocated":
             import torch
 

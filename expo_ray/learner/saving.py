@@ -1,4 +1,4 @@
-"""The policy as a Hugging Face folder."""
+"""Writes a rank's part of a checkpoint, and the policy as a Hugging Face folder."""
 
 import copy
 import os
@@ -19,13 +19,13 @@ from expo_ray.config.schema import Config
 
 
 def random_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's generators."""
+    """Returns the state of Python's, NumPy's and torch's generators."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
     return state | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Goes on from a `random_state()`."""
+    """Restores a `random_state()`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -34,10 +34,9 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class BackgroundWriter(TorchCheckpointEngine):
-    """A checkpoint engine (deepspeed.runtime.checkpoint_engine) whose files are complete when `problems` says so.
+    """A DeepSpeed checkpoint engine that writes in a thread and keeps errors for `problems`.
 
-    An error while writing is no exception: on one rank alone that would leave the others waiting in DeepSpeed's
-    barriers. It is reported by `problems`.
+    It does not raise them: an exception on one rank would leave the others waiting in DeepSpeed's barriers.
     """
 
     def __init__(self) -> None:
@@ -51,24 +50,24 @@ class BackgroundWriter(TorchCheckpointEngine):
         """Makes this the writer of a DeepSpeed engine."""
         writer = cls()
         engine.checkpoint_engine = writer
-        # It copies its conversion script beside each checkpoint; the exported policy makes that needless.
+        # DeepSpeed copies a conversion script into each checkpoint; nobody needs it, as the policy is exported too.
         engine._copy_recovery_script = lambda _folder: None
         return writer
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Writes a state, or copies it to host memory and writes it later (`background`)."""
+        """Writes a state; with `background`, copies it to host memory and writes it later."""
         held = _copied(state_dict) if self.background else state_dict
         self.submit(lambda: _write(held, path))
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Runs a write after those before it; at once unless `background`."""
+        """Queues a write; unless `background`, waits for it."""
         job = self._pool.submit(write)
         self._jobs.append(job)
         if not self.background:
             job.exception()
 
     def problems(self, wait: bool) -> list[str] | None:
-        """What could not be written since the last answer; None while something still is being written."""
+        """Reports what could not be written since the last report; None while something is still being written."""
         if not wait and not all(job.done() for job in self._jobs):
             return None
         found = [repr(error) for job in self._jobs if (error := job.exception()) is not None]
@@ -84,7 +83,7 @@ def _write(state: Any, path: str) -> None:
 
 
 def _copied(state: Any) -> Any:
-    """The same structure with every tensor copied to host memory."""
+    """Returns the same structure with every tensor copied to host memory."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -103,13 +102,13 @@ def export(lm: Any, source: Any, config: Config, folder: Path, writes: bool) -> 
     Args:
         lm: the language model inside the policy's engine.
         source: its weight source; every rank must iterate it.
-        config: names the base model, whose tokenizer and generation settings are kept.
+        config: gives the base model, whose tokenizer and generation settings are copied.
         folder: where to write; made if missing.
         writes: whether this rank keeps and writes the weights.
 
     Returns:
-        What writes them, in any thread and at any later time; None on ranks that do not write. It does not touch
-        `lm`: at ZeRO-3 a look at a parameter while the model runs is a collective call.
+        A function that writes them, from any thread at any later time; None on ranks that do not write. The function
+        must not touch `lm`: at ZeRO-3, reading a parameter while the model runs is a collective call.
     """
     state = {}
     for name, tensor in source:
@@ -118,7 +117,7 @@ def export(lm: Any, source: Any, config: Config, folder: Path, writes: bool) -> 
     if not writes:
         return None
     settings = copy.deepcopy(lm.config)
-    settings.use_cache = True  # which the learner turned off for training
+    settings.use_cache = True  # the learner turned it off for training
     settings.architectures = [type(lm).__name__]
     settings.dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
 

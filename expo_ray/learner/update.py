@@ -1,4 +1,4 @@
-"""One update of the policy: score, add up the algorithm's losses over micro-batches, take the optimizer step."""
+"""One update of the policy: score, sum the algorithm's losses over micro-batches, take the optimizer step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -38,11 +38,10 @@ class MicroBatch:
     most_scored: int
     """The largest number of scored tokens that any rank has in this round."""
     idle: bool
-    """True where this rank has nothing left to do: computed with weight 0, because every rank must take
-    part in each micro-batch's collectives."""
+    """Whether this rank has nothing left to do. The micro-batch is then computed with weight 0, because every rank
+    must take part in the collective calls."""
     compared: list[int]
-    """Places in `samples`, ascending, of those whose term needs the reference policy; of the shortest sample where
-    none does."""
+    """Ascending indices in `samples` of those whose term needs the reference policy; the shortest one if none does."""
     most_compared: int
     """The largest number of scored tokens that any rank's `compared` has in this round."""
     old_logprobs: Tensor | None = None
@@ -54,11 +53,11 @@ class Updater:
 
     Args:
         config: the run's configuration.
-        algorithm: whose losses are added up.
+        algorithm: computes the losses.
         engine: the policy's DeepSpeed engine around a TokenScorer.
-        reference: called like the engine, without gradient; None where no term needs it.
+        reference: the reference policy, called like the engine, without gradient; None if no term needs it.
         rank: this rank.
-        ranks: how many there are.
+        ranks: number of ranks.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Updater:
         """Takes `algo.updates_per_batch` optimizer steps on the batch.
 
         Returns:
-            This rank's metric sums: the losses' at the first optimizer step, which alone is on-policy, and,
+            This rank's metric sums: those of the losses at the first optimizer step, the only on-policy one, and,
             with several steps, the policy term's at the last one under `last_policy/`.
         """
         micro_batches = self.micro_batches(batch.samples)
@@ -99,7 +98,7 @@ class Updater:
         return merge_metrics([parts[0], last, *parts[1::2]])
 
     def micro_batches(self, samples: list[TrainingSample]) -> list[MicroBatch]:
-        """This rank's share of a batch (at least one micro-batch, idle if need be)."""
+        """Cuts out this rank's share of a batch: at least one micro-batch, which may be idle."""
         lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
         budget = self.config.learner.tokens_per_micro_batch
         shares = deal(lengths, [s.unit for s in samples], self.ranks, budget, self.packed)
@@ -120,14 +119,14 @@ class Updater:
         return found
 
     def accumulate(self, micro_batches: list[MicroBatch]) -> MetricSums:
-        """Adds the gradient of every micro-batch; the reduction over ranks ends with the last one."""
+        """Accumulates the gradient of every micro-batch; the last one completes the reduction over ranks."""
         self.engine.train()
         parts: list[MetricSums] = []
         for index, micro in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             logprobs, entropy = self._score(self.engine, micro)
             output = self.algorithm.loss(self._policy_tokens(micro, logprobs, entropy))
-            # DeepSpeed averages gradients over ranks; the weights already make their sum the right one.
+            # DeepSpeed averages gradients over ranks, but the samples' weights are made for a sum.
             self.engine.backward(output.loss * (0.0 if micro.idle else self.ranks))
             if not micro.idle:
                 parts.append({name: (float(total), float(count)) for name, (total, count) in output.metrics.items()})
@@ -162,8 +161,8 @@ class Updater:
         return found.to(self.device)
 
     def _fix_references(self, micro_batches: list[MicroBatch]) -> None:
-        """Scores what the update itself must not change: the reference policy and, for several steps on
-        one batch, the policy before the first of them."""
+        """Computes the log-probabilities that stay fixed during the update: the reference policy's and, for several
+        steps on one batch, the policy's before the first of them."""
         self.engine.eval()
         for micro in micro_batches:
             with torch.no_grad():
@@ -173,7 +172,7 @@ class Updater:
                     micro.old_logprobs = self._score(self.engine, micro)[0]
 
     def _reference_logprobs(self, reference: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch) -> Tensor:
-        """[N] nats; 0 where no term asks for them: most samples of a batch are not compared with the reference."""
+        """[N] nats; 0 for samples whose term does not need them, which is most of a batch."""
         layout = self._layout([micro.samples[i] for i in micro.compared])
         scored = reference(layout, self.config.rollout.temperature, False, micro.most_compared)[0]
         of_token = micro.layout.sample_of_token
@@ -210,7 +209,7 @@ class Updater:
 
 
 def _compared(cut: list[int], wanted: list[bool], lengths: list[int]) -> list[int]:
-    """The samples of a cut that need the reference; never none, because scoring is a collective call."""
+    """The samples of a cut that need the reference; at least one, because scoring is a collective call."""
     return [i for i in cut if wanted[i]] or [min(cut, key=lambda i: (lengths[i], i))]
 
 

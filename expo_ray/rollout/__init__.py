@@ -1,1 +1,1 @@
-"""Rollout workers: one vLLM engine each, sampling free completions and self-explanations."""
+"""Rollout workers: actors with one vLLM engine each, which sample free completions and self-explanations."""

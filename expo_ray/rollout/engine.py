@@ -1,4 +1,4 @@
-"""Builds a vLLM engine that lives inside the calling process, and turns its outputs into completions."""
+"""A vLLM engine inside the calling process: how it is built, who may use it when, and its outputs as completions."""
 
 import itertools
 import logging
@@ -15,38 +15,40 @@ from expo_ray.messages import Completion, Sampling
 
 
 class EngineStuck(RuntimeError):
-    """Another thread did not leave the engine within the bound."""
+    """Another thread did not release the engine within the bound."""
 
 
 class EngineLoop:
-    """Takes turns on an engine that lives in this process (`vllm.LLM` without multiprocessing).
+    """Lets several threads take turns on an engine in this process (`vllm.LLM` without multiprocessing).
 
-    vLLM's own `LLM.generate` holds the engine until everything is sampled. Here each engine step is a turn of its
-    own, so that a weight update, or a probe, gets in between; requests under way are kept.
+    `LLM.generate` would hold the engine until everything is sampled. Here each engine step is a turn of its own, so
+    that a weight update or a probe can come between two steps; unfinished requests are kept.
 
     Args:
         llm: the engine.
         wait_s: bound on waiting for a turn.
-        priorities: it schedules by priority, so that a probe need not wait for all that is under way.
-        stream: the CUDA stream that it was built on, for whichever thread has the turn; None without a GPU.
+        priorities: whether the engine schedules by priority, so that a probe can overtake unfinished requests.
+        stream: the CUDA stream that the engine was built on; None without a GPU.
     """
 
     def __init__(self, llm: Any, wait_s: float, priorities: bool = False, stream: Any = None) -> None:
         self.llm, self.wait_s, self.priorities, self.stream = llm, wait_s, priorities, stream
         self.paused = False
+        # Two locks make the queue fair. With one, a thread that samples would release it after a step and take it again
+        # before a waiting thread wakes up. A waiting thread holds the door, so the sampling thread queues behind it.
         self._door, self._engine = threading.Lock(), threading.Lock()
         self._finished: dict[str, Any] = {}
         self._numbers = itertools.count()
 
     @contextmanager
     def turn(self, in_pause: bool = False) -> Iterator[Any]:
-        """The engine, for this thread alone; between `pause` and `resume` nobody gets it.
+        """Gives this thread the engine, for the body of a with statement. Between `pause` and `resume` it blocks.
 
         Args:
-            in_pause: but for the one who keeps the others out.
+            in_pause: allow the call while paused, for the code that paused the engine.
 
         Raises:
-            EngineStuck: it was not free within the bound.
+            EngineStuck: the engine was not free within the bound.
         """
         self.take_stream()
         if in_pause and self.paused:
@@ -59,15 +61,17 @@ class EngineLoop:
             self._engine.release()
 
     def take_stream(self) -> None:
-        """Lets this thread work on the engine's stream: one that joins an NCCL group gets another from vLLM, for which
-        the engine's copies do not wait."""
+        """Makes this thread work on the engine's CUDA stream.
+
+        vLLM gives a thread that joins an NCCL group another stream, and the engine's copies do not wait for that one.
+        """
         if self.stream is not None:
             import torch
 
             torch.cuda.set_stream(self.stream)
 
     def pause(self) -> None:
-        """Keeps everybody out until `resume`, which may come from another thread. Requests under way stay.
+        """Blocks all turns until `resume`, which another thread may call. Unfinished requests are kept.
 
         Raises:
             EngineStuck: a step did not end within the bound.
@@ -77,23 +81,23 @@ class EngineLoop:
             self.paused = True
 
     def resume(self) -> None:
-        """Sampling goes on where it stood."""
+        """Ends the pause; sampling continues."""
         if self.paused:
             self.paused = False
             self._engine.release()
 
     @property
     def busy(self) -> bool:
-        """Whether requests are under way; for a thread that has the turn."""
+        """Whether requests are unfinished. The thread must have the turn."""
         return bool(self.llm.llm_engine.has_unfinished_requests())
 
     def submit(self, prompts: Sequence[Any], params: Sequence[Any], first: bool = False) -> list[str]:
-        """Hands requests to the engine; for a thread that has the turn. Returns their ids.
+        """Adds requests to the engine and returns their ids. The thread must have the turn.
 
         Args:
             prompts: vLLM's prompts.
             params: the SamplingParams of each; `output_kind` must be FINAL_ONLY.
-            first: before all that waits.
+            first: schedule them before waiting requests.
         """
         ids = [str(next(self._numbers)) for _ in prompts]
         priority = -1 if first and self.priorities else 0
@@ -109,7 +113,7 @@ class EngineLoop:
             in_pause: as in `turn`.
 
         Raises:
-            RuntimeError: the engine has nothing left to do and a request is not finished.
+            RuntimeError: the engine is idle and a request is not finished.
         """
         wanted = set(requests)
         while True:
@@ -118,13 +122,13 @@ class EngineLoop:
                     return [self._finished.pop(request) for request in requests]
                 if not self.busy:
                     missing = sorted(wanted - self._finished.keys())
-                    raise RuntimeError(f"the engine has ended without requests {', '.join(missing[:5])}")
+                    raise RuntimeError(f"the engine is idle, but requests {', '.join(missing[:5])} are not finished")
+                # A step may also finish requests of another thread, which collects them from `_finished`.
                 for output in llm.llm_engine.step():
                     if output.finished:
                         self._finished[output.request_id] = output
 
     def _enter(self) -> None:
-        # A lock alone is not fair: the thread that samples would take it again at once. Who waits at the door is next.
         if not self._door.acquire(timeout=self.wait_s):
             raise EngineStuck(f"the engine was not free within {self.wait_s:.0f} s")
         try:
@@ -138,7 +142,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     """A `vllm.LLM` that receives weights through vLLM's weight-transfer API.
 
     Args:
-        config: the run's configuration (rollout, sync and profile are read).
+        config: the run's configuration.
         context_tokens: longest prompt plus longest completion, in tokens.
         seed: seed of the engine's random generator.
     """
@@ -149,7 +153,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     if on_cpu and config.rollout.enforce_eager:
         import torch._dynamo
 
-        # Eager still compiles one helper of the sampler, which costs the first probe 4 to 10 s.
+        # Eager mode still compiles one helper of the sampler, which costs the first probe 4 to 10 s.
         torch._dynamo.config.disable = True
     import vllm
     from vllm.config import WeightTransferConfig
@@ -158,7 +162,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     from expo_ray.sync.sender import resolve_backend
 
     register()
-    # One line a batch that would be the last one in every log.
+    # It logs a line for each batch, which would hide the last line that matters in an error.
     logging.getLogger("vllm.v1.core.block_pool").setLevel(logging.WARNING)
     rollout = config.rollout
     where: dict[str, Any] = (
@@ -183,7 +187,8 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         generation_config="vllm",
         enable_prefix_caching=True,
         disable_log_stats=True,
-        # By priority a probe gets ahead of what is sampled meanwhile; in turn nothing is, and ties must stay in order.
+        # In async mode a probe must overtake unfinished samples. Otherwise requests must start in exactly their order,
+        # which decides the random numbers that each gets; "priority" does not promise that for equal priorities.
         scheduling_policy="priority" if config.trainer.async_steps else "fcfs",
         weight_transfer_config=WeightTransferConfig(
             backend=resolve_backend(config.sync.backend, device=config.profile.device, colocated=colocated)
@@ -195,13 +200,13 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
 def sampling_params(
     sampling: Sampling, count: int, stop_ids: Sequence[int], seeds: np.random.Generator | None = None
 ) -> Any:
-    """vLLM's parameters: log-probability of each sampled token, no text (detokenising there costs 4x).
+    """Builds vLLM's parameters: log-probabilities of the sampled tokens, but no texts (decoding there costs 4x).
 
     Args:
         sampling: how to sample.
         count: samples of one prompt.
         stop_ids: token ids that end a completion.
-        seeds: draws the request's own seed; None: the engine's generator decides.
+        seeds: draws a seed for the request; None to use the engine's generator.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -222,10 +227,10 @@ def sampling_params(
 
 
 def completions(outputs: Sequence[Any], tokenizer: Any, weight_version: int) -> list[list[Completion]]:
-    """vLLM's request outputs as completions, all texts decoded in one batch.
+    """Turns vLLM's request outputs into completions, with all texts decoded in one batch.
 
     Raises:
-        RuntimeError: if the engine's log-probabilities do not belong to the tokens it returned.
+        RuntimeError: the engine's log-probabilities do not belong to the tokens that it returned.
     """
     flat = [sample for output in outputs for sample in output.outputs]
     texts = iter(tokenizer.batch_decode([list(s.token_ids) for s in flat], skip_special_tokens=True))

@@ -16,7 +16,7 @@ from expo_ray.sync.proof import NO_VERSION, Probe
 class WeightReceiver:
     """Weight sync methods for an actor whose engine is a `vllm.LLM` with a weight transfer config.
 
-    A round may begin while completions are sampled: they wait, and go on with the new weights.
+    A round may begin while completions are being sampled: they pause, and continue with the new weights.
     """
 
     engine: EngineLoop
@@ -24,7 +24,7 @@ class WeightReceiver:
     _round_broke = False
 
     def init_weight_transfer_engine(self, request: dict[str, Any]) -> None:
-        """Connect to the learner, in place of an earlier connection; a round that broke is given up."""
+        """Connects to the learner, in place of an earlier connection, and abandons a round that broke."""
         if self._round_open:
             self._abandon_round()
         self.engine.llm.shutdown_weight_transfer_engine()
@@ -32,7 +32,7 @@ class WeightReceiver:
         self.engine.take_stream()
 
     def start_weight_update(self) -> None:
-        """Open a round. Until it is finished the engine has no weight version and must not sample."""
+        """Opens a round. Until it is finished the engine has no weight version and does not sample."""
         self.engine.pause()
         if self._round_open:
             self._abandon_round()
@@ -44,15 +44,15 @@ class WeightReceiver:
             self._round_broke = False
 
     def update_weights(self, request: dict[str, Any]) -> None:
-        """Receive and load weights; blocks until they are loaded."""
+        """Receives weights; blocks until they are loaded."""
         with span("receive weights"):
             self.engine.llm.update_weights(request)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Close the round, forget what the old weights computed, take the version if one is given.
+        """Closes the round, drops the KV cache of the old weights, and sets the version if one is given.
 
-        Keys and values of completions under way are computed again with the new weights. Sampling goes on after
-        the probe.
+        Keys and values of unfinished completions are recomputed with the new weights. Sampling continues after the
+        probe (`sync_probe`).
         """
         self.engine.llm.finish_weight_update()
         self._round_open = False
@@ -61,7 +61,7 @@ class WeightReceiver:
             self.engine.llm.update_weight_version(weight_version)
 
     def update_weight_version(self, new_version: str | int) -> None:
-        """Name the weights that the engine has."""
+        """Sets the version of the weights that the engine has."""
         self.engine.llm.update_weight_version(str(new_version))
 
     def get_weight_version(self) -> int:
@@ -70,34 +70,34 @@ class WeightReceiver:
         return int(version) if version.removeprefix("-").isdigit() else NO_VERSION
 
     def shutdown_weight_transfer_engine(self) -> None:
-        """Drop the connection to the learner; the engine goes on serving."""
+        """Drops the connection to the learner; the engine can still sample."""
         if self._round_open:
             self._abandon_round()
         self.engine.llm.shutdown_weight_transfer_engine()
 
     def sync_probe(self, sequences: Sequence[Sequence[int]]) -> Probe:
-        """This engine's side of a sync proof. Then sampling goes on."""
+        """Computes this engine's side of a sync proof, then lets sampling continue."""
         with span("probe"):
             found = Probe(self.get_weight_version(), engine_probe(self.engine, sequences))
         self.engine.resume()
         return found
 
     def _abandon_round(self) -> None:
-        # vLLM ends an open round only by finishing it, which would load half a model, or by an update that fails.
+        # vLLM closes an open round in two ways only: finishing it, which would load half a model, or a failed update.
         self._round_open, self._round_broke = False, True
         try:
             self.engine.llm.update_weights({"update_info": {"abandon": True}})
         except (RuntimeError, ValueError):
             return
-        raise RuntimeError("the engine accepted an empty weight update")
+        raise RuntimeError("the engine accepted an invalid weight update, so its broken round is still open")
 
 
 def engine_probe(engine: EngineLoop, sequences: Sequence[Sequence[int]]) -> list[FloatArray]:
-    """For each sequence [T]: [T - 1] nats, the log-probability of each token given those before it.
+    """Computes the log-probability of each token given those before it: [T - 1] nats for a sequence of T.
 
-    Prompt log-probabilities are plain log-softmax at temperature 1 whatever the engine's logprobs_mode
-    (vLLM's _get_prompt_logprobs_dict), and such requests read no cached prefix. Where nothing else is sampled
-    meanwhile, torch's random generators in this process are as they were afterwards.
+    Prompt log-probabilities are plain log-softmax at temperature 1, whatever the engine's logprobs_mode (vLLM's
+    _get_prompt_logprobs_dict), and such requests do not read cached prefixes. If nothing else is being sampled,
+    torch's random generators are left as they were, so that a probe does not change later samples.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind

@@ -20,7 +20,7 @@ class RolloutWorker(ActorProcess, WeightReceiver):
         index: which rollout worker this is.
         context_tokens: longest prompt plus longest completion.
         stop_ids: token ids that end a completion.
-        log_folder: where this actor's log goes.
+        log_folder: the folder of this actor's log.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RolloutWorker(ActorProcess, WeightReceiver):
         self.update_weight_version(0)
 
     def sleep(self) -> None:
-        """Gives the card's memory away, weights included: the next sync brings new ones. Nothing may be under way."""
+        """Frees the card's memory, weights included: the next sync brings new ones. All requests must be finished."""
         self.engine.pause()
         if not self.asleep:
             with span("sleep"):
@@ -51,7 +51,7 @@ class RolloutWorker(ActorProcess, WeightReceiver):
             self.asleep = True
 
     def wake(self, part: str) -> None:
-        """Takes memory back: "weights" before a sync, "kv_cache" after it. An engine that is awake stays as it is."""
+        """Allocates memory again: "weights" before a sync, "kv_cache" after it. Does nothing if the engine is awake."""
         if self.asleep:
             with span(f"wake {part}"):
                 self.engine.llm.wake_up(tags=[part])
@@ -62,14 +62,13 @@ class RolloutWorker(ActorProcess, WeightReceiver):
 
         Args:
             requests: what to sample for each prompt.
-            sampling: how.
-            seed: seeds the generator before the batch, or on GPU every request. With the same weights, the same
-                call gives the same rollouts in any engine, whatever it did before. (vLLM's per-request seeds end
-                the engine on some batches of its CPU build; its GPU workers do not read torch's generator.)
+            sampling: how to sample.
+            seed: with the same weights and the same arguments, any engine returns the same rollouts, whatever it
+                sampled before.
 
         Returns:
-            Rollouts in the order of the requests. Their weight version is the one they were begun with; where the
-            weights change meanwhile (trainer.async_steps), later tokens are of a newer one.
+            Rollouts in the order of the requests. Their weight version is that of their first token; if the weights
+            change during sampling (trainer.async_steps), later tokens come from newer weights.
         """
         import torch
 
@@ -78,8 +77,10 @@ class RolloutWorker(ActorProcess, WeightReceiver):
             jobs += [(request.prompt.free_ids, request.samples), (request.prompt.conditioned_ids, request.explanations)]
         wanted = [(ids, count) for ids, count in jobs if count]
         with self.engine.turn() as llm:
+            # On CPU the engine draws from torch's generator: per-request seeds crash vLLM's CPU build on some batches.
+            # On GPU each request gets a seed: vLLM's GPU workers do not read this generator.
             torch.manual_seed(seed)
-            # A cached prefix is computed in other shapes than a fresh one, which moves the last bits.
+            # A cached prefix was computed in other shapes than a fresh one, which changes the last bits.
             llm.reset_prefix_cache()
             version = self.get_weight_version()
             seeds = np.random.default_rng(seed) if self.on_gpu else None

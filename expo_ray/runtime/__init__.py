@@ -1,1 +1,1 @@
-"""What every process of a run shares: its log, its waits, its Ray node, its journal and its spans."""
+"""What every process of a run shares: logs, bounded waits, dispatch, the Ray node, the journal and spans."""

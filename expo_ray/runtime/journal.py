@@ -1,4 +1,4 @@
-"""events.jsonl: what happened to a run beside its steps. Actors lost and replaced, checkpoints, resumes."""
+"""status.json, what a run is doing now, and events.jsonl, what happened to it: lost actors, checkpoints, resumes."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from expo_ray.runtime.process import Place
 
 
 class Status:
-    """Rewrites `<folder>/status.json` at each change of phase, by renaming, so that a reader never sees half of it.
+    """Rewrites `<folder>/status.json` at each change of phase.
 
     Args:
         folder: the run folder.
-        places: gives the actors' places by name.
+        places: returns the actors' places by name.
     """
 
     def __init__(self, folder: Path, places: Callable[[], dict[str, Place]]) -> None:
@@ -28,14 +28,14 @@ class Status:
         self.current = "starting"
 
     def enter(self, phase: str) -> str:
-        """Names the phase that begins now; returns the one before."""
+        """Sets the phase; returns the previous one."""
         before, self.current = self.current, phase
         self._write()
         return before
 
     @contextmanager
     def phase(self, phase: str) -> Iterator[None]:
-        """Names a phase for as long as it is entered."""
+        """Sets the phase for the body, then restores the previous one."""
         before = self.enter(phase)
         try:
             yield
@@ -49,7 +49,7 @@ class Status:
 
 
 class Events:
-    """Appends to `<folder>/events.jsonl`, and tells what a user must know on standard error.
+    """Appends to `<folder>/events.jsonl` and prints what a user should see on standard error.
 
     Args:
         folder: the run folder.
@@ -59,13 +59,13 @@ class Events:
         self.path = folder / "events.jsonl"
 
     def note(self, kind: str, sentence: str, tell: bool = True, **details: Any) -> None:
-        """Writes one event.
+        """Appends one event.
 
         Args:
             kind: lost, replaced, restarted, resumed, skipped, checkpoint, changed, preempted.
             sentence: what happened.
             tell: also print it.
-            details: numbers and names that a program wants to read.
+            details: numbers and names for programs that read the file.
         """
         line = {"time": round(time.time(), 3), "event": kind, "what": sentence} | details
         append_lines(self.path, [line])

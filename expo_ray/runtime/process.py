@@ -1,4 +1,4 @@
-"""What every actor's process has: its own log file, its own threads, and answers about itself."""
+"""What every actor's process has: a log file, environment variables, and methods that report on it."""
 
 import faulthandler
 import os
@@ -21,18 +21,18 @@ class Place:
 
 
 class ActorProcess:
-    """What the driver may ask of every actor."""
+    """Base class of actors: the calls that the driver makes on all of them."""
 
     def ready(self) -> Place:
-        """Where this process runs; answers once the constructor is done."""
+        """Returns where this process runs, once the constructor is done."""
         return here()
 
     def log_to(self, name: str, log_folder: str) -> None:
-        """From now on this process logs there."""
+        """Sends this process's log to another folder from now on."""
         begin(name, log_folder)
 
     def usage(self) -> dict[str, float]:
-        """Resources of this process and those it started."""
+        """Measures this process and its children."""
         return process_usage()
 
 
@@ -45,13 +45,13 @@ def here() -> Place:
 
 
 def _card() -> str | None:
-    # torch is there where an actor has a card; nobody loads it for the question.
+    # An actor that has a card has imported torch already; the others should not wait for the import.
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def process_usage(of_children: bool = True) -> dict[str, float]:
-    """Resident memory (MiB), open files and threads of this process; memory and files also of its children."""
+    """Measures resident memory (MiB), open files and threads; memory and files include those of children."""
     import psutil
 
     own = psutil.Process()
@@ -60,7 +60,7 @@ def process_usage(of_children: bool = True) -> dict[str, float]:
         try:
             rss, files = rss + child.memory_info().rss, files + child.num_fds()
         except psutil.Error:
-            continue  # it ended, or belongs to another user by now
+            continue  # it has ended meanwhile
     return {"rss_mib": rss / 2**20, "open_files": float(files), "threads": float(own.num_threads())}
 
 
@@ -70,15 +70,16 @@ def log_path(log_folder: str, name: str) -> Path:
 
 
 def begin(name: str, log_folder: str) -> None:
-    """Sends this process's output, C++ libraries' included, to `<log_folder>/<name>.log`.
+    """Sends this process's output to `<log_folder>/<name>.log`, including that of C++ libraries.
 
-    Engines print hundreds of lines at start; the terminal belongs to the run's progress.
+    Engines print hundreds of lines at start; the terminal is for the run's progress.
     """
     path = log_path(log_folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
+    # Reassigning sys.stdout would not reach C++ code, which writes to the file descriptors.
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
@@ -87,10 +88,13 @@ def begin(name: str, log_folder: str) -> None:
 
 
 def environment(device: str, threads: int, deterministic: bool = False) -> dict[str, str]:
-    """Environment variables of an actor's process; they must be set before its libraries load.
+    """Environment variables of an actor's process, which must be set before its libraries are loaded.
 
-    One OpenMP thread an actor on CPU: two barriers on one core wait a scheduler quantum at each operator.
-    `deterministic` asks vLLM for batch-invariant kernels and cuBLAS for a fixed workspace.
+    Args:
+        device: cpu or cuda.
+        threads: OpenMP threads. More threads than free cores are slow: each operator ends in a barrier, at which
+            a thread without a core costs the others a scheduler quantum.
+        deterministic: use vLLM's batch-invariant kernels and a fixed cuBLAS workspace.
     """
     variables = {
         "OMP_NUM_THREADS": str(threads),

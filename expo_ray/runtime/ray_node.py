@@ -1,4 +1,4 @@
-"""Ray itself: the cluster that the run joins, or the node that it starts on this machine."""
+"""Joins a Ray cluster, or starts a Ray node on this machine."""
 
 import logging
 import os
@@ -14,9 +14,9 @@ from expo_ray.config.schema import Config
 from expo_ray.runtime.waits import WaitExpired
 
 OBJECT_STORE_BYTES = 256 << 20
-"""Enough for the batches of a small machine; Ray's default takes 30 % of memory."""
+"""Enough for the batches of a small model; Ray's default takes 30 % of memory."""
 TRIES = 3
-"""Ray gives its own node 30 s to come up, which a busy machine can miss."""
+"""Ray waits 30 s for its own node, which a busy machine can miss."""
 
 
 def join_or_start_ray(config: Config) -> bool:
@@ -38,40 +38,40 @@ def join_or_start_ray(config: Config) -> bool:
 
 
 def start_ray(**options: Any) -> None:
-    """`ray.init` of a node on this machine, tried again where Ray's own bound on its start was too short.
+    """Starts a node on this machine with `ray.init`, and retries if it exceeds Ray's own bound on a start.
 
     Args:
-        options: of ray.init.
+        options: passed to ray.init.
 
     Raises:
-        WaitExpired: it was too short every time; with what the raylet said last.
+        WaitExpired: every try exceeded the bound. The error quotes the raylet's log.
         Exception: what Ray raises for any other reason.
     """
     for _ in range(TRIES):
         try:
             ray.init(address="local", include_dashboard=False, **options)
             return
-        except Exception as error:  # Ray raises no narrower class here
+        except Exception as error:  # Ray raises no narrower class for this timeout
             if "timed out during startup" not in str(error):
                 raise
             _end_half_started()
     logs = Path(get_default_ray_temp_dir(), "session_latest", "logs")
     raise WaitExpired(
-        f"Ray did not come up in {TRIES} tries; {_last_words(logs / 'raylet.err')}; logs: {logs}", ["Ray"]
+        f"Ray failed to start in {TRIES} tries; {_raylet_error(logs / 'raylet.err')}; logs: {logs}", ["Ray"]
     )
 
 
-def _last_words(file: Path) -> str:
-    """The first line on the raylet's standard error: a fatal one comes before its stack."""
+def _raylet_error(file: Path) -> str:
+    """Quotes the first line of the raylet's standard error: a fatal message comes before its stack trace."""
     try:
-        said = file.read_text(errors="replace").strip()
+        text = file.read_text(errors="replace").strip()
     except OSError as error:
-        return f"its raylet left nothing to read ({error})"
-    return f"its raylet said: {said.splitlines()[0]}" if said else "its raylet reported no error: a busy machine?"
+        return f"the raylet's log cannot be read ({error})"
+    return f"the raylet's log says: {text.splitlines()[0]}" if text else "the raylet reported no error: a busy machine?"
 
 
 def _end_half_started() -> None:
-    """Ends what a failed start left behind; Ray forgets it."""
+    """Kills the processes that a failed start left behind; Ray does not."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if any("/ray/" in part for part in child.cmdline()):

@@ -1,1 +1,1 @@
-"""Weight sync: from the learners' ZeRO partitions into the rollout engines, with proof (docs/sync.md)."""
+"""Weight sync: sends the learners' weights to the rollout engines and proves that they arrived (docs/sync.md)."""

@@ -1,4 +1,4 @@
-"""What can go wrong in a sync. Every message is one sentence that names the worker and the phase."""
+"""Errors of a weight sync. Every message is one sentence that names the worker and the phase."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ class SyncError(RuntimeError):
 
     Args:
         sentence: what happened.
-        workers: names of the rollout workers at fault; empty where it was none of them.
+        workers: names of the rollout workers at fault; empty if none of them is.
     """
 
     def __init__(self, sentence: str, workers: tuple[str, ...] = ()) -> None:
         super().__init__(sentence)
         self.workers = workers
 
+    # Pickle would call the class with the sentence only, and a learner's error travels to the driver.
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.workers)
 
@@ -24,4 +25,4 @@ class SyncTimeout(SyncError):
 
 
 class SyncProofFailed(SyncError):
-    """The engines do not hold the learners' weights after a sync that reported success."""
+    """An engine does not hold the learners' weights after a sync that reported success."""

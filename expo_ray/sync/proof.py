@@ -1,4 +1,4 @@
-"""The proof of a sync: learner and engines must give probe tokens the same log-probabilities."""
+"""The proof of a sync: learner and engines must assign the same log-probabilities to probe tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from expo_ray.messages import FloatArray, SyncProof
 from expo_ray.sync.errors import SyncProofFailed
 
 NO_VERSION = -1
-"""An engine's weight version while a sync is under way and before the first one."""
+"""An engine's weight version before the first sync and during each sync."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What one side says of the probe sequences."""
+    """One side's answer to the probe sequences."""
 
     version: int
     logprobs: list[FloatArray]
@@ -23,9 +23,9 @@ class Probe:
 
 
 def choose_probes(candidates: Sequence[Sequence[int]], count: int, tokens: int, seed: int = 0) -> list[list[int]]:
-    """Pick `count` of the candidates at random and cut each to its first `tokens` token ids.
+    """Picks `count` of the candidates at random and cuts each to its first `tokens` token ids.
 
-    Fewer come back where fewer candidates have two tokens or more. Raises ValueError where none has.
+    Returns fewer if fewer candidates have at least two tokens. Raises ValueError if none has.
     """
     usable = [index for index, ids in enumerate(candidates) if len(ids) >= 2]
     if not usable or count < 1 or tokens < 2:
@@ -45,11 +45,12 @@ def prove_sync(
     bytes_sent: int,
     seconds: float,
 ) -> SyncProof:
-    """Compare every worker's version and log-probabilities (nats) with the learner's.
+    """Compares every worker's version and log-probabilities (nats) with the learner's.
 
-    Raises SyncProofFailed, with one sentence that says what differs, where a version is not
-    `weight_version`, a probe is missing, or an engine's largest difference is above `tolerance`, its mean
-    one above `mean_tolerance`, or one is not a number.
+    Raises:
+        SyncProofFailed: a version is not `weight_version`, a probe is missing, a difference is NaN, or an engine's
+            largest difference is above `tolerance` or its mean difference above `mean_tolerance`. The message says
+            what differs.
     """
     if not workers:
         raise SyncProofFailed("the sync cannot be proved: no rollout worker was probed")
@@ -83,7 +84,7 @@ def _differences(
     tolerance: float,
     mean_tolerance: float,
 ) -> tuple[float, float]:
-    """Largest and mean absolute difference in nats; raises SyncProofFailed where one is above its tolerance."""
+    """Computes the largest and mean absolute difference in nats; raises SyncProofFailed for one above its tolerance."""
     differences = [
         np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))
         for ours, theirs in zip(learner.logprobs, worker.logprobs, strict=True)

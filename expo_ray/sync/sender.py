@@ -48,7 +48,7 @@ class BoundedWeightSyncClient:
         """How long the calls of each phase of this round took, together."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Let every worker join the transfer."""
+        """Lets every worker join the transfer."""
 
         def request(index: int) -> tuple[Any, ...]:
             info = dict(init_info)
@@ -59,23 +59,23 @@ class BoundedWeightSyncClient:
         self._call("connect", "init_weight_transfer_engine", request)
 
     def start_weight_update(self) -> None:
-        """Open a round in every engine."""
+        """Opens a round in every engine."""
         self._call("start", "start_weight_update", lambda _: ())
 
     def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
-        """Let every engine receive; returns when all have loaded."""
-        # One copy in the object store, however many workers there are.
+        """Lets every engine receive; returns when all have loaded."""
+        # Put once, so that the object store holds one copy, however many workers there are.
         request = ray.put({"update_info": update_info})
         self._call("update", "update_weights", lambda _: (request,))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Close the round in every engine and set its version."""
+        """Closes the round in every engine and sets its version."""
         if weight_version is None and self.weight_version is not None:
             weight_version = str(self.weight_version)
         self._call("finish", "finish_weight_update", lambda _: (weight_version,))
 
     def shutdown_weight_transfer_engine(self) -> None:
-        """Let every worker drop its connection."""
+        """Lets every worker drop its connection."""
         self._call("close", "shutdown_weight_transfer_engine", lambda _: ())
 
     def _call(self, phase: str, method: str, arguments: Callable[[int], tuple[Any, ...]]) -> None:
@@ -107,17 +107,18 @@ class BoundedWeightSyncClient:
         return f"{who} did not finish phase {self.phase} within {after_s:g} s"
 
 
-GRACE_S = 5.0  # beyond the timeout: what a backend that bounds itself gets to name the late worker
+GRACE_S = 5.0
+"""Added to the deadline for the thread that runs a transfer, so that a call in it can still report the late worker."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class SendReport:
-    """One rank's account of a sync."""
+    """What one rank measured during a sync."""
 
     weight_version: int
     bytes_sent: int
-    """Size of the model on the wire, once, however many workers took it."""
+    """Size of the model on the wire, counted once, however many workers received it."""
     seconds: float
     """Wall-clock seconds until every engine had loaded and finished (rank 0), or gathering ended (others)."""
     phases: dict[str, float] = field(default_factory=dict)
@@ -125,9 +126,9 @@ class SendReport:
 
 
 def resolve_backend(backend: str, device: str, colocated: bool) -> str:
-    """What `sync.backend=auto` stands for: gloo on CPU; on GPU ipc where learner and engine share it, else nccl.
+    """Resolves `sync.backend=auto`: gloo on CPU, ipc if learner and engine share a GPU, otherwise nccl.
 
-    Raises ValueError for an unknown backend, or one that needs a GPU where there is none.
+    Raises ValueError for an unknown backend, and for one that needs a GPU on a machine without one.
     """
     if backend not in ("auto", "gloo", "nccl", "ipc"):
         raise ValueError(f"sync.backend must be auto, gloo, nccl or ipc, not {backend!r}")
@@ -139,10 +140,10 @@ def resolve_backend(backend: str, device: str, colocated: bool) -> str:
 
 
 class WeightSender:
-    """Sends a learner's weights to the rollout workers. Every method is called on every rank alike."""
+    """Sends a learner's weights to the rollout workers. Every method must be called on every rank."""
 
     def __init__(self, source: WeightSource, *, rank: int, bucket_bytes: int, timeout_s: float) -> None:
-        """`bucket_bytes` bounds what is packed at once, `timeout_s` a connect and a send, each as a whole."""
+        """`bucket_bytes` bounds what is packed at once; `timeout_s` bounds a whole connect and a whole send."""
         self._source = source
         self._rank = rank
         self._bucket_bytes = bucket_bytes
@@ -151,7 +152,7 @@ class WeightSender:
         self._engine: TrainerWeightTransferEngine[Any] | None = None
 
     def connect(self, workers: Mapping[str, ActorHandle], backend: str, ranks_per_worker: int = 1) -> None:
-        """Join the workers (by name), in place of any earlier ones.
+        """Connects to the workers (by name), in place of any earlier ones.
 
         `ranks_per_worker`: tensor parallel size of the engines. Raises SyncError or SyncTimeout.
         """
@@ -165,10 +166,10 @@ class WeightSender:
         self._client = client
 
     def send(self, weight_version: int) -> SendReport:
-        """Bring every engine to the learners' weights and name them `weight_version`.
+        """Sends the learners' weights to every engine and sets their version to `weight_version`.
 
-        Raises SyncError or, within the bound, SyncTimeout; both name worker and phase. After that
-        `connect` again: engines that took part are not usable until the next send has succeeded.
+        Raises SyncError or, within the bound, SyncTimeout; both name worker and phase. After an error call `connect`
+        again: engines that took part are not usable until the next send has succeeded.
         """
         client, engine = self._client, self._engine
         if client is None or engine is None:
@@ -177,7 +178,7 @@ class WeightSender:
         client.weight_version, client.seconds = weight_version, {}
         client.deadline = Deadline(self._timeout_s)
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the last update, before another thread's streams read the weights
+            torch.cuda.synchronize()  # the transfer's thread reads the weights on other streams than the update's
         try:
             self._bounded(client, engine.send_weights)
         except BaseException:
@@ -191,7 +192,7 @@ class WeightSender:
         )
 
     def close(self) -> None:
-        """Drop the connection. Safe to call twice."""
+        """Drops the connection. Safe to call twice."""
         if self._engine is not None:
             self._engine.shutdown()
         self._engine = self._client = None
@@ -209,14 +210,15 @@ class WeightSender:
                 master_port=_free_port(address),
                 world_size=1 + len(peers),
                 packed_buffer_size_bytes=self._bucket_bytes,
-                # With two, vLLM packs on two streams in turn, and the second reads what the first still gathers.
+                # With two buffers vLLM packs on two streams in turn, and the second one reads tensors that the first is
+                # still gathering.
                 packed_num_buffers=1,
                 rank=self._rank,
             )
         if backend == "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-            # vLLM's buffer takes no tensor larger than itself.
+            # vLLM cannot send a tensor that is larger than its buffer.
             largest = max(tensor_bytes(meta) for meta in self._source.metadata())
             return IPCTrainerInitInfo(
                 packed=True, packed_buffer_size_bytes=max(self._bucket_bytes, largest), rank=self._rank
@@ -224,7 +226,7 @@ class WeightSender:
         raise ValueError(f"unknown weight transfer backend {backend!r}")
 
     def _bounded(self, client: BoundedWeightSyncClient, work: Callable[[], T]) -> T:
-        """Run in a thread that can be given up: a stuck NCCL call or gather cannot be interrupted."""
+        """Runs `work` in a thread that can be abandoned: a stuck NCCL call or gather cannot be interrupted."""
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
         outcome: list[T] = []
         failure: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""One source of full weights for DeepSpeed ZeRO stages 0 to 3, with LoRA adapters merged on the way."""
+"""The learner's full weights for the engines, at ZeRO stages 0 to 3, with LoRA adapters merged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,19 +11,19 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of the rollout model and the learner's parameters that it is made from."""
+    """One tensor of the engine's model, and the learner's parameters from which it is computed."""
 
     name: str
     parameters: tuple[torch.nn.Parameter, ...]
     """The first one has the tensor's shape and dtype."""
     combine: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None
-    """Full parameters to tensor; None: the one parameter as it is."""
+    """Computes the tensor from the full parameters; None if it is the parameter itself."""
 
 
 def plain_entries(module: torch.nn.Module, prefix: str = "") -> list[Entry]:
-    """Each parameter under its Hugging Face name; a tied parameter once, under its first name.
+    """Lists each parameter under its Hugging Face name; a tied parameter once, under its first name.
 
-    `prefix` is what a wrapper put before the names ("module."). Raises ValueError where it is missing.
+    `prefix` is what a wrapper put before the names ("module."). Raises ValueError for a name without it.
     """
     entries = []
     for name, parameter in module.named_parameters():
@@ -34,7 +34,7 @@ def plain_entries(module: torch.nn.Module, prefix: str = "") -> list[Entry]:
 
 
 def lora_entries(model: torch.nn.Module, prefix: str = "base_model.model.", adapter: str = "default") -> list[Entry]:
-    """A peft model's base weights under their own names, each adapted one with W + scaling * B A.
+    """Lists a peft model's base weights under their own names, adapted ones as W + scaling * B A.
 
     Raises ValueError for adapters that are more than that product (DoRA, embeddings, bias in B).
     """
@@ -64,9 +64,9 @@ def lora_entries(model: torch.nn.Module, prefix: str = "base_model.model.", adap
 class ZeroWeightSource(WeightSource):
     """Full weights of a DeepSpeed engine's module, at any ZeRO stage.
 
-    At stage 3 parameters are gathered a bucket at a time (a collective: every learner rank iterates in
-    step) and handed out as copies, so nothing that was yielded changes when the bucket is partitioned
-    again. At stages 0 to 2 the live parameters are handed out: do not train while a sync runs.
+    At stage 3 parameters are gathered a bucket at a time, which is a collective call: every learner rank must
+    iterate. They are yielded as copies, because partitioning the bucket again frees the gathered memory. At stages 0
+    to 2 the live parameters are yielded, so the learner must not train during a sync.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class ZeroWeightSource(WeightSource):
         prefix: str = "",
         entries: Sequence[Entry] | None = None,
     ) -> None:
-        """`dtype`: that of the rollout engine, to which floating tensors are cast; None: as they are.
+        """`dtype` is the engine's, to which floating tensors are cast; None leaves them as they are.
 
-        `bucket_bytes` bounds what is gathered at once at stage 3 (one larger tensor is gathered alone).
+        `bucket_bytes` bounds what is gathered at once at stage 3; a larger tensor is gathered alone.
         """
         self._entries = list(entries) if entries is not None else plain_entries(module, prefix)
         self._dtype = dtype
         self._bucket_bytes = bucket_bytes
 
     def metadata(self) -> list[ParamMeta]:
-        """Name, wire dtype and full shape of each tensor, without gathering anything."""
+        """Lists name, wire dtype and full shape of each tensor, without gathering anything."""
         return [
             ParamMeta(entry.name, self._wire_dtype(entry), _full_shape(entry.parameters[0])) for entry in self._entries
         ]
@@ -125,7 +125,7 @@ class ZeroWeightSource(WeightSource):
 
 
 def _full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    """A ZeRO-3 parameter's own shape is that of its empty placeholder; `ds_shape` is the true one."""
+    """A partitioned ZeRO-3 parameter has the shape of an empty placeholder; `ds_shape` is the true shape."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 

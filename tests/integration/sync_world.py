@@ -97,9 +97,9 @@ class Engine(WeightReceiver):
         from expo_ray.sync.gloo import loading as module
 
         if not hasattr(self, "usual"):
-            self.usual = (direct.ARCHITECTURES, module.mend_tied_heads)
+            self.usual = (direct.ARCHITECTURES, module.repair_tied_heads)
         direct.ARCHITECTURES = frozenset() if reload else self.usual[0]
-        module.mend_tied_heads = self.usual[1] if mended else lambda model: 0
+        module.repair_tied_heads = self.usual[1] if mended else lambda model: 0
 
     def loaded_directly(self) -> bool:
         """How the last round was loaded."""

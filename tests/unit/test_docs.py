@@ -81,7 +81,7 @@ def emitted() -> set[str]:
     for phase in re.findall(r'record\.phase\("(\w+)"\)', inspect.getsource(Collector)):
         with background.phase(phase):
             pass
-    record.beside(background)
+    record.merge_background(background)
     return names | set(record.metrics) | {f"time/{phase}" for phase in record.seconds} | {"step"}
 
 

@@ -103,7 +103,7 @@ def test_a_pause_that_does_not_end_is_told_within_the_bound():
 
 
 def test_an_engine_that_forgets_a_request_is_told():
-    with pytest.raises(RuntimeError, match="without requests 1"):
+    with pytest.raises(RuntimeError, match="requests 1 are not finished"):
         run(EngineLoop(FakeEngine(), 5.0), [2, 0])
 
 

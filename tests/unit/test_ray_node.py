@@ -1,4 +1,4 @@
-"""A Ray that does not come up: tried again, then one sentence with what its raylet said."""
+"""A Ray that fails to start: it is retried, then one sentence quotes the raylet's log."""
 
 import pytest
 import ray
@@ -33,7 +33,7 @@ def test_a_start_that_timed_out_is_tried_again(monkeypatch):
     assert len(calls) == TRIES and all(options["num_cpus"] == 3 for options in calls)
 
 
-def test_the_last_failure_names_the_raylets_error(monkeypatch, logs):
+def test_the_last_failure_quotes_the_raylets_log(monkeypatch, logs):
     fatal = "dlmalloc.cc:161: create_buffer failed to open file /dev/shm/plasmaLpGP88, errorPermission denied"
     (logs / "raylet.err").write_text(f"[2026-11-22] {fatal}\n*** StackTrace Information ***\nraylet(+0xff)\n")
     calls = []
@@ -44,11 +44,11 @@ def test_the_last_failure_names_the_raylets_error(monkeypatch, logs):
 
 
 @pytest.mark.parametrize("content", [None, ""])
-def test_it_says_so_where_the_raylet_left_nothing(monkeypatch, logs, content):
+def test_an_absent_or_empty_raylet_log_is_reported(monkeypatch, logs, content):
     if content is not None:
         (logs / "raylet.err").write_text(content)
     monkeypatch.setattr(ray, "init", failing(RuntimeError(TIMED_OUT), TRIES, []))
-    with pytest.raises(WaitExpired, match="left nothing to read" if content is None else "reported no error"):
+    with pytest.raises(WaitExpired, match="cannot be read" if content is None else "reported no error"):
         start_ray()
 
 

@@ -1,4 +1,4 @@
-"""How a model's tensors lie in buckets on the wire. Both sides work it out from the same metadata."""
+"""How a model's tensors are arranged in buckets on the wire. Both sides derive it from the same metadata."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:  # the import of vLLM takes many seconds
+if TYPE_CHECKING:  # importing vLLM takes many seconds
     from vllm.distributed.weight_transfer.base import ParamMeta
 
-ALIGNMENT = 64  # bytes; every tensor starts on a cache line, so a view of any dtype is aligned
-DIRECT_BYTES = 1 << 20  # from this size on a tensor is a message of its own and is never copied together
+ALIGNMENT = 64
+"""Bytes. Every tensor starts on a cache line, so that a view of any dtype is aligned."""
+DIRECT_BYTES = 1 << 20
+"""Smaller tensors are copied together into one message; from this size on a tensor is sent without a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Message:
 
     @property
     def direct(self) -> bool:
-        """True for one tensor that is sent from where it lies."""
+        """Whether it is one tensor, which is sent from its own memory."""
         return len(self.slots) == 1
 
 
@@ -50,10 +52,10 @@ class Bucket:
 
 
 def plan_buckets(metadata: "Sequence[ParamMeta]", bucket_bytes: int) -> list[Bucket]:
-    """Cut `metadata`, in its order, into buckets of at most `bucket_bytes`.
+    """Cuts `metadata`, in its order, into buckets of at most `bucket_bytes`.
 
-    A tensor larger than that gets a bucket of its own, because the engine loads whole tensors.
-    Raises ValueError if `bucket_bytes` is not positive.
+    A larger tensor gets a bucket of its own, because the engine loads whole tensors. Raises ValueError if
+    `bucket_bytes` is not positive.
     """
     if bucket_bytes <= 0:
         raise ValueError(f"bucket_bytes must be positive, not {bucket_bytes}")
@@ -79,7 +81,7 @@ def tensor_bytes(meta: "ParamMeta") -> int:
 
 
 def pack(message: Message, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[nbytes] uint8: the message's tensors at their places. A direct message is a view where that is possible."""
+    """Builds the message, [nbytes] uint8, from its tensors. A direct message is a view if possible."""
     if message.direct:
         return flat_bytes(tensors[0])
     packed = torch.empty(message.nbytes, dtype=torch.uint8)
@@ -90,7 +92,7 @@ def pack(message: Message, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def unpack(bucket: Bucket, received: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """Named views of a received bucket ([nbytes] uint8)."""
+    """Splits a received bucket ([nbytes] uint8) into named views."""
     return [
         (
             slot.meta.name,

@@ -1,8 +1,8 @@
 """vLLM weight transfer over Gloo, for rollout engines with no GPU: the engine's side.
 
-`register()` makes both sides known to vLLM. The learner's rank 0 sends (gloo_trainer), each rollout rank
-receives over a link of its own (gloo_group). Sending, receiving and loading overlap: two buckets are
-under way while a third is loaded.
+`register()` makes both sides known to vLLM. The learner's rank 0 sends (gloo.trainer), and each rollout rank
+receives over its own link (gloo.link). Sending, receiving and loading overlap: two buckets are on their way while a
+third is loaded.
 """
 
 import ctypes
@@ -34,11 +34,11 @@ NamedTensors = list[tuple[str, torch.Tensor]]
 
 BACKEND = "gloo"
 BUCKETS_UNDER_WAY = 2
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def register() -> None:
-    """Make backend "gloo" known to vLLM in this process; call it before the engine is built. Idempotent."""
+    """Registers the backend "gloo" with vLLM in this process; must precede building the engine. Idempotent."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, GlooWeightTransferEngine)
     if BACKEND not in WeightTransferTrainerFactory._registry:
@@ -69,7 +69,7 @@ class GlooWeightTransferUpdateInfo(WeightTransferUpdateInfo):
     """What is left of the sender's deadline."""
 
     def metadata(self) -> list[ParamMeta]:
-        """Raises ValueError where the lists differ in length, AttributeError for an unknown dtype."""
+        """Zips the lists. Raises ValueError if they differ in length, AttributeError for an unknown dtype."""
         return [
             ParamMeta(name, getattr(torch, dtype), tuple(shape))
             for name, dtype, shape in zip(self.names, self.dtype_names, self.shapes, strict=True)
@@ -86,8 +86,8 @@ class ReceivePhases:
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, GlooWeightTransferUpdateInfo]):
-    """Receives checkpoint-format weights and loads them directly where the model allows it (sync.direct),
-    else through vLLM's layerwise reload."""
+    """Receives checkpoint-format weights and loads them directly if the model allows it (gloo.loading), otherwise
+    through vLLM's layerwise reload."""
 
     init_info_cls = GlooWeightTransferInitInfo
     update_info_cls = GlooWeightTransferUpdateInfo
@@ -98,7 +98,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
     _direct: DirectLoader | None = None
 
     def init_transfer_engine(self, init_info: GlooWeightTransferInitInfo) -> None:
-        """Connect to the sender. The receiver has dropped an earlier connection."""
+        """Connects to the sender. WeightReceiver has dropped an earlier connection."""
         if self.device.type == "cpu":
             keep_freed_memory()
         parallel = self.parallel_config
@@ -108,14 +108,14 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
         self._bucket_bytes = init_info.bucket_bytes
 
     def start_weight_update(self) -> None:
-        """Open a round. How it is loaded is decided when the names of its tensors are known."""
+        """Opens a round. Its loader is chosen later, when the names of its tensors are known."""
         self.phases = ReceivePhases()
         self._direct = None
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive and load all weights of the round.
+        """Receives and loads all weights of the round.
 
-        On any error the link is closed, so that the sender fails at once instead of waiting for us.
+        Any error closes the link, so that the sender fails at once instead of waiting for this rank.
         """
         try:
             self.receive_weights(self.parse_update_info(update_info))
@@ -124,7 +124,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
             raise
 
     def receive_weights(self, update_info: GlooWeightTransferUpdateInfo) -> None:
-        """Load each bucket while the next ones arrive. Raises RuntimeError when the link breaks or times out."""
+        """Loads each bucket while the next ones arrive. Raises RuntimeError if the link breaks or times out."""
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
         if self.link is None:
@@ -141,7 +141,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
                 del weights
 
     def finish_weight_update(self) -> None:
-        """Close the round: pack what is left to pack, tied heads among it."""
+        """Closes the round and packs what is not packed yet, including tied heads."""
         began = time.perf_counter()
         if self._direct is not None:
             self._direct.finish()
@@ -150,7 +150,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
         self.phases.finish = time.perf_counter() - began
 
     def _open_loader(self, names: list[str]) -> Callable[[NamedTensors], object]:
-        """What loads this round's tensors; the receiver has let the model forget an earlier, broken round."""
+        """Chooses what loads this round's tensors. WeightReceiver has removed the traces of a broken round."""
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         model: Any = self.model
@@ -162,7 +162,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
         return model.load_weights
 
     def shutdown(self) -> None:
-        """Drop the connection; the engine goes on serving."""
+        """Drops the connection; the engine can still sample."""
         if self.link is not None:
             self.link.close()
             self.link = None
@@ -177,7 +177,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
 
     @staticmethod
     def _receive(link: GlooLink, plan: list[Bucket], deadline: Deadline) -> Iterator[NamedTensors]:
-        # A bucket's memory is fresh, not a ring: layerwise reload keeps views of it until a layer is complete.
+        # Each bucket gets fresh memory instead of a ring buffer: layerwise reload keeps views of a bucket until the
+        # layer is complete.
         under_way: deque[tuple[Bucket, torch.Tensor, list[torch.distributed.Work]]] = deque()
         tag = 0
         for bucket in [*plan, *[None] * BUCKETS_UNDER_WAY]:
@@ -196,10 +197,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks for the next sync. Returning them costs more than the transfer itself.
+    """Makes glibc keep freed blocks for the next sync. Returning them costs more than the transfer itself.
 
-    Every sync allocates and frees each weight about three times; with the default, the kernel clears all
-    those pages again (docs/sync.md has the figures). Does nothing on another C library.
+    Every sync allocates and frees each weight about three times; by default the kernel has to clear all those pages
+    again (docs/sync.md has the figures). Does nothing with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -14,24 +14,24 @@ SHORTEST_S = 0.001
 
 
 def open_store(address: str, timeout_s: float) -> TCPStore:
-    """The sender's rendezvous store, on a port that the system picks (`store.port`)."""
+    """Opens the sender's rendezvous store, on a port that the system picks (`store.port`)."""
     return TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
 
 
 def join_store(address: str, port: int, timeout_s: float) -> TCPStore:
-    """A rollout rank's client of the sender's store."""
+    """Connects a rollout rank to the sender's store."""
     return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
 
 
 class GlooLink:
-    """Two ends: the sender and the rollout rank `peer`.
+    """Connects the sender and the rollout rank `peer`.
 
-    Each pair has a group of its own, so that a rank that hangs or dies neither blocks the others'
-    transfers nor hides which one it was.
+    Each pair has its own process group: in one common group, a rank that hangs or dies would block the transfers to
+    the others and hide which rank it was.
     """
 
     def __init__(self, store: TCPStore, peer: int, end: int, timeout_s: float) -> None:
-        """Blocks until the other end is there. Raises RuntimeError after `timeout_s`."""
+        """Blocks until the other end has connected. Raises RuntimeError after `timeout_s`."""
         gloo: Any = ProcessGroupGloo  # torch's stubs leave out most of it
         options = gloo._Options()
         options._timeout = timedelta(seconds=timeout_s)
@@ -40,15 +40,15 @@ class GlooLink:
         self._other = RECEIVER if end == SENDER else SENDER
 
     def send(self, payload: torch.Tensor, tag: int) -> "torch.distributed.Work":
-        """Start sending a contiguous host tensor, which must stay as it is until the work is done."""
+        """Starts sending a contiguous host tensor, which must not change until the work is done."""
         return self._open_group().send([payload], self._other, tag)
 
     def receive(self, into: torch.Tensor, tag: int) -> "torch.distributed.Work":
-        """Start receiving into a contiguous host tensor."""
+        """Starts receiving into a contiguous host tensor."""
         return self._open_group().recv([into], self._other, tag)
 
     def close(self) -> None:
-        """Drop the sockets; the other end's pending transfers fail at once."""
+        """Closes the sockets; the other end's pending transfers fail at once."""
         self._group = None
 
     def _open_group(self) -> Any:
@@ -58,7 +58,8 @@ class GlooLink:
 
 
 def _route_to(host: str, port: int) -> str:
-    """This machine's address on the way to `host`: Gloo would else bind whatever the host name resolves to."""
+    """Finds this machine's address on the route to `host`. By default Gloo binds what the host name resolves to, which
+    another node may not be able to reach."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))
+        probe.connect((host, port))  # sends nothing: for UDP it only picks the route
         return str(probe.getsockname()[0])

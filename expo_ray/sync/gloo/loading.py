@@ -1,8 +1,8 @@
-"""Loading straight from the received bytes into CPU engines, where vLLM's reload would copy everything twice.
+"""Loads received bytes straight into CPU engines; vLLM's own reload would copy everything twice.
 
-vLLM's layerwise reload gives each layer fresh memory, copies its tensors there, packs them for the CPU's
-matrix kernels and throws the memory away. For plain dense decoders the fused weight of a layer (q, k and v
-under each other) lies in one piece in the received bucket, so it can be packed from where it is.
+vLLM's layerwise reload gives each layer fresh memory, copies its tensors there, packs them for the CPU's matrix
+kernels and frees the memory. In plain dense decoders the parts of a fused weight (q, k and v) are adjacent in the
+received bucket, so the weight can be packed from there.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ import torch
 
 
 def forget_half_loaded(model: torch.nn.Module) -> None:
-    """Forget what a broken round had loaded: vLLM keeps it, and would count those tensors twice in the next round."""
+    """Removes what a broken round had loaded; vLLM keeps it and would count those tensors twice in the next round."""
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
     for layer in model.modules():
@@ -23,18 +23,18 @@ def forget_half_loaded(model: torch.nn.Module) -> None:
 
 
 def finish_reload(model: torch.nn.Module, model_config: Any) -> None:
-    """Close the reload and mend the tied head."""
+    """Finishes vLLM's reload and repairs tied heads."""
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
     finalize_layerwise_reload(model, model_config)
-    mend_tied_heads(model)
+    repair_tied_heads(model)
 
 
-def mend_tied_heads(model: torch.nn.Module) -> int:
-    """Give every tied lm_head on CPU the packed weights that its embedding got; returns how many.
+def repair_tied_heads(model: torch.nn.Module) -> int:
+    """Gives every tied lm_head on CPU the packed weights of its embedding; returns how many were repaired.
 
-    vLLM's CPU layers compute with a packed copy of the weight. A reload loads the embedding, packs it,
-    and leaves the tied head (which no checkpoint tensor names) with the copy of the old weights.
+    vLLM's CPU layers compute with a packed copy of the weight. A reload loads and packs the embedding, but leaves the
+    tied head, which has no tensor of its own in a checkpoint, with a packed copy of the old weights.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import (
         ParallelLMHead,
@@ -48,19 +48,19 @@ def mend_tied_heads(model: torch.nn.Module) -> int:
         for layer in layers
         if not isinstance(layer, ParallelLMHead) and layer.weight.device.type == "cpu"
     }
-    mended = 0
+    repaired = 0
     for head in layers:
         embedding = embeddings.get(head.weight.data_ptr()) if isinstance(head, ParallelLMHead) else None
         if embedding is None:
             continue
         plain = type(head.quant_method) is type(embedding.quant_method) is UnquantizedEmbeddingMethod
         if plain and hasattr(embedding, "cpu_linear"):
-            head.cpu_linear = embedding.cpu_linear  # the same weights, packed a moment ago
+            head.cpu_linear = embedding.cpu_linear  # packed from the same weights just now
         else:
             quant_method: Any = head.quant_method
             quant_method.process_weights_after_loading(head)
-        mended += 1
-    return mended
+        repaired += 1
+    return repaired
 
 
 ARCHITECTURES = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM"})
@@ -97,23 +97,23 @@ class _Target:
             self.layer.weight = torch.nn.Parameter(weight, requires_grad=False)
             self.layer.quant_method.process_weights_after_loading(self.layer)
             return
-        # In place: a tied head shares this memory, and rows of padding stay zero.
+        # In place, because a tied head shares this memory and rows of padding must stay zero.
         getattr(self.layer, self.leaf).data[: whole.shape[0]].copy_(whole)
 
 
 class DirectLoader:
-    """Loads a model's checkpoint tensors with no reload session around it."""
+    """Loads a model's checkpoint tensors without vLLM's reload."""
 
     def __init__(self, targets: dict[str, tuple[_Target, int]], heads: list[tuple[Any, Any]]) -> None:
         self._targets = targets
         self._heads = heads
 
     def covers(self, names: Iterable[str]) -> bool:
-        """True if these are exactly the tensors that the model is made from."""
+        """Whether these are exactly the tensors that the model is made from."""
         return set(names) == self._targets.keys()
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take tensors in any order; each layer is packed when its last one has come. Raises ValueError."""
+        """Takes tensors in any order and packs each layer when its last one has arrived. Raises ValueError."""
         for name, tensor in weights:
             target, part = self._targets[name]
             try:
@@ -122,7 +122,7 @@ class DirectLoader:
                 raise ValueError(f"{name}: {error}") from error
 
     def finish(self) -> None:
-        """Pack the heads, tied or not; their embedding lets go of its own packed copy, which nothing reads."""
+        """Packs the heads, tied or not. A tied embedding shares the head's packed copy: nothing reads its own."""
         for head, embedding in self._heads:
             head.quant_method.process_weights_after_loading(head)
             if embedding is not None:
@@ -130,7 +130,7 @@ class DirectLoader:
 
 
 def direct_loader(model: torch.nn.Module) -> DirectLoader | None:
-    """A loader for this model; None where anything about it is not plain: then vLLM's reload has to do."""
+    """Builds a loader for this model; None if anything about it is unusual, so that vLLM's reload must do it."""
     from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
     from vllm.model_executor.layers.vocab_parallel_embedding import (
         ParallelLMHead,
@@ -173,7 +173,7 @@ def direct_loader(model: torch.nn.Module) -> DirectLoader | None:
 
 
 def stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The parts under each other: a view where they already lie so in memory, else a copy."""
+    """Concatenates the parts along the first axis: a view if they are adjacent in memory, otherwise a copy."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
@@ -188,7 +188,8 @@ def stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _rows(layer: Any, parameter: torch.Tensor) -> tuple[int, ...]:
-    """Rows of each checkpoint tensor that the parameter is stacked from. A packed weight itself is empty."""
+    """Rows of each checkpoint tensor that the parameter is stacked from. The layer knows them: a packed parameter is
+    empty."""
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 

@@ -1,4 +1,4 @@
-"""vLLM weight transfer over Gloo: the learners' side. Rank 0 sends, the other ranks join in gathering."""
+"""vLLM weight transfer over Gloo: the learners' side. Rank 0 sends; the other ranks take part in gathering."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
 
 @dataclass
 class _UnderWay:
-    """A bucket that is being sent, with the tensors that must stay alive until it has arrived."""
+    """A bucket that is being sent, with its tensors: Gloo reads their memory until the bucket has arrived."""
 
     index: int
     works: list[tuple[int, "torch.distributed.Work"]] = field(default_factory=list)
@@ -60,7 +60,7 @@ class _UnderWay:
 
 
 class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """Rank 0 sends each bucket to every rollout rank; other learner ranks only join in gathering."""
+    """Rank 0 sends each bucket to every rollout rank; other learner ranks only take part in gathering."""
 
     init_info_cls = GlooTrainerInitInfo
 
@@ -73,7 +73,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
     def trainer_init(
         cls, init_info: GlooTrainerInitInfo, *, client: BoundedClient, source: WeightSource | None = None
     ) -> Self:
-        """Connect rank 0 with every rollout rank. Raises SyncError, SyncTimeout or ValueError (no source)."""
+        """Connects rank 0 to every rollout rank. Raises SyncError, SyncTimeout, or ValueError without a source."""
         if source is None:
             raise ValueError("the Gloo backend sends all weights and needs a WeightSource")
         engine = cls(init_info, client=client, source=source)
@@ -91,7 +91,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             bucket_bytes=info.bucket_bytes,
             timeout_s=info.timeout_s,
         )
-        with _call_beside(self.client.init_weight_transfer_engine, asdict(worker_info)) as answer:
+        with _call_during(self.client.init_weight_transfer_engine, asdict(worker_info)) as answer:
             for peer, name in enumerate(info.peer_names, start=1):
                 try:
                     self._links.append(GlooLink(store, peer, SENDER, max(0.1, deadline.left)))
@@ -104,7 +104,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             answer.result()
 
     def send_weights(self) -> None:
-        """One round, on every learner rank. Raises SyncError or SyncTimeout, which name the late worker."""
+        """Runs one round, on every learner rank. Raises SyncError or SyncTimeout, which name the late worker."""
         assert self.source is not None
         metadata = self.source.metadata()
         pairs = checked(self.source, metadata)
@@ -120,7 +120,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         )
         try:
             self.client.start_weight_update()
-            with _call_beside(self.client.update_weights, asdict(update)) as answer:
+            with _call_during(self.client.update_weights, asdict(update)) as answer:
                 try:
                     self._transmit(plan, pairs)
                 except SyncError:
@@ -132,12 +132,13 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         except BaseException as error:
             self.shutdown()
             if isinstance(error, SyncError):
-                # The other learner ranks still gather: stay in step, or their group is lost with this sync.
+                # The other learner ranks are still gathering. Unless this rank gathers with them to the end, they hang,
+                # and a failed sync costs the whole group.
                 _exhaust(pairs)
             raise
 
     def shutdown(self) -> None:
-        """Close every link; rollout ranks that wait for bytes fail at once."""
+        """Closes every link; rollout ranks that wait for bytes fail at once."""
         for link in self._links:
             link.close()
         self._links = []
@@ -182,7 +183,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
 
 
 def checked(source: WeightSource, metadata: list[ParamMeta]) -> Iterator[torch.Tensor]:
-    """The source's tensors in order. Raises ValueError where iteration disagrees with `metadata`."""
+    """Yields the source's tensors in order. Raises ValueError if they disagree with `metadata`."""
     pairs = iter(source)
     for expected in metadata:
         name, tensor = next(pairs, (None, None))
@@ -197,8 +198,9 @@ def checked(source: WeightSource, metadata: list[ParamMeta]) -> Iterator[torch.T
 
 
 @contextmanager
-def _call_beside(call: Callable[[dict[str, Any]], None], argument: dict[str, Any]) -> Iterator["Future[None]"]:
-    """Run a client call in a thread while the body transfers; it is not joined, for the body may have failed."""
+def _call_during(call: Callable[[dict[str, Any]], None], argument: dict[str, Any]) -> Iterator["Future[None]"]:
+    """Runs a client call in a thread during the body; the thread is not joined, since the call may hang if the body
+    failed."""
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync-call")
     try:
         yield pool.submit(call, argument)
@@ -207,7 +209,7 @@ def _call_beside(call: Callable[[dict[str, Any]], None], argument: dict[str, Any
 
 
 def _raise_worker_error(answer: "Future[None]") -> None:
-    """A worker's own account of a broken transfer is better than the broken socket it left."""
+    """Raises the worker's own error, if it has reported one: it says more than the broken socket."""
     with suppress(TimeoutError):
         error = answer.exception(timeout=CAUSE_WAIT_S)
         if isinstance(error, SyncError) and not isinstance(error, SyncTimeout):
