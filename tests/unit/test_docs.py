@@ -28,6 +28,7 @@ from expo_ray.runtime.journal import Status
 from expo_ray.runtime.process import process_usage
 from expo_ray.train import main
 from expo_ray.verifier.tasks import make_task, task_problem
+from tests.house import LAYERS
 from tests.user_pages import WrittenFile, parse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -179,6 +180,19 @@ def test_the_settings_of_a_documented_command_pass_the_checks(command):
             check_config(config)
     else:
         check_config(config)
+
+
+def test_the_map_of_the_house_is_complete_and_in_the_order_of_the_layers():
+    section = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## The map of the house")[2].partition("\n## ")[0]
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    package = REPOSITORY / "expo_ray"
+    there = {file.name for file in package.glob("*.py")} - {"__init__.py"}
+    there |= {f"{file.parent.name}/" for file in package.glob("*/__init__.py")}
+    named = [name for name in re.findall(r"`([a-z_]+(?:\.py|/))`", table) if name not in ("loop.py", "schema.py")]
+    assert set(named) == there
+    of_layer = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
+    layers = [of_layer[name.removesuffix(".py").removesuffix("/")] for name in named]
+    assert layers == sorted(layers, reverse=True)
 
 
 def test_the_readme_is_short():
