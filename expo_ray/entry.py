@@ -98,7 +98,8 @@ def _launch_sweep(arguments: list[str], overrides: list[str], job: Runner) -> Ou
     if not any(o.key_or_group == "run_dir" for o in parse_overrides(overrides)):
         # Named once, so that the command in each summary.json is the one that goes on with this sweep.
         arguments = [*arguments, f"run_dir={quoted(str(folder))}"]
-    ledger.begin(folder, shlex.join(["python", "-m", "expo_ray.train", *arguments]))
+    jobs = sum(1 for _ in sweep_jobs(overrides))  # 1 also if a sweeper chooses the values itself
+    ledger.begin(folder, shlex.join(["python", "-m", "expo_ray.train", *arguments]), jobs if jobs > 1 else None)
 
     def task(composed: DictConfig) -> float | None:
         own = Path(HydraConfig.get().runtime.output_dir)

@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine, each with cores and cards of its own."""
+"""Where jobs run in parallel: processes on this machine, or jobs of a Ray cluster."""
 
 import contextlib
 import os
@@ -16,22 +16,22 @@ from expo_ray.sweep.job import Job
 from expo_ray.sweep.side_by_side import Exit, Share
 
 SWEEP, NUMBER = "expo_ray_sweep", "expo_ray_job"
-"""Metadata by which a later call finds jobs that still run."""
+"""Metadata keys by which a later call finds jobs that are still running."""
 
 
 class RayJobs:
     """Submits jobs and follows them.
 
     Args:
-        address: of the dashboard, such as http://head:8265; None: RAY_API_SERVER_ADDRESS, or this machine's.
-        sweep: the sweep's folder, which all nodes see.
+        address: the dashboard's, such as http://head:8265; None: RAY_API_SERVER_ADDRESS, or this machine's.
+        sweep: the sweep's folder, on a file system that all nodes share.
         python: the interpreter's name on the cluster.
         runtime_env: Ray's runtime environment for each job; empty: the package is installed on the nodes.
         request_s: bound on one request.
-        lost_s: how long the dashboard may be out of reach before a job is given up.
+        lost_s: how long the dashboard may be unreachable before a job is given up.
 
     Raises:
-        ConfigError: no dashboard there, or it does not let us in.
+        ConfigError: there is no dashboard, or it rejects our token.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class RayJobs:
         self._last_answer: dict[int, float] = {}
 
     def resources(self) -> Resources:
-        """What all nodes of the cluster have together.
+        """Adds up the resources of the cluster's nodes.
 
         Raises:
-            ConfigError: the dashboard does not tell in time.
+            ConfigError: the dashboard does not answer in time.
         """
         from ray.util.state import list_nodes
 
@@ -69,7 +69,7 @@ class RayJobs:
             totals = [node.resources_total for node in self._ask(nodes) if node.state == "ALIVE"]
         except (NoAnswer, RuntimeError) as error:
             raise ConfigError(
-                f"the cluster does not say what it has ({first_line(error)}): give cluster=NAME, its resources"
+                f"the cluster's resources could not be read ({first_line(error)}): give cluster=NAME"
             ) from error
 
         def total(name: str) -> float:
@@ -104,7 +104,9 @@ class RayJobs:
         except (NoAnswer, RuntimeError) as error:
             if time.monotonic() - self._last_answer[job.number] < self.lost_s:
                 return None
-            return Exit(False, f"{name}: nothing was heard of it for {self.lost_s:.0f} s ({first_line(error)})", None)
+            return Exit(
+                False, f"{name}: the dashboard has not answered for {self.lost_s:.0f} s ({first_line(error)})", None
+            )
         self._last_answer[job.number] = time.monotonic()
         if status not in ENDED:
             return None
@@ -116,12 +118,12 @@ class RayJobs:
         return Exit(False, last_error(logs, f"{name} {status.lower()}"), log)
 
     def stop(self, job: Job, at_once: bool) -> None:
-        """Ray sends SIGTERM, and SIGKILL after the launcher's stop_s."""
-        with contextlib.suppress(NoAnswer, RuntimeError):  # it is asked again, and given up in the end
+        """Lets Ray send SIGTERM, and SIGKILL after the launcher's stop_s."""
+        with contextlib.suppress(NoAnswer, RuntimeError):  # SideBySide asks again, and gives up in the end
             self._ask(lambda: self._client.stop_job(self._ids[job.number]))
 
     def _of_earlier_calls(self) -> dict[int, str]:
-        """Jobs of this sweep that an earlier call has left running: number -> submission id."""
+        """Finds the jobs of this sweep that an earlier call left running: number -> submission id."""
         found = {}
         for details in self._ask(lambda: self._client.list_jobs()):
             metadata = details.metadata or {}
@@ -137,12 +139,12 @@ STOPPED_CODE = 130
 
 
 class Processes:
-    """Starts `python -m expo_ray.train` for each job; what it prints goes to logs/job.log in the job's folder."""
+    """Runs each job as a process with its own cores and cards; its output goes to logs/job.log in the job's folder."""
 
     def __init__(self) -> None:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._said_before: dict[int, int] = {}
-        """Bytes that the job's log held before this call started it."""
+        """Size of the job's log in bytes before this call started it."""
 
     def start(self, job: Job, resume: str, share: Share) -> None:
         environment = dict(os.environ)
@@ -154,7 +156,7 @@ class Processes:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             self._said_before[job.number] = file.tell()
-            # In a session of its own: Ctrl-C in the terminal reaches the sweep alone, which passes it on once.
+            # A session of its own keeps the terminal's Ctrl-C away: the sweep passes it on, and only once.
             process = subprocess.Popen(
                 job.command(resume=resume),
                 stdin=subprocess.DEVNULL,
@@ -165,7 +167,7 @@ class Processes:
             )
         self._processes[job.number] = process
         if share.cores:
-            os.sched_setaffinity(process.pid, share.cores)  # Ray and the plan count the cores that a process may use
+            os.sched_setaffinity(process.pid, share.cores)  # Ray and the plan count a process's allowed cores
 
     def poll(self, job: Job) -> Exit | None:
         code = self._processes[job.number].poll()
@@ -187,12 +189,12 @@ class Processes:
 
 
 def log_file(job: Job) -> Path:
-    """Where a job's output goes."""
+    """Returns the file with a job's output."""
     return job.folder / "logs" / "job.log"
 
 
 def last_error(text: str, otherwise: str) -> str:
-    """The last line that says `error:`, without that word; `otherwise` with the last line where none does."""
+    """Returns the last line that starts with `error:`, without that prefix; else `otherwise` with the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else f"{otherwise}: {lines[-1] if lines else 'it said nothing'}"
+    return errors[-1] if errors else f"{otherwise}: {lines[-1] if lines else 'no output'}"

@@ -1,4 +1,4 @@
-"""A job of a sweep inside this process: jobs run one after the other, and none ends the others."""
+"""A job of a sweep in this process: jobs run one after the other, and a failed one does not end the others."""
 
 import logging
 import time
@@ -25,16 +25,16 @@ from expo_ray.sweep.job import (
 
 
 def run_in_turn(job: Job, config: Config, run: Callable[[], None], sweep_folder: Path) -> float | None:
-    """Runs a job unless its folder holds it finished, or the sweep was stopped; notes how it ended.
+    """Runs a job, unless it has finished before or the sweep was stopped, and records how it ended.
 
     Args:
         job: its number, overrides and folder.
-        config: what it runs with; `trainer.resume` is narrowed to its own folder.
-        run: runs it. What it raises is noted, with a traceback in the job's logs/driver.log.
+        config: the job's configuration; `trainer.resume` is narrowed to the job's own folder.
+        run: runs it. Its exception is recorded, with a traceback in the job's logs/driver.log.
         sweep_folder: where sweep.json is.
 
     Returns:
-        The objective; None where the job has no final evaluation.
+        The objective; None if the job has no final evaluation.
     """
     began = time.monotonic()
     end = _run(job, config, run, sweep_folder)
@@ -51,6 +51,7 @@ def _run(job: Job, config: Config, run: Callable[[], None], sweep_folder: Path) 
             if is_finished(job.folder, config):
                 return with_objective(job_end(job, BEFORE), config)
             config.trainer.resume = own_resume(job.folder, config)
+        ledger.announce(sweep_folder, job)
         run()
     except InputError as error:
         return job_end(job, FAILED, error=str(error))
@@ -63,6 +64,6 @@ def _run(job: Job, config: Config, run: Callable[[], None], sweep_folder: Path) 
 
 
 def with_objective(end: JobEnd, config: Config) -> JobEnd:
-    """Fills in the objective from the job's summary.json."""
+    """Returns the job's end with the objective from its summary.json."""
     end.objective = objective_of(read_summary(Path(end.folder)), config.eval.objective)
     return end

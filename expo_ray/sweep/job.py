@@ -19,10 +19,10 @@ from expo_ray.files import read_summary
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Whether the folder holds this very job, finished.
+    """Says whether the folder holds this job, finished.
 
     Raises:
-        ConfigError: the folder holds a run of other settings.
+        ConfigError: the folder holds a run with other settings.
     """
     saved = folder / "config.yaml"
     if not saved.exists():
@@ -30,21 +30,21 @@ def is_finished(folder: Path, config: Config) -> bool:
     if (difference := _difference(as_settings(config), _saved_settings(saved))) is not None:
         key, mine, theirs = difference
         raise ConfigError(
-            f"{folder} holds a run of other settings ({key}={theirs}, here {key}={mine}): give another run_dir=FOLDER"
+            f"{folder} holds a run with other settings ({key}={theirs}, here {key}={mine}): give another run_dir=FOLDER"
         )
     return bool(read_summary(folder).get("finished"))
 
 
 def own_resume(folder: Path, config: Config) -> str:
-    """`trainer.resume` of a job of a sweep: auto looks into the job's own folder only, never at the other jobs."""
+    """Returns `trainer.resume` for a job of a sweep: "auto" searches the job's own folder only, not the other jobs'."""
     if config.trainer.resume != "auto":
         return config.trainer.resume
-    damaged: list[str] = []  # the run itself tells of them
+    damaged: list[str] = []  # the run itself reports them
     return "auto" if newest_valid(folder / "checkpoints", damaged.append) else "never"
 
 
 def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first key in which the two runs learn or end differently: key, mine, theirs."""
+    """Returns the first key in which the two runs learn or end differently, with both values."""
     for key in sorted({*mine, *theirs}):
         facts = facts_of(key)
         if mine.get(key) != theirs.get(key) and facts.on_resume != "free" and not facts.after_run:
@@ -53,25 +53,25 @@ def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any,
 
 
 def _saved_settings(file: Path) -> dict[str, Any]:
-    """A saved configuration; keys that the schema got since then have their defaults."""
+    """Reads a saved configuration; keys that the schema has gained since have their defaults."""
     try:
         merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{file} is no configuration of this version ({reason}): give another run_dir=FOLDER"
+            f"{file} is not a configuration of this version ({reason}): give another run_dir=FOLDER"
         ) from error
     return as_settings(merged)
 
 
 FINISHED, BEFORE, FAILED, STOPPED, NOT_STARTED = "finished", "finished before", "failed", "stopped", "not started"
 COLLECTIVE = ("hydra", "run_dir")
-"""Keys that belong to the sweep as a whole, with all that is below them."""
+"""Keys, with everything below them, that belong to the sweep as a whole."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job."""
+    """One job of a sweep."""
 
     number: int
     overrides: tuple[str, ...]
@@ -79,7 +79,7 @@ class Job:
     folder: Path
 
     def config(self) -> Config:
-        """The configuration that the job runs with.
+        """Composes the configuration that the job runs with.
 
         Raises:
             ConfigError: the overrides do not fit together.
@@ -87,28 +87,23 @@ class Job:
         return compose_config([*self.own_overrides(), f"run_dir={quoted(str(self.folder))}"])
 
     def own_overrides(self) -> list[str]:
-        """The overrides without those of the sweep as a whole."""
+        """Returns the overrides without those of the sweep as a whole."""
         parsed = parse_overrides(list(self.overrides))
         return [o.input_line or "" for o in parsed if o.key_or_group.split("/")[0].split(".")[0] not in COLLECTIVE]
 
     def command(self, python: str = sys.executable, resume: str | None = None) -> list[str]:
-        """The command that runs this job alone.
+        """Returns the command that runs this job alone.
 
         Args:
             python: the interpreter.
-            resume: `trainer.resume` in place of the job's own; None: as it is.
+            resume: replaces the job's `trainer.resume`; None: keep it.
         """
-        overrides = [*self.own_overrides(), f"run_dir={quoted(str(self.folder))}"]
-        return [
-            python,
-            "-m",
-            "expo_ray.train",
-            *overrides,
-            *([] if resume is None else [f"trainer.resume={quoted(resume)}"]),
-        ]
+        resumed = [] if resume is None else [f"trainer.resume={quoted(resume)}"]
+        own = [*self.own_overrides(), f"run_dir={quoted(str(self.folder))}", *resumed]
+        return [python, "-m", "expo_ray.train", *own]
 
     def shell_line(self, python: str, resume: str | None = None) -> str:
-        """The same as one line for a shell."""
+        """Returns the same command as one line for a shell."""
         return shlex.join(self.command(python, resume))
 
 
@@ -125,13 +120,13 @@ class JobEnd:
     """Wall-clock time in this call of the command."""
     error: str | None = None
     objective: float | None = None
-    """What `eval.objective` names, of the final evaluation; None where there is none."""
+    """The value of `eval.objective` in the final evaluation; None if there is none."""
     log: str | None = None
-    """Where more is to be read about a failure."""
+    """The log file that has more about a failure."""
 
 
 def job_end(job: Job, ended: str, seconds: float = 0.0, error: str | None = None, log: Path | None = None) -> JobEnd:
-    """The record of a job's end."""
+    """Makes the record of a job's end."""
     return JobEnd(
         job.number,
         list(job.overrides),
@@ -144,7 +139,7 @@ def job_end(job: Job, ended: str, seconds: float = 0.0, error: str | None = None
 
 
 def differing(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Of each job's overrides those that not all jobs have; all of them where there is one job only."""
+    """Returns each job's overrides that not all jobs have in common; all of them if there is only one job."""
     if len(overrides) < 2:
         return [list(of_job) for of_job in overrides]
     common = set(overrides[0]).intersection(*map(set, overrides[1:]))

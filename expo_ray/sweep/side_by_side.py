@@ -1,5 +1,6 @@
-"""Runs jobs side by side as far as there is room, and follows them to their end. Every wait is bounded."""
+"""Runs jobs in parallel as far as resources allow, and follows them to their end. Every wait is bounded."""
 
+import json
 import math
 import time
 from collections import deque
@@ -28,27 +29,30 @@ from expo_ray.sweep.job import (
     own_resume,
 )
 
+SAY_EVERY_S = 60.0
+"""Time between two lines on standard error about the running jobs."""
+
 
 @dataclass(frozen=True)
 class Share:
-    """What one job has to itself."""
+    """The resources reserved for one job."""
 
     cores: tuple[int, ...]
-    """Numbers of the cores."""
+    """Indices of the cores."""
     gpus: tuple[int, ...]
-    """Numbers of the cards."""
+    """Indices of the cards."""
     memory_gib: float
 
 
 @dataclass
 class Room:
-    """What is free.
+    """The free resources.
 
     Args:
-        cores: numbers of the free cores.
-        gpus: numbers of the free cards.
+        cores: indices of the free cores.
+        gpus: indices of the free cards.
         memory_gib: free host memory.
-        max_jobs: at most so many jobs at once; 0: as many as fit.
+        max_jobs: limit on parallel jobs; 0: as many as fit.
     """
 
     cores: list[int]
@@ -58,9 +62,9 @@ class Room:
     taken: list[Share] = field(default_factory=list)
 
     def take(self, plan: Plan) -> Share | None:
-        """A share for a job; None where it has to wait for others. A job alone gets all there is if it asks for more.
+        """Reserves a share for a job; None if it has to wait. With no other job running, it gets what there is.
 
-        Where the memory is not known before the model is loaded, the job is taken to need all of it.
+        A job whose memory is unknown before the model is loaded counts as needing all of it.
         """
         if self.max_jobs and len(self.taken) >= self.max_jobs:
             return None
@@ -78,7 +82,7 @@ class Room:
         return share
 
     def give_back(self, share: Share) -> None:
-        """The job of this share has ended."""
+        """Releases the share of a job that has ended."""
         self.taken.remove(share)
         self.cores = sorted([*self.cores, *share.cores])
         self.gpus = sorted([*self.gpus, *share.gpus])
@@ -87,11 +91,11 @@ class Room:
 
 @dataclass
 class Exit:
-    """How a process or a cluster's job went."""
+    """How a process or a cluster job ended."""
 
     ok: bool
     error: str | None
-    """The last thing that it said about its failure."""
+    """Its last error message."""
     log: Path | None
 
 
@@ -99,23 +103,23 @@ class Backend(Protocol):
     """Where jobs run."""
 
     def start(self, job: Job, resume: str, share: Share) -> None:
-        """Starts a job, or takes up again one that still runs there."""
+        """Starts a job, or follows it if an earlier call left it running."""
 
     def poll(self, job: Job) -> Exit | None:
-        """How it went; None while it runs."""
+        """Returns how it ended; None while it runs."""
 
     def stop(self, job: Job, at_once: bool) -> None:
-        """Asks it to stop with a checkpoint, or ends it at once. It is polled until it is gone."""
+        """Asks it to stop with a checkpoint, or kills it at once. It is polled until it is gone."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds."""
+    """Bounds in seconds."""
 
     job_s: float
-    """The longest that one job may take."""
+    """Longest time for one job."""
     stop_s: float
-    """From the request to stop until the job is ended at once; the same again until it is given up."""
+    """Time from the request to stop until the job is killed, and from then until it is given up."""
     poll_s: float
 
 
@@ -130,12 +134,14 @@ class _Running:
 
 
 class SideBySide:
-    """Args:
-    backend: where jobs run.
-    room: what there is for all of them together.
-    resources: what one job may count on when it is planned.
-    limits: bounds of all waits.
-    sweep_folder: where sweep.json is.
+    """Runs the jobs of a sweep in parallel.
+
+    Args:
+        backend: where jobs run.
+        room: the resources for all jobs together.
+        resources: the resources to plan one job for.
+        limits: bounds of all waits.
+        sweep_folder: where sweep.json is.
     """
 
     def __init__(self, backend: Backend, room: Room, resources: Resources, limits: Limits, sweep_folder: Path) -> None:
@@ -143,11 +149,12 @@ class SideBySide:
         self.sweep_folder = sweep_folder
         self._running: list[_Running] = []
         self._ends: dict[int, JobEnd] = {}
+        self._said = time.monotonic()
 
     def run(self, jobs: Sequence[Job]) -> list[JobEnd]:
-        """Runs all jobs that are not finished already; a failed one does not end the others.
+        """Runs all jobs that have not finished before; a failed one does not end the others.
 
-        Ctrl-C or SIGTERM once: running jobs stop with a checkpoint, no further one starts. Ctrl-C twice: at once.
+        Ctrl-C or SIGTERM once: running jobs stop with a checkpoint and no other starts. Ctrl-C twice: they are killed.
         """
         waiting = deque(jobs)
         with StopSignal() as stop:
@@ -159,6 +166,7 @@ class SideBySide:
                             self._note(job_end(job, NOT_STARTED))
                     for running in list(self._running):
                         self._follow(running, stop.requested)
+                    self._say_running()
                     if self._running:
                         time.sleep(self.limits.poll_s)
             except BaseException:
@@ -168,7 +176,7 @@ class SideBySide:
         return [self._ends[job.number] for job in jobs]
 
     def _begin(self, job: Job) -> bool:
-        """Starts a job or notes why it need not run; False where there is no room yet."""
+        """Starts a job, or records why it need not run; False if there is no room yet."""
         try:
             config = job.config()
             if is_finished(job.folder, config):
@@ -178,8 +186,9 @@ class SideBySide:
             if share is None:
                 return False
             job.folder.mkdir(parents=True, exist_ok=True)
+            ledger.announce(self.sweep_folder, job)
             self.backend.start(job, own_resume(job.folder, config), share)
-        except (InputError, OSError) as error:  # OSError: no folder can be made there, no process started
+        except (InputError, OSError) as error:  # OSError: the folder cannot be made or the process not started
             self._note(job_end(job, FAILED, error=str(error)))
             return True
         self._running.append(_Running(job, share, time.monotonic()))
@@ -198,7 +207,7 @@ class SideBySide:
         self._note(self._ended(running, found, now - running.began))
 
     def _bound(self, running: _Running, stopping: bool, now: float) -> None:
-        """Asks a job to stop when all shall stop or its time is over, and ends it when it does not."""
+        """Asks a job to stop if the sweep stops or the job's time is up, and kills it if it does not."""
         running.late = running.late or now - running.began > self.limits.job_s
         if running.asked is None and (stopping or running.late):
             running.asked = now
@@ -221,6 +230,22 @@ class SideBySide:
         error = found.error or f"it ended without a summary.json in {job.folder} (does this machine see that folder?)"
         return job_end(job, FAILED, seconds, error, found.log)
 
+    def _say_running(self) -> None:
+        """Prints every minute what the running jobs do, since their own output goes to their logs."""
+        if not self._running or time.monotonic() - self._said < SAY_EVERY_S:
+            return
+        self._said = time.monotonic()
+        ledger.say("running: " + ", ".join(f"job {of.job.number} ({_state(of.job.folder)})" for of in self._running))
+
     def _note(self, end: JobEnd) -> None:
         self._ends[end.job] = end
         ledger.record(self.sweep_folder, end)
+
+
+def _state(folder: Path) -> str:
+    """Returns the step and phase of a running job, from its status.json."""
+    try:
+        found = json.loads((folder / "status.json").read_text())
+        return f"step {found['step'] + 1}, {found['phase']}"
+    except (OSError, ValueError, KeyError):  # not there yet, or not visible yet on a shared file system
+        return "starting"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_run_saved_before_a_key_existed_is_known_again(tmp_path, argv):
     with pytest.raises(ConfigError, match=r"seed=1, here seed=0"):
         is_finished(tmp_path / "1", config)
     saved.write_text("no_such_key: 1\n")
-    with pytest.raises(ConfigError, match="no configuration of this version"):
+    with pytest.raises(ConfigError, match="not a configuration of this version"):
         is_finished(tmp_path / "0", config)
 
 
@@ -153,8 +154,31 @@ def test_failed_jobs_are_listed_at_the_end_and_the_code_is_1(tmp_path, argv, mon
         "failed",
         "finished",
     ]
-    assert told.err.splitlines() == [f"error: job 1: RuntimeError: an actor died (more: {tmp_path}/1/logs/driver.log)"]
+    said = [line for line in told.err.splitlines() if not line.startswith("sweep: ")]
+    assert said == [f"error: job 1: RuntimeError: an actor died (more: {tmp_path}/1/logs/driver.log)"]
     assert train.main(["-m", *TOY, *LENGTHS, f"run_dir={tmp_path}", "seed=0,1,2"]) == 1
+
+
+def test_each_start_and_end_of_a_job_is_a_line_on_standard_error(tmp_path, argv, capsys):
+    def job(config, folder):
+        if config.seed == 1:
+            raise RuntimeError("an actor died")
+        finish(config, folder)
+
+    for _ in range(2):
+        sweep(tmp_path, job, "seed=0,1", "eval.objective=pass@4/5")
+    lines = re.sub(r"after \d+ s", "after N s", capsys.readouterr().err).splitlines()
+    said = [line for line in lines if line.startswith("sweep: ")]
+    assert [line.split(":")[1].strip() for line in said] == [
+        "job 0 starts (0 of 2 done)",
+        "job 0 finished after N s, objective 0.500 (1 of 2 done)",
+        "job 1 starts (1 of 2 done)",
+        "job 1 failed after N s (2 of 2 done)",
+        "job 0 finished before, objective 0.500 (1 of 2 done)",
+        "job 1 starts (1 of 2 done)",
+        "job 1 failed after N s (2 of 2 done)",
+    ]
+    assert "seed=0" in said[0] and "run_dir" not in said[0]
 
 
 def test_a_sweep_without_a_named_folder_can_be_continued_by_its_recorded_command(tmp_path, argv, monkeypatch):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import Resources
-from expo_ray.sweep import ledger
+from expo_ray.sweep import ledger, side_by_side
 from expo_ray.sweep.backends import NUMBER, SWEEP, Processes, RayJobs, last_error
 from expo_ray.sweep.job import Job
 from expo_ray.sweep.side_by_side import Exit, Limits, Room, SideBySide
@@ -118,6 +118,20 @@ def test_finished_jobs_start_nothing(jobs, tmp_path):
     assert set(backend.resumed) == {1}
 
 
+def test_what_the_running_jobs_do_is_said_every_minute(jobs, tmp_path, monkeypatch, capsys):
+    class Reporting(Backend):
+        def start(self, job, resume, share):
+            super().start(job, resume, share)
+            if job.number == 1:
+                (job.folder / "status.json").write_text(json.dumps({"step": 6, "phase": "update"}))
+
+    run(Reporting(), jobs[:2], tmp_path)
+    assert "running" not in capsys.readouterr().err
+    monkeypatch.setattr(side_by_side, "SAY_EVERY_S", 0.0)
+    run(Reporting(), jobs[:2], tmp_path)
+    assert "sweep: running: job 0 (starting), job 1 (step 7, update)" in capsys.readouterr().err.splitlines()
+
+
 def test_a_stop_reaches_running_jobs_and_no_other_starts(jobs, tmp_path):
     class Interrupted(Backend):
         asked = False
@@ -190,7 +204,7 @@ def test_a_process_that_fails_tells_its_last_error(jobs, monkeypatch):
     script(monkeypatch, "import sys; print('Killed'); sys.exit(9)")
     processes.start(jobs[0], "never", share)
     assert follow(processes, jobs[0]).error == "exit code 9: Killed"  # not the error of the call before
-    assert last_error("", "it died") == "it died: it said nothing"
+    assert last_error("", "it died") == "it died: no output"
 
 
 def test_processes_are_asked_to_stop_or_ended(jobs, monkeypatch):
@@ -297,7 +311,7 @@ def test_a_cluster_that_does_not_answer_is_given_up_in_the_end(cluster, jobs):
     assert backend.poll(jobs[0]) is None
     time.sleep(0.25)
     found = backend.poll(jobs[0])
-    assert found is not None and not found.ok and "nothing was heard of it for 0 s (refused)" in str(found.error)
+    assert found is not None and not found.ok and "the dashboard has not answered for 0 s (refused)" in str(found.error)
 
 
 def test_a_request_that_hangs_is_bounded(cluster, jobs, monkeypatch):
