@@ -37,29 +37,38 @@ submit: setup ## train on a Ray cluster; ADDRESS=http://HOST:8265 EXPERIMENT=dem
 	@$(PY) -m expo_ray.submit $(if $(ADDRESS),--address $(ADDRESS)) $(if $(RUNS),--runs '$(RUNS)') \
 	    $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(ARGS)
 
-# A sweep that was stopped goes on by the same command. LADDER and ABLATIONS: their folders. Failed jobs are told at the
-# end of their sweep; the page is made of what has finished.
+# The same command resumes a stopped sweep. LADDER and ABLATIONS are the folders. Failed jobs are listed at the end of their
+# sweep; the page shows the finished ones. SAY announces a stage on standard error.
 LADDER ?= runs/ladder
 ABLATIONS ?= runs/ablations
 PAGE ?= docs/results/ladder.md
-# With the others' 7e-4 DPO forgot everything: level 1 fell from 100 to 0 or 13 %.
+# At the other methods' 7e-4 DPO forgot everything: level 1 fell from 100 to 0 or 13 %.
 DPO_RATE = 7.0e-5
 SWEEP = $(PY) -m expo_ray.train -m experiment=ladder seed=0,1,2
+SAY = echo "$@: $(1)" >&2;
 ladder: setup ## GRPO, SFT-GT-CoT, ExP-GRPO, ExP-DPO over three seeds, as a table with figures in PAGE (under two hours)
 	@failed=0; \
+	$(call SAY,1 of 4: evaluation of the base model) \
 	$(PY) -m expo_ray.evaluate experiment=ladder eval.samples=64 run_dir=$(LADDER)/base $(ARGS) || failed=1; \
+	$(call SAY,2 of 4: likelihood of the three kinds of samples) \
 	$(PY) -m expo_ray.train -m experiment=ladder run_dir=$(LADDER)/likelihood trainer.steps=1 \
 	    trainer.prompts_per_step=200 algo.properties_every=1 logging.samples_per_step=200 $(ARGS) || failed=1; \
+	$(call SAY,3 of 4: 18 runs of GRPO and ExP-GRPO and SFT-GT-CoT) \
 	$(SWEEP) 'data.levels=[5],[]' algo=exp_grpo,grpo,sft_gt_grpo run_dir=$(LADDER)/methods $(ARGS) || failed=1; \
+	$(call SAY,4 of 4: 12 runs of ExP-DPO) \
 	$(SWEEP) 'data.levels=[5],[]' algo=exp_dpo algo.dpo_refresh=online,offline learner.learning_rate=$(DPO_RATE) \
 	    run_dir=$(LADDER)/dpo $(ARGS) || failed=1; \
 	$(PY) -m bench.ladder $(LADDER) $(if $(wildcard $(ABLATIONS)),--ablations $(ABLATIONS)) --page $(PAGE) && exit $$failed
 
 ablations: setup ## ExP-GRPO with other beta, filter, refresh and scope, three seeds each; make ladder then shows them
 	@failed=0; \
+	$(call SAY,1 of 4: 12 runs with another beta) \
 	$(SWEEP) algo.beta=0.04,0,0.004,0.5 run_dir=$(ABLATIONS)/beta $(ARGS) || failed=1; \
+	$(call SAY,2 of 4: 3 runs without the filter) \
 	$(SWEEP) algo.explanation_filter=false run_dir=$(ABLATIONS)/filter $(ARGS) || failed=1; \
+	$(call SAY,3 of 4: 6 runs with another refresh) \
 	$(SWEEP) algo.explanation_refresh_steps=8,0 run_dir=$(ABLATIONS)/refresh $(ARGS) || failed=1; \
+	$(call SAY,4 of 4: 3 runs with another scope) \
 	$(SWEEP) algo.explanation_scope=all_wrong run_dir=$(ABLATIONS)/scope $(ARGS) || failed=1; \
 	exit $$failed
 
