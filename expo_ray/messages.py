@@ -2,8 +2,8 @@
 
     Problem -> Prompt -> Rollout -> Group -> TrainingBatch -> UpdateReport -> SyncProof
 
-Token ids are int32 NumPy arrays, log-probabilities float32 arrays in nats. A completion's ids are the
-ids that the engine sampled: nothing here is ever tokenised a second time.
+Token ids are int32 NumPy arrays, log-probabilities float32 arrays in nats. A completion's ids are the ids that the
+engine sampled: nothing here is ever tokenised a second time.
 """
 
 from dataclasses import dataclass, field
@@ -16,28 +16,28 @@ IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 
 Outcome = Literal["correct", "wrong", "no_answer", "timeout", "error"]
-"""What the verifier says of one answer; `timeout` and `error` are not `wrong` (see expo_ray.verifier)."""
+"""The verifier's result for one answer; `timeout` and `error` do not count as `wrong` (see expo_ray.verifier)."""
 
 Term = Literal["policy", "sft", "chosen", "rejected", "conditioned"]
-"""Which part of an objective a training sample belongs to (see expo_ray.algorithms)."""
+"""The part of an objective that a training sample belongs to (see expo_ray.algorithms)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem as the data set has it, texts only."""
+    """One problem of the data set, as text."""
 
     uid: str
     question: str
     answers: tuple[str, ...]
-    """Gold answers; any one of them counts as right. Never empty."""
+    """Gold answers, of which any one is correct. Never empty."""
     solution: str | None = None
-    """The expert's solution, ending in the answer; None where the data has none."""
+    """The expert's solution, ending in the answer; None if the data has none."""
     level: int | None = None
-    """Difficulty, 1 (easy) to 5 (hard); None where the data says nothing."""
+    """Difficulty, 1 (easy) to 5 (hard); None if the data has none."""
     kind: str = ""
     """Subject ("Algebra") or task name."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """What a task's own scorer needs beside the answers (reasoning-gym entries)."""
+    """What a task's own scorer needs in addition to the answers (reasoning-gym entries)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ class Prompt:
 
     problem: Problem
     free_ids: IntArray
-    """[P] the prompt that shows the question only."""
+    """[P] the prompt that shows only the question."""
     conditioned_ids: IntArray
     """[P'] the prompt that also shows the gold answer and asks for a derivation."""
     gold_ids: IntArray | None = None
     """[T] the expert solution as a completion of `free_ids`, with its stop token; None without a solution."""
     answer_span: IntArray | None = None
-    """[A] ids that state the gold answer at the end of a completion (properties of a sample, paper section 3)."""
+    """[A] ids that state the gold answer at the end of a completion (for the properties of paper section 3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +64,15 @@ class Completion:
     logprobs: FloatArray
     """[T] nats: log-probability of each id under the distribution that was sampled from (temperature applied)."""
     text: str
-    """The ids decoded once, special tokens left out."""
+    """The decoded ids, without special tokens."""
     finish_reason: Literal["stop", "length"]
     weight_version: int
-    """The policy update after which the engine's weights were sampled from."""
+    """Number of updates that the engine's weights had had when sampling began."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What the rollout workers return for one prompt."""
+    """The samples of one prompt."""
 
     prompt: Prompt
     completions: list[Completion]
@@ -82,28 +82,28 @@ class Rollout:
 
     @property
     def sampled(self) -> list[Completion]:
-        """The completions, then the explanations."""
+        """All completions, then all explanations."""
         return [*self.completions, *self.explanations]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the verifier found in one response."""
+    """The verifier's verdict on one response."""
 
     outcome: Outcome
     extracted: str | None = None
-    """The answer found in the response; None when there is none."""
+    """The answer found in the response; None if there is none."""
     method: str = "none"
-    """What decided: exact, numeric, symbolic, set, interval, matrix, text, none."""
+    """The comparison that decided: exact, numeric, symbolic, set, interval, matrix, text, none."""
     ms: float = 0.0
     """Wall-clock milliseconds spent on it."""
     credit: float = 0.0
-    """Of a wrong answer: the share of the reward that it earns all the same, 0 to below 1."""
+    """Share of the reward that a wrong answer still earns, at least 0 and below 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A rollout with a verdict for each of its completions and explanations, in their order."""
+    """A rollout with the verdicts on its completions and explanations, in their order."""
 
     rollout: Rollout
     verdicts: list[Verdict]
@@ -118,32 +118,32 @@ class TrainingSample:
     completion_ids: IntArray
     term: Term
     weight: float
-    """Factor on each of its tokens' loss. It holds the batch-wide normaliser, so that the sum over any cut
-    of the batch into micro-batches and ranks is the same number."""
+    """Factor on the loss of each of its tokens. It includes the batch-wide normaliser, so that the sum is the same
+    however the batch is cut into micro-batches and ranks."""
     advantage: float = 0.0
     rollout_logprobs: FloatArray | None = None
-    """[T] as the engine sampled them; None where no importance ratio is taken."""
+    """[T] from the engine; None if the term has no importance ratio."""
     unit: int = -1
-    """Samples of the same unit (a DPO pair) stay in one micro-batch; -1: on its own."""
+    """Samples of the same unit (a DPO pair) stay in one micro-batch; -1 for a sample on its own."""
     reference_logprob: float | None = None
-    """Sum over the completion of the reference's log-probabilities where they were stored (offline pairs)."""
+    """Sum of the reference policy's log-probabilities over the completion, if it was stored (offline pairs)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """One step's samples; every learner rank gets all of it and takes its own share."""
+    """One step's samples. Every learner rank gets the whole batch and takes its share."""
 
     step: int
     samples: list[TrainingSample]
     beta: float = 0.0
-    """Weight of the ExP-SFT term at this step (already in the samples' `weight`; here for the record)."""
+    """Weight of the ExP-SFT term at this step, for the record; the samples' `weight` already includes it."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What was counted while the batch was made (groups without signal, explanations kept, leaks, ...)."""
+    """Counts from making the batch (groups without signal, explanations kept, leaks, ...)."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What the learners say of one update, already summed over ranks."""
+    """What the learners measured in one update, merged over ranks."""
 
     metrics: dict[str, float]
     """Loss terms, KL, entropy, clip fraction, gradient norm, learning rate, mismatch (docs/metrics.md)."""
@@ -153,14 +153,14 @@ class UpdateReport:
 
 @dataclass(frozen=True, slots=True)
 class SyncProof:
-    """Evidence that every rollout engine holds the learners' weights after a sync."""
+    """Evidence that every rollout engine has the learners' weights after a sync."""
 
     weight_version: int
     worker_versions: list[int]
     max_difference: float
     """Largest absolute difference, in nats, of a probe token's log-probability between learner and engines."""
     mean_difference: float
-    """Mean over the probe tokens of the engine in which it is largest."""
+    """Mean difference over the probe tokens, of the engine where it is largest."""
     tolerance: float
     mean_tolerance: float
     bytes_sent: int
@@ -177,12 +177,12 @@ class RolloutRequest:
     explanations: int
     """Self-explanations; may be 0."""
     expected_tokens: float = 0.0
-    """Of one of its completions (expo_ray.rollout.requests); decides where and when it is sampled."""
+    """Expected length of one of its completions, by which requests are balanced and ordered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn."""
+    """How completions are sampled."""
 
     temperature: float
     top_p: float

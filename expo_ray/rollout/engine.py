@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
         }
     )
-    return vllm.LLM(
+    llm = vllm.LLM(
         model=config.model.path,
         dtype=rollout.dtype,
         enforce_eager=rollout.enforce_eager,
@@ -195,6 +196,19 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         ),
         **where,
     )
+    if on_cpu:
+        _remove_rendezvous(llm)
+    return llm
+
+
+def _remove_rendezvous(llm: Any) -> None:
+    """Removes the file in /tmp through which vLLM's one rank joined its process group; vLLM never does.
+
+    Only on CPU: NCCL's watchdog keeps reading the file.
+    """
+    for method in llm.collective_rpc(lambda worker: worker.distributed_init_method):
+        if method.startswith("file://"):
+            Path(method.removeprefix("file://")).unlink(missing_ok=True)
 
 
 def sampling_params(
