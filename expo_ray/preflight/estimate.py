@@ -124,11 +124,6 @@ class MemoryEstimate:
         """Sum of the host parts; None where one is not known."""
         return _sum(self.host)
 
-    @property
-    def gpu_gib(self) -> float | None:
-        """Sum of the parts on a card; None where one is not known."""
-        return _sum(self.gpu)
-
     def sure(self, parts: Parts) -> float:
         """Sum of the known parts without the rough ones."""
         return sum(value for name, value in parts.items() if value is not None and name not in self.rough)

@@ -50,16 +50,6 @@ def base_folder() -> Path:
     return Path(__file__).parent / "base"
 
 
-def ensure_base() -> Path:
-    """The folder of the shipped base model; FileNotFoundError when the package was installed without it."""
-    folder = base_folder()
-    if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no model.safetensors; make it with: python -m expo_ray.world.base_model --out {folder}"
-        )
-    return folder
-
-
 def new_model(recipe: BaseRecipe) -> Qwen2ForCausalLM:
     """A Qwen2-shaped model with random weights, drawn from torch's global generator."""
     return Qwen2ForCausalLM(

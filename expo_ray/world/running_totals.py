@@ -15,8 +15,6 @@ LEVELS = (1, 2, 3, 4, 5)
 KIND = "running_totals"
 ANSWER_MARK = "A:"
 ANSWER_END = "."
-MAX_COMPLETION_TOKENS = 48
-"""Longest right solution (level 5, with its end token) is 39 tokens."""
 
 Split = Literal["train", "heldout"]
 
@@ -31,11 +29,6 @@ def totals(numbers: tuple[int, ...]) -> tuple[int, ...]:
 
 def question_of(numbers: tuple[int, ...]) -> str:
     return "+".join(map(str, numbers))
-
-
-def numbers_of(question: str) -> tuple[int, ...]:
-    """The digits of a question; ValueError when it is not a sum of digits."""
-    return tuple(int(part) for part in question.split("+"))
 
 
 def answer_of(numbers: tuple[int, ...]) -> str:

@@ -17,6 +17,13 @@ NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=6).map(tuple)
 EVERY_LEVEL = list(world.LEVELS)
 
 
+MAX_COMPLETION_TOKENS = 48  # conf/experiment/demo.yaml
+
+
+def numbers_of(question: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in question.split("+"))
+
+
 def totals_by_clock(numbers: tuple[int, ...]) -> str:
     """The answer by walking a clock's hand one mark at a time."""
     marks, hand, answer = string.digits, 0, ""
@@ -30,7 +37,7 @@ def totals_by_clock(numbers: tuple[int, ...]) -> str:
 @given(NUMBERS)
 def test_answer_is_the_running_totals_modulo_ten(numbers: tuple[int, ...]) -> None:
     assert world.answer_of(numbers) == totals_by_clock(numbers)
-    assert world.numbers_of(world.question_of(numbers)) == numbers
+    assert numbers_of(world.question_of(numbers)) == numbers
 
 
 @given(NUMBERS)
@@ -39,7 +46,7 @@ def test_both_styles_end_in_the_gold_answer_and_differ(numbers: tuple[int, ...])
     for solution in (own, expert):
         assert solution.rsplit(world.ANSWER_MARK, 1)[1] == totals_by_clock(numbers) + "."
         assert solution.count(world.ANSWER_END) == 1
-        assert len(solution) + 1 <= world.MAX_COMPLETION_TOKENS
+        assert len(solution) + 1 <= MAX_COMPLETION_TOKENS
     assert own.split(world.ANSWER_MARK)[0] != expert.split(world.ANSWER_MARK)[0]
 
 
@@ -126,7 +133,7 @@ def test_tokenizer_gives_one_token_a_character_and_its_text_back() -> None:
 
 
 def test_the_shipped_folder_is_a_whole_model(shipped: Qwen2ForCausalLM) -> None:
-    folder = base_model.ensure_base()
+    folder = base_model.base_folder()
     auto = AutoTokenizer.from_pretrained(folder)
     recipe = base_model.BaseRecipe()
     assert auto.get_vocab() == tokenizer.build_tokenizer().get_vocab()
@@ -151,7 +158,7 @@ def test_the_base_explains_every_level(shipped: Qwen2ForCausalLM) -> None:
 
 
 def test_experts_are_less_likely_than_own_solutions(shipped: Qwen2ForCausalLM) -> None:
-    numbers = [world.numbers_of(problem.question) for problem in world.problems("heldout", [5], 30, seed=0)]
+    numbers = [numbers_of(problem.question) for problem in world.problems("heldout", [5], 30, seed=0)]
     own = mean_nll(shipped, [(world.free_prompt(world.question_of(n)), world.own_solution(n)) for n in numbers])
     expert = mean_nll(shipped, [(world.free_prompt(world.question_of(n)), world.expert_solution(n)) for n in numbers])
     assert expert > 2 * own
@@ -159,12 +166,12 @@ def test_experts_are_less_likely_than_own_solutions(shipped: Qwen2ForCausalLM) -
 
 @pytest.fixture(scope="module")
 def shipped() -> Qwen2ForCausalLM:
-    return Qwen2ForCausalLM.from_pretrained(base_model.ensure_base()).eval()
+    return Qwen2ForCausalLM.from_pretrained(base_model.base_folder()).eval()
 
 
 def told(question: str) -> str:
     """The answer-conditioned prompt of a question."""
-    return world.conditioned_prompt(question, world.answer_of(world.numbers_of(question)))
+    return world.conditioned_prompt(question, world.answer_of(numbers_of(question)))
 
 
 def mean_nll(model: Qwen2ForCausalLM, pairs: list[tuple[str, str]]) -> float:
@@ -182,7 +189,7 @@ def pass_rate(
     chosen = world.problems("heldout", [level], 50, seed=0)
     prompts = torch.tensor([tokenizer.encode(prompt_of(p.question)) for p in chosen for _ in range(samples)])
     rows = model.generate(
-        prompts, do_sample=True, temperature=temperature, top_k=0, max_new_tokens=world.MAX_COMPLETION_TOKENS
+        prompts, do_sample=True, temperature=temperature, top_k=0, max_new_tokens=MAX_COMPLETION_TOKENS
     )
     texts = tokenizer.build_tokenizer().batch_decode(rows[:, prompts.shape[1] :], skip_special_tokens=True)
     right = [text.endswith(f"{world.ANSWER_MARK}{chosen[i // samples].answers[0]}.") for i, text in enumerate(texts)]
