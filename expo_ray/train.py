@@ -19,7 +19,8 @@ usage: python -m expo_ray.train [group=choice ...] [key=value ...] [-m] [--cfg j
 Trains a policy on verifiable problems with GRPO, ExP-GRPO, ExP-DPO or one of their baselines.
 
   experiment=NAME   a recipe of conf/experiment, such as math_l5_qwen2.5_3b
-  algo=NAME         grpo, exp_grpo (default), sft_gt_grpo, exp_dpo, dpo_gt, explanation_sft
+  algo=NAME         {algorithms} (default: exp_grpo),
+                    or package.module:Class (docs/algorithms/your_own.md)
   model=NAME        a choice of conf/model;     model.path=FOLDER   a Hugging Face folder or hub id
   data=NAME         a choice of conf/data;      data.path=FILE      problems as JSON Lines
   profile=cpu|gpu   default: gpu where a GPU is visible
@@ -38,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0; 1: the run failed; 2: wrong input; 130: it was stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
+        from expo_ray.config.algorithms import ALGORITHMS
+
+        print(HELP.format(algorithms=", ".join(ALGORITHMS)), end="")
         return 0
     from expo_ray.config.errors import InputError
     from expo_ray.entry import check_arguments, launch

@@ -9,12 +9,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from expo_ray.config.algorithms import ALGORITHMS
 from expo_ray.config.errors import DataError
 from expo_ray.reporting.groups import RunGroup, differences, group_runs
 from expo_ray.reporting.runs import RunFolder, find_runs, read_run
 
-LADDER = ("grpo", "sft_gt_grpo", "exp_grpo", "explanation_sft", "dpo_gt", "exp_dpo")
-"""Algorithms in the order of the tables: the paper's, each with its baseline before it."""
+LADDER = tuple(ALGORITHMS)
+"""Algorithms in the order of the tables."""
 
 
 @dataclass(frozen=True)

@@ -5,48 +5,45 @@ from typing import Any
 
 import numpy as np
 
-from expo_ray.algorithms.base import Properties, Score, steps_ahead
+from expo_ray.algorithms.base import Algorithm, Properties, Score, steps_ahead
 from expo_ray.algorithms.explanations import in_scope, kept_explanations, review_explanations, review_metrics
 from expo_ray.algorithms.losses import dpo_loss
 from expo_ray.algorithms.pairs import Pair, PairStore, make_pairs, pair_samples
-from expo_ray.algorithms.rewards import group_metrics, has_signal
+from expo_ray.algorithms.rewards import group_metrics
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
+from expo_ray.config.algorithms import Explanations
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, Term, TrainingBatch
 
 
-class ExpDpo:
+class ExpDpo(Algorithm):
     """DPO on explanations, with pairs made once, at each step, or every k steps (docs/algorithms/exp_dpo.md)."""
 
-    name = "exp_dpo"
+    label = "ExP-DPO"
+    explanations: Explanations = "required"
+    reference_terms = frozenset[Term]({"chosen", "rejected"})
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        periods = {"online": 1, "iterative": config.algo.dpo_refresh_steps, "offline": 0}
-        if config.algo.dpo_refresh not in periods:
-            raise ValueError(f"algo.dpo_refresh={config.algo.dpo_refresh}: expected offline, online or iterative")
-        self.period = periods[config.algo.dpo_refresh]
+        super().__init__(config)
+        algo = config.algo
+        self.period = {"online": 1, "iterative": algo.dpo_refresh_steps, "offline": 0}[algo.dpo_refresh]
         self.pairs = PairStore()
-        self.reuses_pairs = config.algo.dpo_refresh == "offline" and config.algo.dpo_pairs_path is not None
+        self.reuses_pairs = algo.dpo_refresh == "offline" and algo.dpo_pairs_path is not None
+        self._folder: Path | None = None
+        self._score: Score | None = None
         if self.reuses_pairs:
-            self.pairs.read(Path(str(config.algo.dpo_pairs_path)))
-        self.reference_terms: frozenset[Term] = frozenset(() if self.pairs.scored else ("chosen", "rejected"))
+            self.pairs.read(Path(str(algo.dpo_pairs_path)))
+        if self.pairs.scored:
+            self.reference_terms = frozenset()
+
+    def attach(self, folder: Path, score: Score) -> None:
+        self._folder, self._score = folder, score
 
     def rollout_ahead(self, step: int) -> int:
         return 0 if self.reuses_pairs else steps_ahead(step, self.config.trainer.steps, self.period)
 
     def explanations_ahead(self, step: int) -> int:
         return self.rollout_ahead(step)
-
-    def needs_explanations(self, step: int) -> bool:
-        return self.explanations_ahead(step) > 0
-
-    def needs_properties(self, step: int) -> bool:
-        several = self.config.rollout.explanations_per_prompt > 1
-        return several and self.config.algo.explanation_keep != "all" and self.needs_explanations(step)
-
-    def has_signal(self, group: Group) -> bool:
-        return has_signal(group, self.config)
 
     def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
         made, counts = self._pairs_of_sampled(groups, step, properties)
@@ -65,20 +62,21 @@ class ExpDpo:
             without += not mine
         metrics = group_metrics([group for group in groups if group.rollout.completions], self.config) | counts
         metrics |= {"pairs/trained": float(len(pairs)), "pairs/prompts_without": float(without)}
+        if step == 0 and self.period == 0 and not self.reuses_pairs and len(self.pairs):
+            self._keep_for_reuse()
         return TrainingBatch(step=step, samples=pair_samples(pairs), metrics=metrics)
 
-    def before_first_update(self, folder: Path, score: Score) -> None:
-        """Offline: stores the pairs in `pairs.jsonl`, to be looked at and used again (`algo.dpo_pairs_path`).
+    def _keep_for_reuse(self) -> None:
+        """Writes pairs.jsonl into the run folder, to look at and to use again (`algo.dpo_pairs_path`).
 
-        The policy still is the reference, so its sums serve as the stored ones, where they are at the temperature
-        of the loss.
+        Before the first update the policy still is the reference, so its sums are stored as the reference's, unless
+        the loss works at another temperature than scoring does.
         """
-        if self.period != 0 or self.reuses_pairs or not len(self.pairs):
-            return
+        assert self._folder is not None and self._score is not None, "attach() comes before the first step"
         if self.config.rollout.temperature == 1.0:
             sequences = [(np.array(q, np.int32), np.array(c, np.int32)) for q, c in self.pairs.sequences()]
-            self.pairs.set_reference([float(values.sum(dtype=np.float64)) for values in score(sequences)])
-        self.pairs.write(folder / "pairs.jsonl")
+            self.pairs.set_reference([float(values.sum(dtype=np.float64)) for values in self._score(sequences)])
+        self.pairs.write(self._folder / "pairs.jsonl")
 
     def loss(self, tokens: PolicyTokens) -> LossOutput:
         return dpo_loss(tokens, self.config.algo.dpo_beta)
@@ -120,7 +118,9 @@ class ExpDpo:
 class DpoGt(ExpDpo):
     """ExP-DPO with gold solutions in place of explanations (docs/algorithms/dpo_gt.md)."""
 
-    name = "dpo_gt"
+    label = "DPO-GT"
+    explanations = "none"
+    needs_gold = True
 
     def explanations_ahead(self, step: int) -> int:
         return 0

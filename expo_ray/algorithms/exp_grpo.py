@@ -15,6 +15,7 @@ from expo_ray.algorithms.explanations import (
     sft_samples,
 )
 from expo_ray.algorithms.grpo import Grpo
+from expo_ray.config.algorithms import Explanations
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, TrainingBatch
 
@@ -22,7 +23,8 @@ from expo_ray.messages import Group, TrainingBatch
 class ExpGrpo(Grpo):
     """GRPO with the ExP-SFT term on the policy's own answer-conditioned explanations (docs/algorithms/exp_grpo.md)."""
 
-    name = "exp_grpo"
+    label = "ExP-GRPO"
+    explanations: Explanations = "optional"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -35,10 +37,6 @@ class ExpGrpo(Grpo):
         if unused or self.config.rollout.explanations_per_prompt == 0:
             return 0
         return steps_ahead(step, self.config.trainer.steps, algo.explanation_refresh_steps)
-
-    def needs_properties(self, step: int) -> bool:
-        several = self.config.rollout.explanations_per_prompt > 1
-        return several and self.config.algo.explanation_keep != "all" and self.needs_explanations(step)
 
     def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
         """Reviews the groups' explanations and stores the kept ones, which replace what their problems had."""
@@ -104,7 +102,9 @@ class ExpGrpo(Grpo):
 class ExplanationSft(ExpGrpo):
     """ExP-GRPO without its policy term (docs/algorithms/explanation_sft.md)."""
 
-    name = "explanation_sft"
+    label = "ExP-SFT"
+    needs_group = False
+    explanations = "required"
 
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
         batch = super().training_batch(groups, step, properties)
@@ -114,7 +114,8 @@ class ExplanationSft(ExpGrpo):
 class SftGtGrpo(Grpo):
     """GRPO with the SFT term of ExP-GRPO, on the expert's solution (docs/algorithms/sft_gt_grpo.md)."""
 
-    name = "sft_gt_grpo"
+    label = "SFT-GT-CoT"
+    needs_gold = True
 
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
         base = super().training_batch(groups, step)

@@ -94,8 +94,6 @@ def review_explanations(group: Group, algo: AlgoConfig, properties: list[SampleP
 def choose(candidates: list[int], keep: str, properties: list[SampleProperties] | None) -> list[int]:
     """The candidates that are kept: all; or the one that is most likely under the policy given q alone, raises the
     answer's log-probability most, or has the lowest sum of both ranks (ties: the more likely one)."""
-    if keep not in ("all", "likely", "rise", "both"):
-        raise ValueError(f"algo.explanation_keep={keep}: expected all, likely, rise or both")
     if keep == "all" or len(candidates) < 2:
         return candidates
     if properties is None:
@@ -140,9 +138,7 @@ def in_scope(group: Group, config: Config) -> bool:
     rate = pass_rate(group, config)
     if algo.explanation_scope == "all_wrong":
         return rate == 0.0
-    if algo.explanation_scope == "below":
-        return rate is not None and rate < algo.explanation_threshold
-    raise ValueError(f"algo.explanation_scope={algo.explanation_scope}: expected every, all_wrong or below")
+    return rate is not None and rate < algo.explanation_threshold
 
 
 def sft_samples(
@@ -153,8 +149,6 @@ def sft_samples(
     A target c of a prompt that has K of them weighs beta / (prompts * K * |c|), or without |c| where `sft_reduction`
     is sum. `prompts` counts every group, so that a prompt without target adds 0 and the others keep their weight.
     """
-    if algo.sft_reduction not in ("mean", "sum"):
-        raise ValueError(f"algo.sft_reduction={algo.sft_reduction}: expected mean or sum")
     samples = []
     for group, ids_of_group in zip(groups, targets, strict=True):
         for ids in ids_of_group:

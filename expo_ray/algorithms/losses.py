@@ -1,4 +1,6 @@
-"""The loss of the GRPO family: policy term, KL terms, entropy bonus and ExP-SFT term, summed over tokens.
+"""The losses: of the GRPO family first, of DPO last.
+
+The GRPO family's has a policy term, KL terms, an entropy bonus and the ExP-SFT term, summed over tokens:
 
     loss = - sum_policy w (c_t J_t - kl_coef k_t + entropy_bonus H_t)  -  sum_sft w log pi
            + sum_conditioned w kl_conditioned_coef k_t
@@ -20,178 +22,7 @@ if TYPE_CHECKING:
     from expo_ray.messages import Term
 
 
-def dpo_loss(tokens: PolicyTokens, dpo_beta: float) -> LossOutput:
-    """- sum over pairs of w logsigmoid(dpo_beta ((l_c - l_r) - (ref_c - ref_r))), sums over each completion's tokens.
-
-    w is the chosen sample's weight. The reference's sums are the stored ones where there are any, else those of
-    `reference_logprobs`. Raises ValueError where a unit is not one chosen and one rejected sample.
-    """
-    import torch
-    from torch.nn.functional import logsigmoid
-
-    samples = len(tokens.term)
-    chosen, rejected = _members(tokens)
-    policy = segment_sum(tokens.logprobs, tokens.sample_of_token, samples)
-    scored = segment_sum(tokens.reference_logprobs, tokens.sample_of_token, samples)
-    reference = torch.where(torch.isnan(tokens.reference_sum), scored, tokens.reference_sum)
-    rise = policy - reference
-    margin = dpo_beta * (rise[chosen] - rise[rejected])
-    loss = -(tokens.weight[chosen] * logsigmoid(margin)).sum()
-    count = loss.new_tensor(float(len(chosen)))
-    detached = margin.detach()
-    return LossOutput(
-        loss,
-        {
-            "loss/dpo": (loss.detach(), loss.new_zeros(())),
-            "loss/total": (loss.detach(), loss.new_zeros(())),
-            "dpo/margin": (detached.sum(), count),
-            "dpo/accuracy": ((detached > 0).sum(), count),
-            "dpo/chosen_rise": (rise[chosen].detach().sum(), count),
-            "dpo/rejected_rise": (rise[rejected].detach().sum(), count),
-            "policy/entropy": (tokens.entropy.detach().sum(), loss.new_tensor(float(tokens.entropy.numel()))),
-        },
-    )
-
-
-def _members(tokens: PolicyTokens) -> tuple[Tensor, Tensor]:
-    """Indices of the chosen and of the rejected samples, pair by pair."""
-    by_unit: dict[int, dict[str, int]] = {}
-    for index, (term, unit) in enumerate(zip(tokens.term, tokens.unit.tolist(), strict=True)):
-        pair = by_unit.setdefault(unit, {})
-        if term in pair:
-            raise ValueError(f"unit {unit} has two {term} samples")
-        pair[term] = index
-    for unit, pair in by_unit.items():
-        if set(pair) != {"chosen", "rejected"}:
-            raise ValueError(f"unit {unit} is not one chosen and one rejected sample, but {sorted(pair)}")
-    indices = tokens.sample_of_token.new_tensor([[pair["chosen"], pair["rejected"]] for pair in by_unit.values()])
-    indices = indices.reshape(-1, 2)
-    return indices[:, 0], indices[:, 1]
-
-
-def segment_sum(values: Tensor, segment: Tensor, count: int) -> Tensor:
-    """[count] sum of `values` [N] over each segment id of `segment` [N]; 0 for a segment without tokens."""
-    return values.new_zeros(count).index_add(0, segment, values)
-
-
-def segment_mean(values: Tensor, segment: Tensor, count: int) -> Tensor:
-    """[count] mean of `values` [N] over each segment id of `segment` [N]; 0 for a segment without tokens."""
-    lengths = segment_sum(values.new_ones(values.shape), segment, count)
-    return segment_sum(values, segment, count) / lengths.clamp(min=1)
-
-
-def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
-    """[N] per-token estimate in nats, with gradient through `logprobs`.
-
-    With d = log ref - log pi: k1 = -d; k2 = d^2 / 2; k3 = exp(d) - 1 - d.
-    As a loss, k1's expected gradient is zero (it only adds noise); k2's is the KL's own; k3's is close to it
-    near the reference. Raises ValueError for another name.
-    """
-    difference = reference - logprobs
-    if estimator == "k1":
-        return -difference
-    if estimator == "k2":
-        return difference.square() / 2
-    if estimator == "k3":
-        return difference.expm1() - difference
-    raise ValueError(f"algo.kl_estimator={estimator}: expected k1, k2 or k3")
-
-
 Metrics = dict[str, "tuple[Tensor, Tensor]"]
-
-
-def importance_weights(
-    old: Tensor, rollout: Tensor, sample_of_token: Tensor, samples: int, mode: str, cap: float
-) -> tuple[Tensor, Metrics]:
-    """[N] factor on each token's policy term, without gradient, and the mismatch statistics.
-
-    c_t = exp(old_t - rollout_t), trainer over engine, and
-      none           1
-      truncate       min(c_t, cap)                            (truncated importance sampling)
-      mask_token     c_t where 1/cap <= c_t <= cap, else 0     (IcePop)
-      mask_sequence  min(c_t, cap), and 0 for the whole completion where exp(mean_t(old - rollout)) is
-                     outside [1/cap, cap]
-    Tokens with NaN in `rollout` get 1 and are not counted. Masked tokens stay in the normaliser.
-    """
-    import torch
-
-    known = ~torch.isnan(rollout)
-    difference = torch.where(known, old - rollout, torch.zeros_like(old)).detach()
-    ratio = difference.exp()
-    ones = torch.ones_like(ratio)
-    truncated, masked = torch.zeros_like(known), torch.zeros_like(known)
-    if mode == "none":
-        factor = ones
-    elif mode == "truncate":
-        truncated = ratio > cap
-        factor = ratio.clamp(max=cap)
-    elif mode == "mask_token":
-        masked = (ratio > cap) | (ratio < 1 / cap)
-        factor = torch.where(masked, torch.zeros_like(ratio), ratio)
-    elif mode == "mask_sequence":
-        sequence_ratio = segment_mean(difference, sample_of_token, samples).exp()[sample_of_token]
-        masked = (sequence_ratio > cap) | (sequence_ratio < 1 / cap)
-        truncated = (ratio > cap) & ~masked
-        factor = torch.where(masked, torch.zeros_like(ratio), ratio.clamp(max=cap))
-    else:
-        raise ValueError(f"algo.importance_correction={mode}: expected none, truncate, mask_token or mask_sequence")
-    count = known.sum()
-    largest = difference.abs().max() if difference.numel() else difference.new_zeros(())
-    metrics: Metrics = {
-        "mismatch/mean_abs": (difference.abs().sum(), count),
-        "mismatch/max": (largest, torch.zeros_like(count)),
-        "mismatch/ratio_mean": ((ratio * known).sum(), count),
-        "mismatch/truncated": ((truncated & known).sum(), count),
-        "mismatch/masked": ((masked & known).sum(), count),
-    }
-    return torch.where(known, factor, ones), metrics
-
-
-@dataclass(frozen=True, slots=True)
-class Surrogate:
-    """The objective of each policy token, to be maximised."""
-
-    objective: Tensor
-    """[N] with gradient."""
-    ratio: Tensor
-    """[N] importance ratio to the old policy (GSPO: of the token's sequence), without gradient."""
-    clipped: Tensor
-    """[N] bool: the clip decides this token's gradient."""
-
-
-def surrogate(
-    logprobs: Tensor, old: Tensor, advantage: Tensor, sample_of_token: Tensor, samples: int, algo: AlgoConfig
-) -> Surrogate:
-    """Objective for tokens [N] with per-token advantage [N].
-
-    clip   min(r A, clip(r, 1 - clip_low, 1 + clip_high) A); with dual_clip c > 1, at least c A where A < 0
-           (arXiv 1912.09729). r_t = pi(o_t) / pi_old(o_t).
-    gspo   the same with the sequence's ratio s_i = exp(mean_t log r_t) in place of r_t (2507.18071).
-    cispo  sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi (2506.13585; clip_low = 1 leaves no lower bound).
-    Raises ValueError for another `policy_loss`.
-    """
-    import torch
-
-    log_ratio = logprobs - old
-    if algo.policy_loss == "cispo":
-        ratio = log_ratio.detach().exp()
-        bounded = ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high)
-        return Surrogate(bounded * advantage * logprobs, ratio, bounded != ratio)
-    if algo.policy_loss == "gspo":
-        log_ratio = segment_mean(log_ratio, sample_of_token, samples)[sample_of_token]
-    elif algo.policy_loss != "clip":
-        raise ValueError(f"algo.policy_loss={algo.policy_loss}: expected clip, cispo or gspo")
-    ratio = log_ratio.exp()
-    plain = ratio * advantage
-    bounded = ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high) * advantage
-    objective = torch.minimum(plain, bounded)
-    clipped = bounded < plain
-    if algo.dual_clip > 0:
-        floor = algo.dual_clip * advantage
-        below = (advantage < 0) & (objective < floor)
-        objective = torch.where(below, floor, objective)
-        clipped = clipped | below
-    return Surrogate(objective, ratio.detach(), clipped)
 
 
 def grpo_loss(tokens: PolicyTokens, algo: AlgoConfig) -> LossOutput:
@@ -244,6 +75,109 @@ def _policy_terms(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metri
     return loss, metrics
 
 
+def importance_weights(
+    old: Tensor, rollout: Tensor, sample_of_token: Tensor, samples: int, mode: str, cap: float
+) -> tuple[Tensor, Metrics]:
+    """[N] factor on each token's policy term, without gradient, and the mismatch statistics.
+
+    c_t = exp(old_t - rollout_t), trainer over engine, and
+      none           1
+      truncate       min(c_t, cap)                            (truncated importance sampling)
+      mask_token     c_t where 1/cap <= c_t <= cap, else 0     (IcePop)
+      mask_sequence  min(c_t, cap), and 0 for the whole completion where exp(mean_t(old - rollout)) is
+                     outside [1/cap, cap]
+    Tokens with NaN in `rollout` get 1 and are not counted. Masked tokens stay in the normaliser.
+    """
+    import torch
+
+    known = ~torch.isnan(rollout)
+    difference = torch.where(known, old - rollout, torch.zeros_like(old)).detach()
+    ratio = difference.exp()
+    ones = torch.ones_like(ratio)
+    truncated, masked = torch.zeros_like(known), torch.zeros_like(known)
+    factor = ones
+    if mode == "truncate":
+        truncated = ratio > cap
+        factor = ratio.clamp(max=cap)
+    elif mode == "mask_token":
+        masked = (ratio > cap) | (ratio < 1 / cap)
+        factor = torch.where(masked, torch.zeros_like(ratio), ratio)
+    elif mode == "mask_sequence":
+        sequence_ratio = segment_mean(difference, sample_of_token, samples).exp()[sample_of_token]
+        masked = (sequence_ratio > cap) | (sequence_ratio < 1 / cap)
+        truncated = (ratio > cap) & ~masked
+        factor = torch.where(masked, torch.zeros_like(ratio), ratio.clamp(max=cap))
+    count = known.sum()
+    largest = difference.abs().max() if difference.numel() else difference.new_zeros(())
+    metrics: Metrics = {
+        "mismatch/mean_abs": (difference.abs().sum(), count),
+        "mismatch/max": (largest, torch.zeros_like(count)),
+        "mismatch/ratio_mean": ((ratio * known).sum(), count),
+        "mismatch/truncated": ((truncated & known).sum(), count),
+        "mismatch/masked": ((masked & known).sum(), count),
+    }
+    return torch.where(known, factor, ones), metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Surrogate:
+    """The objective of each policy token, to be maximised."""
+
+    objective: Tensor
+    """[N] with gradient."""
+    ratio: Tensor
+    """[N] importance ratio to the old policy (GSPO: of the token's sequence), without gradient."""
+    clipped: Tensor
+    """[N] bool: the clip decides this token's gradient."""
+
+
+def surrogate(
+    logprobs: Tensor, old: Tensor, advantage: Tensor, sample_of_token: Tensor, samples: int, algo: AlgoConfig
+) -> Surrogate:
+    """Objective for tokens [N] with per-token advantage [N].
+
+    clip   min(r A, clip(r, 1 - clip_low, 1 + clip_high) A); with dual_clip c > 1, at least c A where A < 0
+           (arXiv 1912.09729). r_t = pi(o_t) / pi_old(o_t).
+    gspo   the same with the sequence's ratio s_i = exp(mean_t log r_t) in place of r_t (2507.18071).
+    cispo  sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi (2506.13585; clip_low = 1 leaves no lower bound).
+    """
+    import torch
+
+    log_ratio = logprobs - old
+    if algo.policy_loss == "cispo":
+        ratio = log_ratio.detach().exp()
+        bounded = ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high)
+        return Surrogate(bounded * advantage * logprobs, ratio, bounded != ratio)
+    if algo.policy_loss == "gspo":
+        log_ratio = segment_mean(log_ratio, sample_of_token, samples)[sample_of_token]
+    ratio = log_ratio.exp()
+    plain = ratio * advantage
+    bounded = ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high) * advantage
+    objective = torch.minimum(plain, bounded)
+    clipped = bounded < plain
+    if algo.dual_clip > 0:
+        floor = algo.dual_clip * advantage
+        below = (advantage < 0) & (objective < floor)
+        objective = torch.where(below, floor, objective)
+        clipped = clipped | below
+    return Surrogate(objective, ratio.detach(), clipped)
+
+
+def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
+    """[N] per-token estimate in nats, with gradient through `logprobs`.
+
+    With d = log ref - log pi: k1 = -d; k2 = d^2 / 2; k3 = exp(d) - 1 - d.
+    As a loss, k1's expected gradient is zero (it only adds noise); k2's is the KL's own; k3's is close to it
+    near the reference.
+    """
+    difference = reference - logprobs
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference.square() / 2
+    return difference.expm1() - difference
+
+
 def _sft_term(tokens: PolicyTokens) -> tuple[Tensor, Metrics]:
     chosen = _tokens_of(tokens, "sft")
     logprobs = tokens.logprobs[chosen]
@@ -268,9 +202,69 @@ def _conditioned_term(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, M
     }
 
 
+def dpo_loss(tokens: PolicyTokens, dpo_beta: float) -> LossOutput:
+    """- sum over pairs of w logsigmoid(dpo_beta ((l_c - l_r) - (ref_c - ref_r))), sums over each completion's tokens.
+
+    w is the chosen sample's weight. The reference's sums are the stored ones where there are any, else those of
+    `reference_logprobs`. Raises ValueError where a unit is not one chosen and one rejected sample.
+    """
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    samples = len(tokens.term)
+    chosen, rejected = _members(tokens)
+    policy = segment_sum(tokens.logprobs, tokens.sample_of_token, samples)
+    scored = segment_sum(tokens.reference_logprobs, tokens.sample_of_token, samples)
+    reference = torch.where(torch.isnan(tokens.reference_sum), scored, tokens.reference_sum)
+    rise = policy - reference
+    margin = dpo_beta * (rise[chosen] - rise[rejected])
+    loss = -(tokens.weight[chosen] * logsigmoid(margin)).sum()
+    count = loss.new_tensor(float(len(chosen)))
+    detached = margin.detach()
+    return LossOutput(
+        loss,
+        {
+            "loss/dpo": (loss.detach(), loss.new_zeros(())),
+            "loss/total": (loss.detach(), loss.new_zeros(())),
+            "dpo/margin": (detached.sum(), count),
+            "dpo/accuracy": ((detached > 0).sum(), count),
+            "dpo/chosen_rise": (rise[chosen].detach().sum(), count),
+            "dpo/rejected_rise": (rise[rejected].detach().sum(), count),
+            "policy/entropy": (tokens.entropy.detach().sum(), loss.new_tensor(float(tokens.entropy.numel()))),
+        },
+    )
+
+
+def _members(tokens: PolicyTokens) -> tuple[Tensor, Tensor]:
+    """Indices of the chosen and of the rejected samples, pair by pair."""
+    by_unit: dict[int, dict[str, int]] = {}
+    for index, (term, unit) in enumerate(zip(tokens.term, tokens.unit.tolist(), strict=True)):
+        pair = by_unit.setdefault(unit, {})
+        if term in pair:
+            raise ValueError(f"unit {unit} has two {term} samples")
+        pair[term] = index
+    for unit, pair in by_unit.items():
+        if set(pair) != {"chosen", "rejected"}:
+            raise ValueError(f"unit {unit} is not one chosen and one rejected sample, but {sorted(pair)}")
+    indices = tokens.sample_of_token.new_tensor([[pair["chosen"], pair["rejected"]] for pair in by_unit.values()])
+    indices = indices.reshape(-1, 2)
+    return indices[:, 0], indices[:, 1]
+
+
 def _tokens_of(tokens: PolicyTokens, term: Term) -> Tensor:
     """[N] bool: the tokens whose sample belongs to `term`."""
     import torch
 
     members = torch.tensor([name == term for name in tokens.term], device=tokens.logprobs.device, dtype=torch.bool)
     return members[tokens.sample_of_token]
+
+
+def segment_sum(values: Tensor, segment: Tensor, count: int) -> Tensor:
+    """[count] sum of `values` [N] over each segment id of `segment` [N]; 0 for a segment without tokens."""
+    return values.new_zeros(count).index_add(0, segment, values)
+
+
+def segment_mean(values: Tensor, segment: Tensor, count: int) -> Tensor:
+    """[count] mean of `values` [N] over each segment id of `segment` [N]; 0 for a segment without tokens."""
+    lengths = segment_sum(values.new_ones(values.shape), segment, count)
+    return segment_sum(values, segment, count) / lengths.clamp(min=1)

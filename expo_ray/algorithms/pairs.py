@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from expo_ray.config.errors import DataError
 from expo_ray.messages import Group, Term, TrainingSample
 
 
@@ -123,16 +124,20 @@ class PairStore:
         path.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in self), encoding="utf-8")
 
     def read(self, path: Path) -> None:
-        """Replaces all with the file's pairs. Raises OSError, or ValueError naming file and line."""
+        """Replaces all with the file's pairs.
+
+        Raises:
+            DataError: a line is not a pair, or there is none; names file and line.
+        """
         found = PairStore()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             try:
                 pair = Pair(**json.loads(line))
             except (json.JSONDecodeError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: not a stored pair ({error})") from error
+                raise DataError(f"{path}, line {number}: not a stored pair ({error})") from error
             found.put(pair.uid, [*found.get(pair.uid), pair])
         if not len(found):
-            raise ValueError(f"{path} holds no pairs")
+            raise DataError(f"{path} holds no pairs")
         self._pairs = found._pairs
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import expo_ray
+from expo_ray.config.algorithms import algorithm_class, group_choice
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.keys import defaults
 from expo_ray.config.resources import default_profile
@@ -25,7 +26,6 @@ from expo_ray.config.schema import Config
 
 REPOSITORY = Path(expo_ray.__file__).resolve().parents[1]
 CONF = REPOSITORY / "conf"
-WITHOUT_EXPLANATIONS = ("grpo", "sft_gt_grpo", "dpo_gt")
 
 
 def register() -> None:
@@ -70,7 +70,7 @@ def _own_hydra() -> Iterator[None]:
 
 def derive(config: Config) -> Config:
     """Fills in the values that follow from others: explanations of algorithms that have none, absolute paths."""
-    if config.algo.name in WITHOUT_EXPLANATIONS:
+    if algorithm_class(config.algo.name).explanations == "none":
         config.rollout.explanations_per_prompt = 0
     config.run_dir = str(Path(config.run_dir).expanduser().absolute())
     if (folder := Path(config.model.path).expanduser()).exists():
@@ -142,9 +142,18 @@ def _check_choice(group: str, value: Any) -> None:
     for name in names:
         if name is None and group == "experiment":
             continue
+        if group == "algo" and ":" in str(name):
+            _add_algorithm(str(name))
+            continue
         if name not in choices:
             hint = did_you_mean(str(name), choices)
             raise ConfigError(f"{group}={name} is not a choice{hint} (choices: {', '.join(choices)})")
+
+
+def _add_algorithm(name: str) -> None:
+    """Makes `algo=package.module:Class` a choice: the values of the algorithm that it derives from, and its name."""
+    node = {"defaults": [group_choice(name), "_self_"], "name": name}
+    ConfigStore.instance().store(group="algo", name=name, node=node)
 
 
 def _check_type(override: Override, value: Any) -> None:

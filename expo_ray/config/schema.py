@@ -54,7 +54,7 @@ def key(default: Any, *choices: str, **facts: Any) -> Any:
 class AlgoConfig:
     """conf/algo: which objective, and every open choice of the paper (docs/algorithms/)."""
 
-    name: str = key("exp_grpo", "grpo", "exp_grpo", "sft_gt_grpo", "exp_dpo", "dpo_gt", "explanation_sft")  # algorithm
+    name: str = key("exp_grpo")  # a name in config/algorithms.py, or package.module:Class
     beta: float = key(0.04, at_least=0)  # weight of the ExP-SFT term; 0.04 is the paper's best, 0 is GRPO
     beta_schedule: str = key("constant", "constant", "linear", "cosine")  # linear, cosine: falls to 0 over the run
     sft_reduction: str = key("mean", "mean", "sum")  # over the tokens of a sample; sum: the formula to the letter

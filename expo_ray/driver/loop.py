@@ -55,8 +55,6 @@ def train(run: Run) -> int:
 
             properties = run.measurer.properties(groups, step, record)  # log pi(c|q), rise of log pi(a*|q,c)
             batch = run.algorithm.training_batch(groups, step, properties)  # advantages; q -> c~ -> a*
-            if step == 0:
-                run.algorithm.before_first_update(run.recorder.folder, learners.score)
             with record.phase("update"):
                 update = learners.update(batch)
             check_mismatch(update, config)

@@ -6,6 +6,8 @@ Optimizer and sharding follow DeepSpeed's ZeRO (stage 1 shards the optimizer, 2 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from expo_ray.algorithms import make_algorithm
+from expo_ray.config.algorithms import algorithm_class
 from expo_ray.config.resources import GIB, Resources
 from expo_ray.config.schema import Config
 from expo_ray.preflight.model_folder import ModelShape
@@ -75,13 +77,17 @@ def _generate(config: Config, shape: ModelShape) -> float:
 
 def _update(config: Config, shape: ModelShape) -> float:
     """2 N operations a token forward, 4 N backward (2 N with frozen weights), 2 N more where activations are redone."""
-    algo, rollout, learner = config.algo, config.rollout, config.learner
-    extra = 1 if algo.name == "sft_gt_grpo" else rollout.explanations_per_prompt
-    samples = config.trainer.prompts_per_step * (rollout.samples_per_prompt + extra)
+    learner = config.learner
+    samples = config.trainer.prompts_per_step * (config.rollout.samples_per_prompt + targets_per_prompt(config))
     passes = 2 + (2 if config.model.lora.rank else 4) + (2 if learner.gradient_checkpointing else 0)
-    if algo.kl_coef > 0 or algo.name in ("exp_dpo", "dpo_gt"):
+    if _needs_reference(config):
         passes += 2  # the reference policy's forward pass
     return samples * _length(config) * passes * shape.parameters / _speed(config)
+
+
+def targets_per_prompt(config: Config) -> int:
+    """Explanations, or the gold solution, that a prompt adds to its completions in the training batch."""
+    return config.rollout.explanations_per_prompt + algorithm_class(config.algo.name).needs_gold
 
 
 def _properties(config: Config, shape: ModelShape) -> float:
@@ -107,7 +113,6 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Resident size of a process with its libraries loaded and no model: see tests/integration for what they really take.
 PROCESS_GIB = {"rollout": 1.3, "learner": 0.9, "verifier": 0.3, "driver": 0.9}
 Parts = dict[str, float | None]
-PREFERENCE_ALGORITHMS = ("exp_dpo", "dpo_gt")
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,7 @@ def other_memory(name: str, config: Config) -> MemoryEstimate:
 
 
 def _needs_reference(config: Config) -> bool:
-    algo = config.algo
-    return algo.kl_coef > 0 or algo.kl_conditioned_coef > 0 or algo.name in PREFERENCE_ALGORITHMS
+    return bool(make_algorithm(config).reference_terms)
 
 
 def _activations(config: Config, shape: ModelShape) -> float:

@@ -12,6 +12,7 @@ from expo_ray.preflight.estimate import (
     learner_memory,
     other_memory,
     step_duration,
+    targets_per_prompt,
 )
 from expo_ray.preflight.model_folder import ModelShape, model_shape
 
@@ -135,8 +136,7 @@ def _batch(config: Config) -> BatchPlan:
     rollout, trainer = config.rollout, config.trainer
     completions = trainer.prompts_per_step * rollout.samples_per_prompt
     explanations = trainer.prompts_per_step * rollout.explanations_per_prompt
-    extra = trainer.prompts_per_step if config.algo.name == "sft_gt_grpo" else explanations
-    samples = completions + extra
+    samples = completions + trainer.prompts_per_step * targets_per_prompt(config)
     length = rollout.max_prompt_tokens + rollout.max_completion_tokens
     tokens = samples * length
     micro_batches = -(-tokens // (config.learner.ranks * max(config.learner.tokens_per_micro_batch, length)))

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from expo_ray.config.algorithms import algorithm_class
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.keys import defaults, facts_of, value_of
 from expo_ray.config.objective import parse_objective
@@ -18,8 +19,6 @@ from expo_ray.verifier.tasks import task_problem
 
 LEVELS = (1, 2, 3, 4, 5)
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
-WITH_GROUP = ("grpo", "exp_grpo", "sft_gt_grpo")
-WITH_EXPLANATIONS = ("exp_grpo", "exp_dpo", "explanation_sft")
 
 
 def check_config(config: Config, resources: Resources | None = None, training: bool = True) -> Plan:
@@ -82,7 +81,8 @@ def _values(config: Config) -> Iterator[str]:
 
 def _combinations(config: Config) -> Iterator[str]:
     algo, rollout, learner = config.algo, config.rollout, config.learner
-    if algo.name in WITH_GROUP and rollout.samples_per_prompt < 2:
+    needs_group = algorithm_class(algo.name).needs_group
+    if needs_group and rollout.samples_per_prompt < 2:
         yield (
             f"rollout.samples_per_prompt={rollout.samples_per_prompt} gives algo={algo.name} no group to compare: "
             "use rollout.samples_per_prompt=2 or more"
@@ -93,9 +93,9 @@ def _combinations(config: Config) -> Iterator[str]:
             f"algo.dual_clip={algo.dual_clip:g} is no dual clip, it must lie above the ratio 1: use algo.dual_clip=0 "
             "(off), or a number above 1 such as algo.dual_clip=3"
         )
-    if algo.name in WITH_GROUP and rollout.top_p != 1.0:
+    if needs_group and rollout.top_p != 1.0:
         yield f"rollout.top_p={rollout.top_p} makes the importance ratio wrong: use rollout.top_p=1.0"
-    if algo.name in WITH_GROUP and rollout.top_k > 0:
+    if needs_group and rollout.top_k > 0:
         yield f"rollout.top_k={rollout.top_k} makes the importance ratio wrong: use rollout.top_k=0"
     # On a running cluster a class of the user's may be where the verifiers are, and not here.
     here = config.cluster.address is None or ":" not in config.verifier.name
@@ -105,7 +105,7 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"eval.top_p={config.eval.top_p} is not a share: use a number above 0, up to 1"
     if (wanted := parse_objective(config.eval.objective)[0]) > config.eval.samples:
         yield f"eval.objective={config.eval.objective} needs eval.samples={wanted} or more, not {config.eval.samples}"
-    if config.trainer.async_steps and algo.name in WITH_GROUP and algo.importance_correction == "none":
+    if config.trainer.async_steps and needs_group and algo.importance_correction == "none":
         yield (
             f"trainer.async_steps={config.trainer.async_steps} trains on samples of older weights, which "
             "algo.importance_correction=none does not correct: use algo.importance_correction=truncate"
@@ -128,11 +128,11 @@ def _combinations(config: Config) -> Iterator[str]:
 
 
 def _explanations(config: Config) -> Iterator[str]:
-    """ExP-GRPO without explanations is GRPO, a limit worth running; the others have nothing else to train on."""
     algo, sampled = config.algo, config.rollout.explanations_per_prompt
-    if sampled or algo.name not in WITH_EXPLANATIONS:
+    wanted = algorithm_class(algo.name).explanations
+    if sampled or wanted == "none":
         return
-    if algo.name != "exp_grpo":
+    if wanted == "required":
         yield f"algo={algo.name} needs rollout.explanations_per_prompt=1 or more, not {sampled}"
     elif algo.kl_conditioned_coef:
         yield (

@@ -10,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from expo_ray.config.algorithms import algorithm_label
 from expo_ray.config.errors import DataError
 from expo_ray.files import JsonLines, read_summary
 
@@ -19,17 +20,6 @@ def finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
-
-
-ALGORITHMS = {
-    "grpo": "GRPO",
-    "exp_grpo": "ExP-GRPO",
-    "sft_gt_grpo": "SFT-GT-CoT",
-    "exp_dpo": "ExP-DPO",
-    "dpo_gt": "DPO-GT",
-    "explanation_sft": "ExP-SFT",
-}
-"""The algorithms' names as readers know them."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +39,7 @@ class RunFolder:
     @property
     def label(self) -> str:
         """The algorithm's name as readers know it."""
-        name = str(self.config.algo.name)
-        return ALGORITHMS.get(name, name)
+        return algorithm_label(str(self.config.algo.name))
 
     @property
     def steps_done(self) -> int:

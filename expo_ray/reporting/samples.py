@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.base import Algorithm, Properties
 from expo_ray.algorithms.properties import SampleProperties
-from expo_ray.config.errors import DataError
+from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config, VerifierConfig
 from expo_ray.files import JsonLines
 from expo_ray.messages import Completion, Group, IntArray, Outcome, Problem, Prompt, Rollout, Verdict
@@ -57,7 +57,10 @@ class Replay:
         step = lines[0].get("step")
         if step is None:
             return None, "an evaluation: nothing is trained on"
-        algorithm = make_algorithm(self.config)
+        try:
+            algorithm = make_algorithm(self.config)
+        except ConfigError as error:  # a class that is not installed where the report is made
+            return None, f"not known: {error}"
         reason = self._unknown(lines, algorithm, int(step))
         if reason:
             return None, reason
@@ -74,7 +77,8 @@ class Replay:
         told = self.config.rollout.explanations_per_prompt if algorithm.needs_explanations(step) else 0
         if counts["free"] != free or counts["explanation"] != told:
             return "not known: the group's samples are not all recorded"
-        if self.config.algo.name == "dpo_gt" and not counts["gold"]:
+        # Without a policy term it hangs on the gold solution whether a free completion was used at all.
+        if algorithm.needs_gold and not algorithm.needs_group and not counts["gold"]:
             return "not known: the gold solution is recorded only where properties are measured"
         if algorithm.needs_properties(step) and _properties(lines) is None:
             return "not known: the choice needs properties, which are not recorded"
@@ -82,10 +86,10 @@ class Replay:
 
     def _remark(self, lines: Lines, algorithm: Algorithm, step: int) -> str:
         kinds = {line["kind"] for line in lines}
-        if self.config.algo.name == "sft_gt_grpo" and "gold" not in kinds:
+        if algorithm.needs_gold and "gold" not in kinds:
             return "the gold solution is an SFT target too, where the problem has one and is in scope"
-        explains = self.config.algo.name in ("exp_grpo", "explanation_sft") and self.config.algo.beta > 0
-        if explains and not algorithm.needs_explanations(step):
+        explains = algorithm.explanations != "none" and self.config.algo.beta > 0
+        if explains and algorithm.rollout_ahead(step) and not algorithm.needs_explanations(step):
             return "explanations kept from an earlier step may be SFT targets too"
         return ""
 

@@ -237,22 +237,6 @@ def test_nothing_to_train_on_is_an_empty_batch():
     assert batch_of([group(["wrong"] * 2)], name="grpo", dynamic_sampling="drop").samples == []
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("name", "ppo"),
-        ("loss_normalisation", "batch"),
-        ("explanation_scope", "some"),
-        ("explanation_keep", "best"),
-        ("sft_reduction", "max"),
-        ("beta_schedule", "step"),
-    ],
-)
-def test_unknown_choice_is_named(key, value):
-    with pytest.raises(ValueError, match=f"algo.{key}={value}"):
-        batch_of([group(["wrong", "correct"])], **{key: value})
-
-
 def test_batches_are_made_without_torch():
     code = (
         "import sys; from expo_ray.config.schema import Config; from expo_ray.algorithms import make_algorithm;"

@@ -10,6 +10,7 @@ from algorithm_cases import Arrays, config_with, group, random_arrays
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.losses import dpo_loss
 from expo_ray.algorithms.pairs import PairStore
+from expo_ray.config.errors import DataError
 
 RIGHT = ("it follows that x is 5", "correct")
 LEAK = ("since the answer is given as 5, x is 5", "correct")
@@ -132,17 +133,26 @@ def test_offline_pairs_are_stored_inspected_and_used_again(tmp_path):
     assert batch.metrics["pairs/prompts_without"] == 1
 
 
+@pytest.mark.parametrize(("temperature", "scored"), [(1.0, [-6.0, -8.0]), (0.5, [None, None])])
+def test_offline_pairs_are_written_before_the_first_update(tmp_path, temperature, scored):
+    """Scored by the policy, which still is the reference, where the loss's temperature is that of scoring."""
+    offline = algorithm(dpo_refresh="offline")
+    offline.config.rollout.temperature = temperature
+    offline.attach(tmp_path, lambda sequences: [np.full(len(ids), -2.0, np.float32) for _, ids in sequences])
+    offline.training_batch([group(["wrong"], uid="a")], 0)
+    (line,) = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [line["reference_chosen"], line["reference_rejected"]] == scored
+    before = (tmp_path / "pairs.jsonl").stat().st_mtime_ns
+    offline.training_batch([group([], explanations=[], uid="a")], 1)
+    assert (tmp_path / "pairs.jsonl").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("text", ["", "not json\n", '{"uid": "a"}\n', "[1]\n"])
 def test_bad_pair_files_are_refused(tmp_path, text):
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"bad\.jsonl"):
+    with pytest.raises(DataError, match=r"bad\.jsonl"):
         PairStore().read(path)
-
-
-def test_unknown_refresh_is_named():
-    with pytest.raises(ValueError, match="dpo_refresh=weekly"):
-        algorithm(dpo_refresh="weekly")
 
 
 def algorithm(name: str = "exp_dpo", **keys):

@@ -193,15 +193,6 @@ def test_conditioned_samples_have_no_gradient_without_their_coefficient():
     assert output.loss.item() == 0 and not tokens.logprobs.grad.any()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("policy_loss", "ppo"), ("importance_correction", "clip"), ("kl_estimator", "k4")]
-)
-def test_unknown_choice_is_named(key, value):
-    algo = config_with(**({"kl_coef": 0.1} | {key: value})).algo
-    with pytest.raises(ValueError, match=f"algo.{key}={value}"):
-        grpo_loss(random_arrays(TERMS).tokens(), algo)
-
-
 def test_samples_of_another_objective_are_refused():
     with pytest.raises(ValueError, match="chosen"):
         grpo_loss(random_arrays(["policy", "chosen"]).tokens(), config_with().algo)

@@ -1,0 +1,86 @@
+"""The algorithms by name, and what composing and planning ask of their classes. Imports neither torch nor NumPy.
+
+A name is either a key of `ALGORITHMS` or the path of a class outside the package, `package.module:Class`
+(docs/algorithms/your_own.md). Both are loaded the same way, when they are first asked for.
+"""
+
+import importlib
+from typing import Literal
+
+from expo_ray.config.errors import ConfigError, did_you_mean
+
+ALGORITHMS = {
+    "grpo": "expo_ray.algorithms.grpo:Grpo",
+    "sft_gt_grpo": "expo_ray.algorithms.exp_grpo:SftGtGrpo",
+    "exp_grpo": "expo_ray.algorithms.exp_grpo:ExpGrpo",
+    "explanation_sft": "expo_ray.algorithms.exp_grpo:ExplanationSft",
+    "dpo_gt": "expo_ray.algorithms.exp_dpo:DpoGt",
+    "exp_dpo": "expo_ray.algorithms.exp_dpo:ExpDpo",
+}
+"""The registry: `algo.name` -> class. Tables list the algorithms in this order, each baseline before its method."""
+
+
+Explanations = Literal["none", "optional", "required"]
+
+
+class AlgorithmFacts:
+    """Class attributes of an algorithm; expo_ray.algorithms.base.Algorithm adds the behaviour."""
+
+    label: str = ""
+    """Name in tables and reports; empty: the class's own name."""
+    needs_group: bool = False
+    """Compares the completions of a prompt, so it needs two or more of them, sampled from the whole distribution."""
+    explanations: Explanations = "none"
+    """Whether `rollout.explanations_per_prompt` counts (none: it is 0), and whether it may be 0."""
+    needs_gold: bool = False
+    """Trains on the data set's solutions."""
+
+
+def algorithm_class(name: str) -> type[AlgorithmFacts]:
+    """Loads the class that `algo.name` names.
+
+    Raises:
+        ConfigError: no such name, module or class, or not a subclass of Algorithm; one sentence.
+    """
+    module, colon, attribute = ALGORITHMS.get(name, name).partition(":")
+    if not colon:
+        raise ConfigError(
+            f"algo.name={name} is not an algorithm{did_you_mean(name, ALGORITHMS)} "
+            f"(choices: {', '.join(ALGORITHMS)}, or package.module:Class)"
+        )
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"algo={name}: {module} cannot be imported from the working directory ({reason})") from error
+    cls = getattr(found, attribute, None)
+    if cls is None:
+        raise ConfigError(
+            f"algo={name}: {found.__file__} has no class {attribute}{did_you_mean(attribute, vars(found))}"
+        )
+    if not (isinstance(cls, type) and issubclass(cls, AlgorithmFacts)):
+        raise ConfigError(f"algo={name}: {attribute} is not a subclass of expo_ray.algorithms.base.Algorithm")
+    return cls
+
+
+def group_choice(name: str) -> str:
+    """The choice of conf/algo whose values an algorithm starts from: its own, or that of the nearest algorithm of
+    the registry that its class derives from; "grpo" where it derives from none.
+
+    Raises:
+        ConfigError: see `algorithm_class`.
+    """
+    if name in ALGORITHMS:
+        return name
+    ours = {path: choice for choice, path in ALGORITHMS.items()}
+    paths = (f"{cls.__module__}:{cls.__qualname__}" for cls in algorithm_class(name).__mro__)
+    return next((ours[path] for path in paths if path in ours), "grpo")
+
+
+def algorithm_label(name: str) -> str:
+    """The algorithm's name as readers know it; `name` itself where its class cannot be loaded here."""
+    try:
+        cls = algorithm_class(name)
+    except ConfigError:
+        return name
+    return cls.label or cls.__name__
