@@ -5,19 +5,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import ray
 import torch
 from ray.actor import ActorHandle
-from vllm.distributed.weight_transfer.base import TrainerInitInfo, TrainerWeightTransferEngine, WeightSource
-from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from expo_ray.runtime.waits import ActorFailed, Deadline, Waiter, WaitExpired
 from expo_ray.sync.errors import SyncError, SyncTimeout
 from expo_ray.sync.gloo.buckets import tensor_bytes
-from expo_ray.sync.gloo.engine import register
-from expo_ray.sync.gloo.trainer import GlooTrainerInitInfo
+from expo_ray.sync.gloo.trainer import GlooTransfer, Source
 
 
 class BoundedWeightSyncClient:
@@ -139,30 +136,34 @@ def resolve_backend(backend: str, device: str, colocated: bool) -> str:
     return backend
 
 
+class Transfer(Protocol):
+    """One rank's end of a connection: vLLM's trainer engine for NCCL and IPC, ours for Gloo."""
+
+    def send_weights(self) -> None: ...
+    def shutdown(self) -> None: ...
+
+
 class WeightSender:
     """Sends a learner's weights to the rollout workers. Every method must be called on every rank."""
 
-    def __init__(self, source: WeightSource, *, rank: int, bucket_bytes: int, timeout_s: float) -> None:
+    def __init__(self, source: Source, *, rank: int, bucket_bytes: int, timeout_s: float) -> None:
         """`bucket_bytes` bounds what is packed at once; `timeout_s` bounds a whole connect and a whole send."""
         self._source = source
         self._rank = rank
         self._bucket_bytes = bucket_bytes
         self._timeout_s = timeout_s
         self._client: BoundedWeightSyncClient | None = None
-        self._engine: TrainerWeightTransferEngine[Any] | None = None
+        self._engine: Transfer | None = None
 
     def connect(self, workers: Mapping[str, ActorHandle], backend: str, ranks_per_worker: int = 1) -> None:
         """Connects to the workers (by name), in place of any earlier ones.
 
         `ranks_per_worker`: tensor parallel size of the engines. Raises SyncError or SyncTimeout.
         """
-        register()
         self.close()
         client = BoundedWeightSyncClient(workers, Deadline(self._timeout_s), ranks_per_worker)
-        info = self._init_info(list(workers), backend, ranks_per_worker)
-        self._engine = self._bounded(
-            client, lambda: WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
-        )
+        peers = [name for name in workers for _ in range(ranks_per_worker)]
+        self._engine = self._bounded(client, lambda: self._open(client, peers, backend))
         self._client = client
 
     def send(self, weight_version: int) -> SendReport:
@@ -197,11 +198,27 @@ class WeightSender:
             self._engine.shutdown()
         self._engine = self._client = None
 
-    def _init_info(self, names: list[str], backend: str, ranks_per_worker: int) -> TrainerInitInfo:
-        peers = [name for name in names for _ in range(ranks_per_worker)]
+    def _open(self, client: BoundedWeightSyncClient, peers: list[str], backend: str) -> Transfer:
         address = ray.util.get_node_ip_address()
         if backend == "gloo":
-            return GlooTrainerInitInfo(address, peers, self._bucket_bytes, self._timeout_s, rank=self._rank)
+            return GlooTransfer(
+                client,
+                self._source,
+                rank=self._rank,
+                address=address,
+                peers=peers,
+                bucket_bytes=self._bucket_bytes,
+                timeout_s=self._timeout_s,
+            )
+        # Imported only here: on a CPU no learner needs vLLM, whose import takes seconds.
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+        info = self._init_info(address, peers, backend)
+        engine: Transfer = WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
+        return engine
+
+    def _init_info(self, address: str, peers: list[str], backend: str) -> Any:
+        """What vLLM's trainer engine of a backend is made from."""
         if backend == "nccl":
             from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 

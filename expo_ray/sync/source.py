@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+from expo_ray.sync.gloo.buckets import ParamMeta
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ def lora_entries(model: torch.nn.Module, prefix: str = "base_model.model.", adap
     return entries
 
 
-class ZeroWeightSource(WeightSource):
-    """Full weights of a DeepSpeed engine's module, at any ZeRO stage.
+class ZeroWeightSource:
+    """Full weights of a DeepSpeed engine's module, at any ZeRO stage. It has the methods of vLLM's `WeightSource`.
 
     At stage 3 parameters are gathered a bucket at a time, which is a collective call: every learner rank must
     iterate. They are yielded as copies, because partitioning the bucket again frees the gathered memory. At stages 0

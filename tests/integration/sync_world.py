@@ -184,6 +184,11 @@ class Learner:
     def send(self, version: int) -> Any:
         return self.sender.send(version)
 
+    def has_imported(self, module: str) -> bool:
+        import sys
+
+        return module in sys.modules
+
     def rename(self, name: str, to: str) -> None:
         """From now on the source hands out one tensor under a name that the engine does not have."""
         from dataclasses import replace

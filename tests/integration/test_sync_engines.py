@@ -86,6 +86,7 @@ def test_two_tied_engines_follow_the_learners(
         seen.append(call(learners, "probe", probes(0), version)[0].logprobs[0])
     # The updates move the weights by far more than the proof tolerates, so the proof above says something.
     assert abs(seen[0] - seen[1]).max() > 100 * TOLERANCE
+    assert call(learners, "has_imported", "vllm") == [False] * len(learners), "its import takes seconds"
     if stage == 3:
         worst, whole = call(learners, "gathered_at_once")[0]
         assert 0 < worst <= 40_000 < whole / 4

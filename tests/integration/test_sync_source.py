@@ -73,12 +73,11 @@ def test_lora_is_merged_as_peft_merges_it(model):
 
 
 def test_registering_twice_is_harmless():
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     register()
     register()
     assert WeightTransferEngineFactory._registry["gloo"]().__name__ == "GlooWeightTransferEngine"
-    assert WeightTransferTrainerFactory._registry["gloo"]().__name__ == "GlooTrainerWeightTransferEngine"
 
 
 def test_vllms_ipc_buffer_holds_the_largest_tensor_and_nccl_packs_on_one_stream():
@@ -87,8 +86,8 @@ def test_vllms_ipc_buffer_holds_the_largest_tensor_and_nccl_packs_on_one_stream(
     source = ZeroWeightSource(torch.nn.Linear(1000, 250))
     for bucket, expected in ((1 << 10, 1_000_000), (1 << 21, 1 << 21)):
         sender = WeightSender(source, rank=0, bucket_bytes=bucket, timeout_s=1.0)
-        assert sender._init_info(["rollout-0"], "ipc", 1).packed_buffer_size_bytes == expected
-        assert sender._init_info(["rollout-0"], "nccl", 1).packed_num_buffers == 1
+        assert sender._init_info("127.0.0.1", ["rollout-0"], "ipc").packed_buffer_size_bytes == expected
+        assert sender._init_info("127.0.0.1", ["rollout-0"], "nccl").packed_num_buffers == 1
 
 
 def test_after_a_round_that_broke_what_it_had_loaded_is_forgotten():

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:  # importing vLLM takes many seconds
-    from vllm.distributed.weight_transfer.base import ParamMeta
-
+BUCKETS_UNDER_WAY = 2
+"""How many buckets are on their way while another one is packed or loaded."""
 ALIGNMENT = 64
 """Bytes. Every tensor starts on a cache line, so that a view of any dtype is aligned."""
 DIRECT_BYTES = 1 << 20
@@ -16,10 +14,23 @@ DIRECT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class ParamMeta:
+    """Name, dtype on the wire and full shape of one tensor.
+
+    vLLM has a class of the same name with the same fields, and its trainer engines read ours just as well. Importing
+    theirs would cost every learner rank the import of vLLM, which takes seconds.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
     """One tensor's place in a bucket."""
 
-    meta: "ParamMeta"
+    meta: ParamMeta
     offset: int
     """Bytes from the start of the bucket."""
     nbytes: int
@@ -51,7 +62,7 @@ class Bucket:
         return (slot for message in self.messages for slot in message.slots)
 
 
-def plan_buckets(metadata: "Sequence[ParamMeta]", bucket_bytes: int) -> list[Bucket]:
+def plan_buckets(metadata: Sequence[ParamMeta], bucket_bytes: int) -> list[Bucket]:
     """Cuts `metadata`, in its order, into buckets of at most `bucket_bytes`.
 
     A larger tensor gets a bucket of its own, because the engine loads whole tensors. Raises ValueError if
@@ -75,7 +86,7 @@ def plan_buckets(metadata: "Sequence[ParamMeta]", bucket_bytes: int) -> list[Buc
     return buckets
 
 
-def tensor_bytes(meta: "ParamMeta") -> int:
+def tensor_bytes(meta: ParamMeta) -> int:
     """Bytes of the full tensor on the wire."""
     return meta.dtype.itemsize * torch.Size(meta.shape).numel()
 

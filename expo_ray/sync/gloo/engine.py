@@ -1,8 +1,7 @@
 """vLLM weight transfer over Gloo, for rollout engines with no GPU: the engine's side.
 
-`register()` makes both sides known to vLLM. The learner's rank 0 sends (gloo.trainer), and each rollout rank
-receives over its own link (gloo.link). Sending, receiving and loading overlap: two buckets are on their way while a
-third is loaded.
+The learner's rank 0 sends (gloo.trainer), and each rollout rank receives over its own link (gloo.link). Sending,
+receiving and loading overlap: two buckets are on their way while a third is loaded.
 """
 
 import ctypes
@@ -16,15 +15,14 @@ from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from expo_ray.runtime.waits import Deadline
-from expo_ray.sync.gloo.buckets import Bucket, plan_buckets, unpack
+from expo_ray.sync.gloo.buckets import BUCKETS_UNDER_WAY, Bucket, ParamMeta, plan_buckets, unpack
 from expo_ray.sync.gloo.link import RECEIVER, SHORTEST_S, GlooLink, join_store
 from expo_ray.sync.gloo.loading import DirectLoader, direct_loader, finish_reload
 
@@ -33,7 +31,6 @@ logger = logging.getLogger(__name__)
 NamedTensors = list[tuple[str, torch.Tensor]]
 
 BACKEND = "gloo"
-BUCKETS_UNDER_WAY = 2
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
@@ -41,10 +38,6 @@ def register() -> None:
     """Registers the backend "gloo" with vLLM in this process; must precede building the engine. Idempotent."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, GlooWeightTransferEngine)
-    if BACKEND not in WeightTransferTrainerFactory._registry:
-        WeightTransferTrainerFactory.register_engine(
-            BACKEND, "expo_ray.sync.gloo.trainer", "GlooTrainerWeightTransferEngine"
-        )
 
 
 @dataclass(kw_only=True)

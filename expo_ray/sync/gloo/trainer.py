@@ -1,53 +1,45 @@
-"""vLLM weight transfer over Gloo: the learners' side. Rank 0 sends; the other ranks take part in gathering."""
+"""Weight transfer over Gloo: the learners' side. Rank 0 sends; the other ranks take part in gathering.
+
+Nothing here imports vLLM, which would cost every learner rank seconds at its start. The workers get the same requests
+as from vLLM's own trainer engines; vLLM checks them on the engine's side (gloo.engine).
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol
 
 import torch
-from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    VLLMWeightSyncClient,
-    WeightSource,
-)
 
 from expo_ray.runtime.waits import Deadline
 from expo_ray.sync.errors import SyncError, SyncTimeout
-from expo_ray.sync.gloo.buckets import Bucket, Message, pack, plan_buckets
-from expo_ray.sync.gloo.engine import (
-    BACKEND,
-    BUCKETS_UNDER_WAY,
-    GlooWeightTransferInitInfo,
-    GlooWeightTransferUpdateInfo,
-)
+from expo_ray.sync.gloo.buckets import BUCKETS_UNDER_WAY, Bucket, Message, ParamMeta, pack, plan_buckets
 from expo_ray.sync.gloo.link import SENDER, SHORTEST_S, GlooLink, open_store
 
 CAUSE_WAIT_S = 5.0
 """After a broken transfer: how long to wait for the worker's own error, which says more than the broken socket."""
 
 
-class BoundedClient(VLLMWeightSyncClient, Protocol):
-    """A client whose calls, and what is transferred meanwhile, share one deadline."""
+class Client(Protocol):
+    """Calls the workers: the part of vLLM's VLLMWeightSyncClient that a transfer needs, with a deadline."""
 
     deadline: Deadline
+    """Shared by all calls and by what is transferred meanwhile."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+    def start_weight_update(self) -> None: ...
+    def update_weights(self, update_info: dict[str, Any]) -> None: ...
+    def finish_weight_update(self) -> None: ...
 
 
-@dataclass
-class GlooTrainerInitInfo(TrainerInitInfo):
-    """Trainer-side init info. `peer_names[i]` is the worker of rollout rank i + 1, for messages."""
+class Source(Protocol):
+    """The weights: the part of vLLM's WeightSource that a transfer needs. ZeroWeightSource is one."""
 
-    backend: ClassVar[str] = BACKEND
-
-    master_address: str
-    peer_names: list[str]
-    bucket_bytes: int = 64 << 20
-    timeout_s: float = 300.0
+    def metadata(self) -> list[ParamMeta]: ...
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]: ...
 
 
 @dataclass
@@ -59,40 +51,51 @@ class _UnderWay:
     payloads: list[torch.Tensor] = field(default_factory=list)
 
 
-class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """Rank 0 sends each bucket to every rollout rank; other learner ranks only take part in gathering."""
+class GlooTransfer:
+    """Rank 0 sends each bucket to every rollout rank; other learner ranks only take part in gathering.
 
-    init_info_cls = GlooTrainerInitInfo
+    Args:
+        client: calls the workers.
+        source: the weights. Every learner rank must iterate it.
+        rank: this learner rank.
+        address: this machine's, for the workers to connect to.
+        peers: `peers[i]` is the worker of rollout rank i + 1.
+        bucket_bytes: bounds what is packed at once.
+        timeout_s: bounds the sockets' own waits.
 
-    def __init__(self, init_info: GlooTrainerInitInfo, *, client: BoundedClient, source: WeightSource) -> None:
-        super().__init__(client=client, source=source, is_sender=init_info.is_sender)
-        self._info, self._bounds = init_info, client
+    Raises:
+        SyncError, SyncTimeout: a worker did not connect; both name it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        source: Source,
+        *,
+        rank: int,
+        address: str,
+        peers: list[str],
+        bucket_bytes: int,
+        timeout_s: float,
+    ) -> None:
+        self.client, self.source, self.is_sender = client, source, rank == 0
+        self._peers, self._bucket_bytes = peers, bucket_bytes
         self._links: list[GlooLink] = []
+        if self.is_sender:
+            self._connect(address, timeout_s)
 
-    @classmethod
-    def trainer_init(
-        cls, init_info: GlooTrainerInitInfo, *, client: BoundedClient, source: WeightSource | None = None
-    ) -> Self:
-        """Connects rank 0 to every rollout rank. Raises SyncError, SyncTimeout, or ValueError without a source."""
-        if source is None:
-            raise ValueError("the Gloo backend sends all weights and needs a WeightSource")
-        engine = cls(init_info, client=client, source=source)
-        if engine.is_sender:
-            engine._connect()
-        return engine
-
-    def _connect(self) -> None:
-        info, deadline = self._info, self._bounds.deadline
-        store = open_store(info.master_address, info.timeout_s)
-        worker_info = GlooWeightTransferInitInfo(
-            master_address=info.master_address,
-            master_port=store.port,
-            rank_offset=1,
-            bucket_bytes=info.bucket_bytes,
-            timeout_s=info.timeout_s,
-        )
-        with _call_during(self.client.init_weight_transfer_engine, asdict(worker_info)) as answer:
-            for peer, name in enumerate(info.peer_names, start=1):
+    def _connect(self, address: str, timeout_s: float) -> None:
+        deadline = self.client.deadline
+        store = open_store(address, timeout_s)
+        request = {  # engine.GlooWeightTransferInitInfo
+            "master_address": address,
+            "master_port": store.port,
+            "rank_offset": 1,
+            "bucket_bytes": self._bucket_bytes,
+            "timeout_s": timeout_s,
+        }
+        with _call_during(self.client.init_weight_transfer_engine, request) as answer:
+            for peer, name in enumerate(self._peers, start=1):
                 try:
                     self._links.append(GlooLink(store, peer, SENDER, max(0.1, deadline.left)))
                 except RuntimeError as error:
@@ -105,22 +108,21 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
 
     def send_weights(self) -> None:
         """Runs one round, on every learner rank. Raises SyncError or SyncTimeout, which name the late worker."""
-        assert self.source is not None
         metadata = self.source.metadata()
         pairs = checked(self.source, metadata)
-        plan = plan_buckets(metadata, self._info.bucket_bytes)
+        plan = plan_buckets(metadata, self._bucket_bytes)
         if not self.is_sender:
             _exhaust(pairs)
             return
-        update = GlooWeightTransferUpdateInfo(
-            names=[meta.name for meta in metadata],
-            dtype_names=[str(meta.dtype).removeprefix("torch.") for meta in metadata],
-            shapes=[list(meta.shape) for meta in metadata],
-            seconds=self._bounds.deadline.left,
-        )
+        request = {  # engine.GlooWeightTransferUpdateInfo
+            "names": [meta.name for meta in metadata],
+            "dtype_names": [str(meta.dtype).removeprefix("torch.") for meta in metadata],
+            "shapes": [list(meta.shape) for meta in metadata],
+            "seconds": self.client.deadline.left,
+        }
         try:
             self.client.start_weight_update()
-            with _call_during(self.client.update_weights, asdict(update)) as answer:
+            with _call_during(self.client.update_weights, request) as answer:
                 try:
                     self._transmit(plan, pairs)
                 except SyncError:
@@ -165,16 +167,16 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             try:
                 sending.works.append((peer, link.send(payload, tag)))
             except RuntimeError as error:
-                name = self._info.peer_names[peer]
+                name = self._peers[peer]
                 raise SyncError(f"rollout worker {name} is gone: {error}", (name,)) from error
 
     def _wait(self, sent: _UnderWay, buckets: int) -> None:
-        deadline = self._bounds.deadline
+        deadline = self.client.deadline
         for peer, work in sent.works:
             try:
                 work.wait(timedelta(seconds=max(SHORTEST_S, deadline.left)))
             except RuntimeError as error:
-                name = self._info.peer_names[peer]
+                name = self._peers[peer]
                 where = f"bucket {sent.index + 1} of {buckets} (phase transfer)"
                 if not deadline.left:
                     late = f"rollout worker {name} did not take {where} within {deadline.seconds:g} s"
@@ -182,7 +184,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
                 raise SyncError(f"rollout worker {name} broke off at {where}: {error}", (name,)) from error
 
 
-def checked(source: WeightSource, metadata: list[ParamMeta]) -> Iterator[torch.Tensor]:
+def checked(source: Source, metadata: list[ParamMeta]) -> Iterator[torch.Tensor]:
     """Yields the source's tensors in order. Raises ValueError if they disagree with `metadata`."""
     pairs = iter(source)
     for expected in metadata:
