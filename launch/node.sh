@@ -15,6 +15,7 @@ STATE=${NODE_STATE:-${TMPDIR:-/tmp}/expo_ray_node_$(id -u)}
 TOKEN=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 export RAY_AUTH_MODE=token PATH=$PWD/.venv/bin:$PATH
 export RAY_DASHBOARD_STARTUP_TIMEOUT_S=${RAY_DASHBOARD_STARTUP_TIMEOUT_S:-${START_S:-120}} # Ray's own: 60
+export RAY_agent_register_timeout_ms=${RAY_agent_register_timeout_ms:-90000} # Ray's own: 15000, too few for busy cores
 
 say() { printf 'node: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }

@@ -146,7 +146,9 @@ class RolloutConfig:
     tensor_parallel: int = key(1, at_least=1, actors=True)  # GPUs of one engine
     dtype: str = key("float32", "float32", "bfloat16", "float16", actors=True, evaluation=True)  # of the engines
     enforce_eager: bool = key(True, on_resume="reported", actors=True)  # false: CUDA graphs
-    max_sequences: int = key(256, at_least=1, on_resume="reported", actors=True)  # that an engine decodes at once
+    max_sequences: int = key(
+        0, at_least=0, on_resume="reported", actors=True
+    )  # decoded at once; 0: a step's, if they fit
     kv_cache_gib: float = key(1.0, on_resume="reported", actors=True)  # of a CPU engine
     gpu_memory_utilization: float = key(0.85, at_least=0.05, at_most=0.98, on_resume="reported", actors=True)  # GPU
 

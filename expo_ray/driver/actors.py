@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,8 @@ class Actors:
         options = self._options("rollout", bundle=index)
         if self.config.trainer.async_steps:
             options["max_concurrency"] = ENGINE_THREADS
-        arguments = (self.config, index, self.context_tokens, self.stop_ids, self.log_folder)
+        rollout = replace(self.config.rollout, max_sequences=self.plan.max_sequences)
+        arguments = (replace(self.config, rollout=rollout), index, self.context_tokens, self.stop_ids, self.log_folder)
         return ray.remote(RolloutWorker).options(**options).remote(*arguments)
 
     def _learner(self, rank: int, name: str) -> Any:

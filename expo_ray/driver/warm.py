@@ -6,6 +6,7 @@ from typing import Any
 from expo_ray.config.keys import as_settings, facts_of
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
+from expo_ray.preflight.estimate import sequences_at_once
 from expo_ray.runtime.journal import Events
 
 
@@ -25,7 +26,7 @@ class WarmActors:
         """Actors for a run; arguments and errors are those of `Actors`."""
         idle, self._idle = self._idle, None
         fits = idle is not None and context_tokens <= idle.context_tokens and stop_ids == idle.stop_ids
-        if idle is not None and fits and _same(idle.config, config):
+        if idle is not None and fits and _same(idle, config):
             idle.adopt(config, folder, events)
             return idle
         if idle is not None:
@@ -43,8 +44,12 @@ class WarmActors:
             self._idle = None
 
 
-def _same(before: Config, now: Config) -> bool:
+def _same(idle: Actors, now: Config) -> bool:
+    # The number of sequences may be derived from settings in which the runs differ.
+    if sequences_at_once(now, idle.plan.shape) != idle.plan.max_sequences:
+        return False
+
     def fixed(config: Config) -> dict[str, Any]:
         return {key: value for key, value in as_settings(config).items() if facts_of(key).actors}
 
-    return fixed(before) == fixed(now)
+    return fixed(idle.config) == fixed(now)

@@ -12,6 +12,7 @@ from expo_ray.config.keys import defaults, facts_of, value_of
 from expo_ray.config.schema import Config
 from expo_ray.files import write_whole
 from expo_ray.messages import Prompt
+from expo_ray.preflight.estimate import sequences_at_once
 
 FILE = "settings.json"
 OTHERS = ("config.yaml", "samples.jsonl", "metrics.jsonl", "checkpoints")
@@ -69,5 +70,5 @@ def _difference(key: str, before: Any, now: Any, folder: Path) -> str:
 
 
 def _whole_engines(config: Config) -> int:
-    rollout = config.rollout
-    return max(1, _ROUNDS * rollout.max_sequences * rollout.workers // config.eval.samples)
+    at_once = sequences_at_once(config, shape=None)  # a cache that holds fewer makes more rounds of it
+    return max(1, _ROUNDS * at_once * config.rollout.workers // config.eval.samples)

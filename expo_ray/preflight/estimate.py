@@ -64,9 +64,8 @@ def duration_text(config: Config, found: StepDuration | None) -> Iterator[str]:
 def _generate(config: Config, shape: ModelShape) -> float:
     """Decoding step by step: each reads the weights and the key-value cache of all sequences once."""
     rollout, cluster = config.rollout, config.cluster
-    per_prompt = rollout.samples_per_prompt + rollout.explanations_per_prompt
-    sequences = -(-config.trainer.prompts_per_step * per_prompt // rollout.workers)
-    at_once = min(sequences, rollout.max_sequences)
+    sequences = _asked_of_an_engine(config)
+    at_once = min(sequences, sequences_at_once(config, shape))
     waves = -(-sequences // at_once)
     mean_context = rollout.max_prompt_tokens + rollout.max_completion_tokens / 2
     cache = at_once * mean_context * shape.kv_bytes_per_token(BYTES_PER_VALUE)
@@ -112,6 +111,8 @@ def _speed(config: Config) -> float:
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Resident size of a process with its libraries loaded and no model: see tests/integration for what they really take.
 PROCESS_GIB = {"rollout": 1.3, "learner": 0.9, "verifier": 0.3, "driver": 0.9}
+FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 1024
+"""Bounds of the derived number of sequences that an engine decodes at once."""
 Parts = dict[str, float | None]
 
 
@@ -137,6 +138,30 @@ class MemoryEstimate:
         """One line: totals and parts."""
         places = [(name, parts) for name, parts in (("GPU", self.gpu), ("host", self.host)) if parts]
         return "; ".join(f"{name} {_gib(_sum(parts))} GiB ({_parts(parts)})" for name, parts in places)
+
+
+def sequences_at_once(config: Config, shape: ModelShape | None) -> int:
+    """How many sequences an engine decodes at once: `rollout.max_sequences`, where that is not 0.
+
+    Where it is 0, as many as a step asks of an engine, so that a step is sampled in one wave. On a CPU no more than its
+    key-value cache holds at full length: vLLM would throw sequences out and compute them again. Evaluations, which ask
+    for more than a step, get at least `FEWEST_SEQUENCES`.
+    """
+    rollout = config.rollout
+    if rollout.max_sequences:
+        return rollout.max_sequences
+    wanted = min(max(_asked_of_an_engine(config), FEWEST_SEQUENCES), MOST_SEQUENCES)
+    if shape is None or config.profile.device != "cpu":
+        return wanted
+    room = rollout.kv_cache_gib * GIB / (_length(config) * shape.kv_bytes_per_token(BYTES[rollout.dtype]))
+    return max(1, min(wanted, int(room)))
+
+
+def _asked_of_an_engine(config: Config) -> int:
+    """Completions and explanations that a step samples with each engine."""
+    rollout = config.rollout
+    per_prompt = rollout.samples_per_prompt + rollout.explanations_per_prompt
+    return -(-config.trainer.prompts_per_step * per_prompt // rollout.workers)
 
 
 def engine_memory(config: Config, shape: ModelShape | None, resources: Resources) -> MemoryEstimate:

@@ -11,6 +11,7 @@ from expo_ray.preflight.estimate import (
     engine_memory,
     learner_memory,
     other_memory,
+    sequences_at_once,
     step_duration,
     targets_per_prompt,
 )
@@ -61,6 +62,11 @@ class Plan:
     def trains(self) -> bool:
         """Whether there are learners; an evaluation has none."""
         return self.actor("learner").count > 0
+
+    @property
+    def max_sequences(self) -> int:
+        """How many sequences an engine decodes at once."""
+        return sequences_at_once(self.config, self.shape)
 
     @property
     def cores(self) -> float:
@@ -189,6 +195,8 @@ def plan_text(plan: Plan) -> str:
         f"            {config.algo.updates_per_batch} update(s) on {config.learner.ranks} rank(s), ZeRO stage "
         f"{config.learner.zero_stage}, at most {batch.micro_batches_per_rank} micro-batches a rank of "
         f"{config.learner.tokens_per_micro_batch} tokens",
+        f"engines     each decodes up to {plan.max_sequences} sequences at once"
+        + ("" if config.rollout.max_sequences else " (rollout.max_sequences=0: chosen for this run)"),
         *duration_text(config, step_duration(config, plan.shape)),
     ]
     return "\n".join(lines) + "\n"

@@ -15,6 +15,8 @@ from expo_ray.runtime.waits import WaitExpired
 
 OBJECT_STORE_BYTES = 256 << 20
 """Enough for the batches of a small model; Ray's default takes 30 % of memory."""
+AGENT_REGISTER_MS = "90000"
+"""How long Ray's own agents may take to register with their raylet. Ray's own 15 s are too few on a busy machine."""
 TRIES = 3
 """Ray waits 30 s for its own node, which a busy machine can miss."""
 
@@ -47,6 +49,7 @@ def start_ray(**options: Any) -> None:
         WaitExpired: every try exceeded the bound. The error quotes the raylet's log.
         Exception: what Ray raises for any other reason.
     """
+    os.environ.setdefault("RAY_agent_register_timeout_ms", AGENT_REGISTER_MS)
     for _ in range(TRIES):
         try:
             ray.init(address="local", include_dashboard=False, **options)

@@ -127,6 +127,7 @@ def test_a_misspelled_fact_of_a_key_is_an_error():
         (["algo.dual_clip=0.5"], ["algo.dual_clip=0.5", "algo.dual_clip=0 (off)", "algo.dual_clip=3"]),
         (["algo.dual_clip=1"], ["algo.dual_clip=1 "]),
         (["rollout.tensor_parallel=2"], ["rollout.tensor_parallel=2", "needs GPUs", "rollout.tensor_parallel=1"]),
+        (["learner.batching=packed"], ["learner.batching=packed", "profile=cpu", "learner.batching=padded"]),
         (["data.levels=[6]"], ["level 6", "1 to 5"]),
         (["data=gsm8k", "data.levels=[5]"], ["data.levels=[5]", "data.level_key"]),
         (["verifier.name=maths"], ["verifier.name=maths", "'math'"]),

@@ -69,6 +69,25 @@ def test_batch_sizes_of_a_step():
     assert batch.micro_batches_per_rank == 8  # 9000 / 2 ranks / 600 = 7.5
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["experiment=demo"], 64 * (4 + 1)),
+        (["experiment=demo", "rollout.workers=3"], 107),  # 320 shared out, rounded up
+        (["experiment=demo", "trainer.prompts_per_step=2"], 64),  # an evaluation asks for more than these 10
+        (["experiment=demo", "trainer.prompts_per_step=2000"], 1024),
+        (["experiment=demo", "rollout.max_sequences=5"], 5),
+        # 24 layers x 2 heads x 64 x (key and value) x 4 bytes = 24,576 a token; 768 tokens; 1 GiB holds 56.9 of those.
+        (["model.path=qwen2.5-0.5b", "trainer.prompts_per_step=40"], 56),
+        (["model.path=qwen2.5-0.5b", "trainer.prompts_per_step=40", "rollout.kv_cache_gib=2"], 113),
+    ],
+)
+def test_an_engine_decodes_what_a_step_asks_of_it_and_its_cache_holds(overrides, expected):
+    plan = make_plan(compose_config(["profile=cpu", *overrides]), TWO_CORES)
+    assert plan.max_sequences == expected
+    assert f"each decodes up to {expected} sequences" in plan_text(plan)
+
+
 def test_sft_on_gold_adds_one_sample_a_prompt():
     batch = make_plan(compose_config(["profile=cpu", "algo=sft_gt_grpo"]), TWO_CORES).batch
     assert (batch.explanations, batch.samples) == (0, 8 * 4 + 8)

@@ -1,11 +1,14 @@
 """A Ray that fails to start: it is retried, then one sentence quotes the raylet's log."""
 
+import os
+
 import pytest
 import ray
 
 from expo_ray.runtime.ray_node import TRIES, start_ray
 from expo_ray.runtime.waits import WaitExpired
 
+AGENT_BOUND = "RAY_agent_register_timeout_ms"
 TIMED_OUT = "The current node timed out during startup. This could happen because ..."
 
 
@@ -31,6 +34,16 @@ def test_a_start_that_timed_out_is_tried_again(monkeypatch):
     monkeypatch.setattr(ray, "init", failing(RuntimeError(TIMED_OUT), TRIES - 1, calls))
     start_ray(num_cpus=3)
     assert len(calls) == TRIES and all(options["num_cpus"] == 3 for options in calls)
+
+
+def test_rays_agents_get_more_than_rays_own_time(monkeypatch):
+    monkeypatch.delenv(AGENT_BOUND, raising=False)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    start_ray()
+    assert int(os.environ[AGENT_BOUND]) > 15_000
+    monkeypatch.setenv(AGENT_BOUND, "7")
+    start_ray()
+    assert os.environ[AGENT_BOUND] == "7", "the user has set it"
 
 
 def test_the_last_failure_quotes_the_raylets_log(monkeypatch, logs):
