@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from tests.chaos.compare import assert_same_run
+from tests.chaos.compare import assert_same_run, assert_whole_checkpoints
 from tests.chaos.harness import Chaos
 from tests.chaos.plan import Kill, plan_kills
 
@@ -27,6 +27,7 @@ def overrides(steps: int) -> list[str]:
         "eval.max_problems=2",
         "eval.before=false",
         "algo.properties_every=3",
+        "algo.explanation_refresh_steps=3",
         "logging.tensorboard=false",
     ]
 
@@ -52,10 +53,13 @@ def run(folder: Path, kills: int, seed: int) -> Chaos:
     """An undisturbed run and one under kills; raises where they differ."""
     steps = max(12, 2 * kills)
     if not (folder / "undisturbed" / "summary.json").exists():
+        print(f"an undisturbed run of {steps} steps: {folder / 'undisturbed'}", flush=True)
         Chaos(overrides(steps), folder / "undisturbed", []).run()
+    print(f"the same run under {kills} kills: {folder / 'disturbed'}", flush=True)
     chaos = Chaos(overrides(steps), folder / "disturbed", plan_kills(kills, seed), seed)
     chaos.run()
     assert_same_run(folder / "disturbed", folder / "undisturbed", steps, SAMPLES)
+    assert_whole_checkpoints(folder / "disturbed", folder / "undisturbed")
     return chaos
 
 

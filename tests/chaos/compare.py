@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from expo_ray.checkpoint.manifest import damage
+
 TIMED = ("time/", "memory/", "sync/seconds", "tokens/per_second", "update/tera_operations", "update/mfu")
 
 
@@ -42,6 +44,14 @@ def assert_same_run(disturbed: Path, undisturbed: Path, steps: int, samples: int
     for name in ("samples.jsonl", "evaluations.jsonl"):
         assert (disturbed / name).read_bytes() == (undisturbed / name).read_bytes(), name
     assert policy_digest(disturbed, steps) == policy_digest(undisturbed, steps)
+
+
+def assert_whole_checkpoints(disturbed: Path, undisturbed: Path) -> None:
+    """The same checkpoints are kept, all of them whole; no half-written one is left."""
+    left = sorted(path.name for path in (disturbed / "checkpoints").iterdir())
+    assert left == sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
+    damaged = {path.name: damage(path) for path in (disturbed / "checkpoints").iterdir()}
+    assert not any(damaged.values()), damaged
 
 
 def differing(here: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:

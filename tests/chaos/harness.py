@@ -20,7 +20,9 @@ POLL_S = 0.001
 LEFT_OVER_S = 40.0
 """How long processes of a killed driver may live on."""
 AGENTS_LEFT_OVER_S = 150.0
-"""The same for Ray's own agents, which try for a minute to tell the dead cluster that it is dead."""
+"""The same for Ray's own agents, which try for a minute to report to the dead cluster."""
+ALIVE_S = 20.0
+"""After so many seconds without news a line says how far the run is."""
 
 
 class ChaosError(AssertionError):
@@ -73,10 +75,14 @@ class Chaos:
         waiting = list(self.kills)
         while waiting:
             self._await_progress()
-            made = self._kill(waiting[0], chance)
+            kill = waiting[0]
+            made = self._kill(kill, chance)
             self.made.append(made)
             if made.hit:
                 waiting.pop(0)
+            done = len(self.kills) - len(waiting)
+            how = "" if made.hit else " (missed the phase: again)"
+            print(f"kill {done} of {len(self.kills)}: {made.name}, {kill.phase} of step {made.step}{how}", flush=True)
         if self.made:
             self._await_progress()
         self._await(lambda: self._process.poll() is not None, "the end of the run")
@@ -168,8 +174,11 @@ class Chaos:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _await(self, holds: Any, what: str, idle: float = 0.05) -> None:
-        deadline = time.monotonic() + self.bound_s
+        deadline, news = time.monotonic() + self.bound_s, time.monotonic() + ALIVE_S
         while not holds():
+            if time.monotonic() > news:
+                status, news = self._status(), time.monotonic() + ALIVE_S
+                print(f"  step {status.get('step', 0)}, {status.get('phase', 'starting')}; awaiting {what}", flush=True)
             if time.monotonic() > deadline:
                 self._process.send_signal(signal.SIGTERM)
                 raise ChaosError(f"{what} did not come within {self.bound_s:.0f} s: {self.stderr()[-3000:]}")

@@ -23,7 +23,7 @@ def small_run(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def token_cluster(tmp_path_factory) -> Iterator[dict[str, str]]:
     """A Ray head on this machine that lets in only who has its token: the environment that reaches it."""
     with socket.socket() as first, socket.socket() as second, socket.socket() as third:

@@ -1,6 +1,8 @@
-"""A small run of the whole pipeline as a user starts it, and what its folder says while it goes."""
+"""A small run of the whole pipeline as a user starts it, and what its folder says during the run."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,16 +18,37 @@ SMALL = [
     "trainer.prompts_per_step=8",
     "trainer.checkpoint_every=2",
     "eval.max_problems=2",
-    "eval.before=false",
-    "logging.tensorboard=false",
+    "algo.properties_every=2",
 ]
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen:
-    """Starts it; standard error goes to `<folder>.stderr`."""
-    with folder.with_suffix(".stderr").open("wb") as log:
+    """Starts it; what it prints goes to `<folder>.stdout` and `<folder>.stderr`."""
+    with folder.with_suffix(".stderr").open("wb") as log, folder.with_suffix(".stdout").open("wb") as printed:
         command = [sys.executable, "-m", "expo_ray.train", *SMALL, *more, f"run_dir={folder}"]
-        return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=log)
+        return subprocess.Popen(command, cwd=REPOSITORY, stdout=printed, stderr=log)
+
+
+def launch(module: str, *arguments: str) -> subprocess.Popen[str]:
+    """Starts a command of the package whose output `finish` collects."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 700) -> subprocess.CompletedProcess[str]:
+    """Waits for the command's end; one that takes longer is ended, with all that it started."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def status(folder: Path) -> dict:

@@ -25,12 +25,11 @@ def consumed(folder) -> list[tuple]:
     ]
 
 
-@pytest.fixture(scope="module")
-def in_turn(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("async") / "in_turn"
-    metrics = finished(folder, start(folder, APART))
-    assert [line["staleness/max"] for line in metrics] == [0] * STEPS
-    return folder
+@pytest.fixture
+def in_turn(small_run):
+    """The undisturbed run: it samples each step after the update before it."""
+    assert [line["staleness/max"] for line in lines(small_run / "metrics.jsonl")] == [0] * STEPS
+    return small_run
 
 
 def test_one_step_ahead_trains_on_the_same_problems_with_weights_one_update_old(in_turn, tmp_path):
@@ -43,33 +42,29 @@ def test_one_step_ahead_trains_on_the_same_problems_with_weights_one_update_old(
     assert json.loads((folder / "summary.json").read_text())["evaluation"]["pass_at_k"]
 
 
-def test_weights_arrive_while_completions_are_sampled_and_nothing_is_lost(in_turn, tmp_path):
+def test_weights_arrive_in_mid_sampling_and_a_kill_loses_nothing(in_turn, tmp_path):
+    """Killed while it samples two steps ahead and started again: each problem once, and syncs during the sampling."""
     folder = tmp_path / "ahead"
     # Many short engine steps: the sampling of a step takes longer than its update.
-    metrics = finished(folder, start(folder, APART, "trainer.async_steps=2", "rollout.max_sequences=4"))
+    ahead = (APART, "trainer.async_steps=2", "rollout.max_sequences=4")
+    first = start(folder, *ahead)
+    until(lambda: status(folder)["step"] >= 3 and status(folder)["phase"] in ("update", "wait"), first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(60)
+    assert 2 <= len(consumed(folder)) < STEPS
+    metrics = finished(folder, start(folder, *ahead))
     assert consumed(folder) == consumed(in_turn)
     assert 1 <= max(line["staleness/max"] for line in metrics) <= 2
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    worker = next(e["pid"] for e in events if e["name"] == "process_name" and e["args"]["name"] == "rollout-0")
+    trace = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    worker = next(e["pid"] for e in trace if e["name"] == "process_name" and e["args"]["name"] == "rollout-0")
 
     def of(name: str) -> list[tuple[int, int]]:
-        return [(e["ts"], e["ts"] + e["dur"]) for e in events if e["pid"] == worker and e["name"] == name]
+        return [(e["ts"], e["ts"] + e["dur"]) for e in trace if e["pid"] == worker and e["name"] == name]
 
     within = [
         sync for sync in of("receive weights") for sample in of("sample") if sample[0] < sync[0] < sync[1] < sample[1]
     ]
     assert within, "no sync fell into the sampling: this test saw nothing"
-
-
-def test_a_run_killed_while_it_samples_ahead_uses_no_problem_twice(in_turn, tmp_path):
-    folder = tmp_path / "ahead"
-    first = start(folder, APART, "trainer.async_steps=1")
-    until(lambda: status(folder)["step"] >= 4 and status(folder)["phase"] in ("update", "wait"), first)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait(60)
-    assert 2 <= len(consumed(folder)) < STEPS
-    finished(folder, start(folder, APART, "trainer.async_steps=1"))
-    assert consumed(folder) == consumed(in_turn)
 
 
 def test_more_cores_than_there_are_is_told(tmp_path):

@@ -3,108 +3,59 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from tests.chaos.compare import untimed
+from tests.chaos.compare import lines, untimed
+from tests.integration.small_run import REPOSITORY, SMALL, STEPS, finish, launch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = 4
-SMALL = [
-    "experiment=demo",
-    f"trainer.steps={STEPS}",
-    "trainer.prompts_per_step=10",
-    "trainer.checkpoint_every=2",
-    "eval.max_problems=6",
-    "algo.properties_every=2",
-]
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 
-def start(module: str, *overrides: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *overrides],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def test_last_line_is_the_folder_and_the_terminal_stays_quiet(small_run):
+    assert small_run.with_suffix(".stdout").read_text().splitlines()[-1] == str(small_run)
+    said = small_run.with_suffix(".stderr").read_text()
+    assert len(said.splitlines()) <= STEPS, said
 
 
-def finish(process: subprocess.Popen, seconds: float = 700) -> subprocess.CompletedProcess:
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
-        raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """One uninterrupted run: its folder and what the command printed."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = finish(start("expo_ray.train", *SMALL, f"run_dir={folder}"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done
-
-
-def test_last_line_is_the_folder_and_the_terminal_stays_quiet(whole_run):
-    folder, done = whole_run
-    assert done.stdout.splitlines()[-1] == str(folder)
-    assert len(done.stderr.splitlines()) <= STEPS, done.stderr
-
-
-def test_run_folder_is_complete(whole_run):
-    folder, _ = whole_run
+def test_run_folder_is_complete(small_run):
+    folder = small_run
     for name in ("config.yaml", "plan.txt", "metrics.jsonl", "samples.jsonl", "summary.json"):
         assert (folder / name).stat().st_size > 0, name
     assert {p.name for p in (folder / "logs").glob("*.log")} >= {"rollout-0.log", "learner-0.log", "learner-1.log"}
     assert list((folder / "tensorboard").glob("events*"))
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step_000004", "step_000006"]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["finished"] and summary["steps_done"] == STEPS
     assert "expo_ray.train experiment=demo" in summary["command"]
 
 
-def test_every_sync_was_proved_and_engine_and_trainer_agree(whole_run):
-    folder, _ = whole_run
-    steps = lines(folder / "metrics.jsonl")
+def test_every_sync_was_proved_and_engine_and_trainer_agree(small_run):
+    steps = lines(small_run / "metrics.jsonl")
     assert [line["step"] for line in steps] == list(range(STEPS))
     for line in steps:
         assert line["sync/version"] == line["step"] + 1
         assert line["sync/max_difference"] <= line["sync/tolerance"] <= 1e-3
         assert 0 < line["mismatch/mean_abs"] < 1e-4
-    assert lines(folder / "proofs.jsonl")[0]["worker_versions"] == [0]
+    assert lines(small_run / "proofs.jsonl")[0]["worker_versions"] == [0]
 
 
-def test_samples_show_free_completions_and_explanations_with_verdicts(whole_run):
-    folder, _ = whole_run
-    kinds = {line["kind"] for line in lines(folder / "samples.jsonl")}
+def test_samples_show_free_completions_and_explanations_with_verdicts(small_run):
+    kinds = {line["kind"] for line in lines(small_run / "samples.jsonl")}
     assert kinds == {"free", "explanation", "gold"}
-    for line in lines(folder / "samples.jsonl"):
+    for line in lines(small_run / "samples.jsonl"):
         if line["kind"] == "free":
             assert (line["outcome"] == "correct") == (line["extracted"] in line["answers"])
 
 
-def test_exported_policy_loads_in_transformers_and_is_not_the_base(whole_run):
+def test_exported_policy_loads_in_transformers_and_is_not_the_base(small_run):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, _ = whole_run
-    policy = folder / "checkpoints" / f"step_{STEPS:06d}" / "policy"
+    policy = small_run / "checkpoints" / f"step_{STEPS:06d}" / "policy"
     lm, base = (AutoModelForCausalLM.from_pretrained(p) for p in (policy, REPOSITORY / "expo_ray/world/base"))
     assert AutoTokenizer.from_pretrained(policy)("Q:3+4?")["input_ids"]
     moved = [not torch.equal(a, b) for a, b in zip(lm.parameters(), base.parameters(), strict=True)]
@@ -112,22 +63,21 @@ def test_exported_policy_loads_in_transformers_and_is_not_the_base(whole_run):
     assert all(np.isfinite(p.detach().numpy()).all() for p in lm.parameters())
 
 
-def test_exported_policy_in_a_fresh_engine_samples_what_the_run_sampled(whole_run, tmp_path):
+def test_exported_policy_in_a_fresh_engine_samples_what_the_run_sampled(small_run, tmp_path):
     """vLLM loads the export, and the same seed gives the same evaluation as the engine that was synced."""
-    folder, _ = whole_run
-    policy = folder / "checkpoints" / f"step_{STEPS:06d}" / "policy"
-    done = finish(start("expo_ray.evaluate", *SMALL, f"model.path={policy}", f"run_dir={tmp_path / 'eval'}"))
+    policy = small_run / "checkpoints" / f"step_{STEPS:06d}" / "policy"
+    done = finish(launch("expo_ray.evaluate", *SMALL, f"model.path={policy}", f"run_dir={tmp_path / 'eval'}"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == str(tmp_path / "eval")
     found = json.loads((tmp_path / "eval" / "evaluation.json").read_text())
-    assert found == json.loads((folder / "summary.json").read_text())["evaluation"]
+    assert found == json.loads((small_run / "summary.json").read_text())["evaluation"]
 
 
-def test_ctrl_c_ends_after_the_step_and_the_same_command_goes_on_exactly(whole_run, tmp_path):
-    folder, _ = whole_run
+@pytest.mark.slow
+def test_ctrl_c_ends_after_the_step_and_the_same_command_goes_on_exactly(small_run, tmp_path):
     mine = tmp_path / "stopped"
     shared_memory = set(os.listdir("/dev/shm"))
-    process = start("expo_ray.train", *SMALL, f"run_dir={mine}")
+    process = launch("expo_ray.train", *SMALL, f"run_dir={mine}")
     deadline = time.monotonic() + 600
     while not (mine / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
@@ -143,8 +93,8 @@ def test_ctrl_c_ends_after_the_step_and_the_same_command_goes_on_exactly(whole_r
     stopped_at = json.loads((mine / "summary.json").read_text())["steps_done"]
     assert 1 <= stopped_at < STEPS
 
-    done = finish(start("expo_ray.train", *SMALL, f"run_dir={mine}"))
+    done = finish(launch("expo_ray.train", *SMALL, f"run_dir={mine}"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"resuming after step {stopped_at}" in done.stderr
-    for here, there in zip(lines(mine / "metrics.jsonl"), lines(folder / "metrics.jsonl"), strict=True):
+    for here, there in zip(lines(mine / "metrics.jsonl"), lines(small_run / "metrics.jsonl"), strict=True):
         assert untimed(here) == untimed(there)

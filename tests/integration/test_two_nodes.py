@@ -13,7 +13,7 @@ from tests.integration.small_run import STEPS, events, status, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     found = head()
     yield found
@@ -74,7 +74,8 @@ def test_the_run_goes_on_when_a_node_comes_back(cluster, small_run, tmp_path):
 
 
 def test_it_ends_with_a_clear_message_when_none_comes_back(cluster, tmp_path):
-    second = add_node(cluster)
+    """Runs second, on the cluster that the first test leaves with a rollout node."""
+    (second,) = cluster.worker_nodes
     folder = tmp_path / "run"
     process = start(cluster, folder, "trainer.start_s=90")
     until(lambda: status(folder)["step"] >= 1, process)
