@@ -146,9 +146,7 @@ class RolloutConfig:
     tensor_parallel: int = key(1, at_least=1, actors=True)  # GPUs of one engine
     dtype: str = key("float32", "float32", "bfloat16", "float16", actors=True, evaluation=True)  # of the engines
     enforce_eager: bool = key(True, on_resume="reported", actors=True)  # false: CUDA graphs
-    max_sequences: int = key(
-        0, at_least=0, on_resume="reported", actors=True
-    )  # decoded at once; 0: a step's, if they fit
+    max_sequences: int = key(0, at_least=0, on_resume="reported", actors=True)  # decoded at once; 0: as a step asks
     kv_cache_gib: float = key(1.0, on_resume="reported", actors=True)  # of a CPU engine
     gpu_memory_utilization: float = key(0.85, at_least=0.05, at_most=0.98, on_resume="reported", actors=True)  # GPU
 
