@@ -12,7 +12,7 @@ SEED ?= 0
 export OMP_NUM_THREADS ?= 1
 export PROFILE
 
-.PHONY: help setup house demo train-math-l5 submit ladder ablations base-model test test-unit bench-trl chaos lint format lock clean
+.PHONY: help setup house demo train-math-l5 submit ladder ablations base-model test test-all test-unit bench-trl chaos lint format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -75,11 +75,14 @@ ablations: setup ## ExP-GRPO with other beta, filter, refresh and scope, three s
 base-model: setup ## make the embedded world's base model again
 	@$(PY) -m expo_ray.world.base_model $(ARGS)
 
-test: setup ## all tests, unit tests first
-	@$(PY) -m pytest -q $(wildcard tests/unit) $(wildcard tests/integration) $(ARGS)
+test: test-unit ## in minutes: the unit tests, and a short pass through each real component (docs/tests.md)
+	@$(PY) -m pytest -q tests/integration -m "not slow" $(ARGS)
+
+test-all: test-unit ## every test
+	@$(PY) -m pytest -q tests/integration $(ARGS)
 
 test-unit: setup ## the tests that start no engine
-	@$(PY) -m pytest -q tests/unit $(ARGS)
+	@$(PY) -m pytest -q -n logical --maxprocesses 8 --dist loadscope tests/unit $(ARGS)
 
 bench-trl: setup ## beside TRL's GRPOTrainer; ARGS="fixed", "mixed" or "smollm2 --model FOLDER"
 	@bench/trl/setup.sh && $(PY) -m bench.trl $(ARGS)

@@ -20,9 +20,12 @@ BOUND = 1e-5
 class GradientRank(LearnerRank):
     """A learner rank that shows its gradient instead of taking the step."""
 
-    def gradient(self, batch: TrainingBatch) -> dict[str, np.ndarray]:
+    def gradient(self, batch: TrainingBatch, budget: int, batching: str) -> dict[str, np.ndarray]:
+        """Of this batch, cut into micro-batches of `budget` tokens. Another cut needs no new engine."""
         from deepspeed.utils import safe_get_full_grad
 
+        self.updater.config.learner.tokens_per_micro_batch = budget
+        self.updater.packed = batching == "packed"
         micro_batches = self.updater.micro_batches(batch.samples)
         self.updater._fix_references(micro_batches)
         for group in self.engine.optimizer.param_groups:
@@ -66,7 +69,10 @@ def config(tiny_models) -> Config:
 
 @pytest.fixture(scope="module")
 def start(local_ray, tmp_path_factory):
-    """Starts a group of ranks, of one size at a time: `start(config, ranks)` returns a gradient function."""
+    """Starts a group of ranks, of one size at a time.
+
+    `start(config, ranks)` returns a function of a batch, the tokens of a micro-batch and the layout of its rows.
+    """
     groups: dict[int, list] = {}
     local_ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -87,7 +93,11 @@ def start(local_ray, tmp_path_factory):
             groups[ranks] = handles
         else:
             local_ray.get([handle.rebuild.remote(config) for handle in groups[ranks]], timeout=60)
-        return lambda batch: local_ray.get([h.gradient.remote(batch) for h in groups[ranks]], timeout=60)[0]
+
+        def gradient(batch: TrainingBatch, budget: int = 4096, batching: str = "padded") -> dict[str, np.ndarray]:
+            return local_ray.get([h.gradient.remote(batch, budget, batching) for h in groups[ranks]], timeout=60)[0]
+
+        return gradient
 
     return of
 
@@ -140,6 +150,7 @@ def test_gradient_does_not_depend_on_the_cut(start, config, ranks, stages):
     shuffled = TrainingBatch(0, [batch.samples[i] for i in np.random.default_rng(1).permutation(15)], 0.04)
     for stage in stages:
         config.learner.zero_stage = stage
+        gradient = start(config, ranks)
         for budget, batching in [
             (1, "padded"),
             (100, "padded"),
@@ -147,11 +158,9 @@ def test_gradient_does_not_depend_on_the_cut(start, config, ranks, stages):
             (100, "packed"),
             (10**6, "packed"),
         ]:
-            config.learner.tokens_per_micro_batch, config.learner.batching = budget, batching
-            gradient = start(config, ranks)
             where = f"ZeRO-{stage}, {ranks} ranks, budget {budget}, {batching}"
-            assert relative_difference(gradient(batch), expected) < BOUND, where
-            assert relative_difference(gradient(shuffled), expected) < BOUND, f"{where}, shuffled"
+            assert relative_difference(gradient(batch, budget, batching), expected) < BOUND, where
+            assert relative_difference(gradient(shuffled, budget, batching), expected) < BOUND, f"{where}, shuffled"
 
 
 @pytest.mark.slow
@@ -162,10 +171,10 @@ def test_ranks_that_need_different_numbers_of_logit_chunks_stay_in_step(start, c
     config.learner.zero_stage = 3
     for chunk in (7, 50):
         config.learner.logits_chunk_tokens = chunk
+        gradient = start(config, 2)
         for budget, batching in [(60, "padded"), (10**6, "packed")]:
-            config.learner.tokens_per_micro_batch, config.learner.batching = budget, batching
             where = f"chunks of {chunk}, budget {budget}, {batching}"
-            assert relative_difference(start(config, 2)(batch), expected) < BOUND, where
+            assert relative_difference(gradient(batch, budget, batching), expected) < BOUND, where
 
 
 @pytest.mark.slow
@@ -181,10 +190,10 @@ def test_fewer_samples_than_ranks(start, config):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_in_bfloat16_micro_batches_are_added_up_in_float32(start, config, stage):
     """Against each sample's own gradient, computed alone and added up here: a sum in bfloat16 is off by percents."""
-    config.learner.dtype, config.learner.zero_stage, config.learner.tokens_per_micro_batch = "bfloat16", stage, 1
+    config.learner.dtype, config.learner.zero_stage = "bfloat16", stage
     batch = make_batch()
     gradient = start(config, 1)
-    together = gradient(batch)
-    alone = [gradient(TrainingBatch(0, [sample], 0.04)) for sample in batch.samples]
+    together = gradient(batch, budget=1)
+    alone = [gradient(TrainingBatch(0, [sample], 0.04), budget=1) for sample in batch.samples]
     summed = {name: sum(part[name].astype(np.float64) for part in alone) for name in together}
     assert relative_difference(together, summed) < BOUND
