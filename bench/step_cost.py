@@ -49,15 +49,15 @@ def verify_share(run: RunFolder) -> float:
 
     ValueError: no step is recorded.
     """
-    _, steps = run.series("time/step")
-    _, verifying = run.series("time/verify")
+    steps = list(run.curve("time/step").values())
+    verifying = list(run.curve("time/verify").values())
     if not steps:
         raise ValueError(f"{run.path} has no step")
     return sum(verifying) / sum(steps)
 
 
 def _step(run: RunFolder) -> float:
-    _, seconds = run.series("time/step")
+    seconds = list(run.curve("time/step").values())
     if len(seconds) <= WARM_STEPS:
         raise ValueError(f"{run.path} has {len(seconds)} steps; the first {WARM_STEPS} do not count")
     return median(seconds[WARM_STEPS:])
@@ -82,7 +82,7 @@ def cost(pairs: int, steps: int, overrides: list[str], folder: Path) -> int:
     rollout = runs[1].config.rollout
     bar = allowed(rollout.samples_per_prompt, rollout.explanations_per_prompt)
     for name, of in zip(ALGORITHMS, (runs[::2], runs[1::2]), strict=True):
-        tokens = fmean(value for run in of for value in run.series("tokens/generated")[1])
+        tokens = fmean(value for run in of for value in run.curve("tokens/generated").values())
         print(f"{name:9} {median(map(_step, of)):.3f} s a step, {tokens:.0f} tokens generated")
     found = median(ratios)
     print(f"ratio of pairs: min {min(ratios):.3f}, median {found:.3f}, max {max(ratios):.3f}; bar {bar:.3f}")

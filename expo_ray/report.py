@@ -1,4 +1,4 @@
-"""`python -m expo_ray.report RUN [RUN ...]`: one HTML file about one or more runs, finished or still going."""
+"""`python -m expo_ray.report RUN [RUN ...]`: one HTML file about one or more runs, finished or in progress."""
 
 import argparse
 import sys
@@ -15,13 +15,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Writes `report.html` and `curves.png`, prints the table by level and, last, the page's path.
 
     Returns:
-        The exit code: 0; 2 for wrong input, told in one sentence.
+        The exit code: 0, or 2 for wrong input, which is described in one sentence.
     """
     parser = argparse.ArgumentParser(prog="python -m expo_ray.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold some")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that contain some")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: runs/report/<time>)")
     parser.add_argument(
-        "--max-samples", type=int, default=MAX_SAMPLES, metavar="N", help="samples in the page (default: %(default)s)"
+        "--max-samples",
+        type=int,
+        default=MAX_SAMPLES,
+        metavar="N",
+        help="samples in the page at most (default: %(default)s)",
     )
     try:
         return _report(parser.parse_args(arguments))
@@ -41,7 +45,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from expo_ray.runtime.spans import write_trace
 
     if arguments.max_samples < 1:
-        raise DataError(f"--max-samples={arguments.max_samples}: at least 1")
+        raise DataError(f"--max-samples={arguments.max_samples} must be at least 1")
     now = datetime.now()
     runs = [read_run(path) for path in find_runs(arguments.runs)]
     page = report_page(group_runs(runs), arguments.max_samples, now)

@@ -1,4 +1,4 @@
-"""`python -m bench.ladder.likelihood RUN`: the likelihood of gold solutions, explanations and free completions compared.
+"""`python -m bench.ladder.likelihood RUN`: how likely gold solutions, explanations and free completions are.
 
 The HTML report (`python -m expo_ray.report`) shows the same comparison; this prints it as Markdown and draws a picture.
 """

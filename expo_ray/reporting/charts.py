@@ -21,6 +21,11 @@ def moving_mean(curve: dict[int, float], width: int) -> dict[int, float]:
     return dict(zip(steps, ((sums[ends] - sums[starts]) / (ends - starts)).tolist(), strict=True))
 
 
+def shares(part: dict[int, float], whole: dict[int, float]) -> dict[int, float]:
+    """Divides one curve by another at the updates where the other is not 0."""
+    return {step: part[step] / whole[step] for step in part if whole.get(step)}
+
+
 def smoothing_width(curves: Sequence[dict[int, float]]) -> int:
     """Returns a tenth of the longest curve's length, at least 1 (no smoothing)."""
     return max((len(curve) // 10 for curve in curves), default=1) or 1

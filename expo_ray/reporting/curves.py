@@ -7,25 +7,26 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from omegaconf import OmegaConf
 
+from expo_ray.reporting.charts import moving_mean, shares, smoothing_width
 from expo_ray.reporting.runs import RunFolder
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette: told apart by colour-blind readers too."""
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
 STYLES = ("-", "--", "-.", ":")
+LEVEL = "pass_rate/level_"
 
 
 def draw_curves(runs: Sequence[RunFolder], path: Path) -> None:
-    """Draws pass rate by level, reward, explanations and step time over steps.
+    """Draws pass rate by level, reward, explanations and step time over steps, a line per run.
 
-    A line is a run; runs of the same algorithm are told apart by their seeds. Training values are moving means over
-    about a tenth of the run; dots are evaluations on held-out problems.
+    The seed distinguishes runs of one algorithm. Training values are moving means over about a tenth of the run; dots
+    are evaluations on held-out problems.
     """
-    levels = sorted({name for run in runs for line in run.metrics for name in line if _is_level(name)})
-    panels = [*levels, "reward/mean", "explanations", "time"]
+    levels = sorted({name for run in runs for line in run.metrics for name in line if name.startswith(LEVEL)})
+    panels = [*levels, "reward/mean", "explanations/correct", "time/step"]
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), squeeze=False)
@@ -53,42 +54,19 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def _panel(axis: Axes, panel: str, run: RunFolder, name: str, colour: str, style: str) -> None:
-    if panel == "explanations":
+    curve = run.curve(panel)
+    if panel == "explanations/correct":
         axis.set(title="right self-explanations", ylabel="share of those sampled", ylim=(-0.03, 1.03))
-        steps, correct = run.series("explanations/correct")
-        sampled = dict(zip(*run.series("explanations/sampled"), strict=True))
-        shares = [c / sampled[s] if sampled.get(s) else np.nan for s, c in zip(steps, correct, strict=True)]
-        axis.plot(steps, _smooth(shares), style, color=colour, label=name)
-    elif panel == "time":
+        curve = shares(curve, run.curve("explanations/sampled"))
+    elif panel == "time/step":
         axis.set(title="time of a step", ylabel="seconds")
-        steps, seconds = run.series("time/step")
-        axis.plot(steps, _smooth(seconds), style, color=colour, label=name)
     elif panel == "reward/mean":
         axis.set(title="mean reward, all levels", ylabel="reward", ylim=(-0.03, 1.03))
-        steps, values = run.series(panel)
-        axis.plot(steps, _smooth(values), style, color=colour, label=name)
     else:
-        level = panel.rsplit("_", 1)[-1]
+        level = panel.removeprefix(LEVEL)
         axis.set(title=f"level {level}", ylabel="pass rate", ylim=(-0.03, 1.03))
-        steps, values = run.series(panel)
-        axis.plot(steps, _smooth(values), style, color=colour, label=name)
-        evaluations = [(e["steps_done"], e["pass_at_k"].get(level, {})) for e in run.evaluations]
-        held = [(done, values["1"]) for done, values in evaluations if "1" in values]
-        axis.plot([h[0] for h in held], [h[1] for h in held], "o", color=colour, markersize=5)
-
-
-def _smooth(values: Sequence[float]) -> np.ndarray:
-    """The mean of each value and those before it, about a tenth of all; NaN where none of them was measured."""
-    width = max(1, len(values) // 10)
-    array = np.asarray(values, np.float64)
-    known = ~np.isnan(array)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, array, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    ends = np.arange(1, len(array) + 1)
-    starts = np.maximum(ends - width, 0)
-    number = counts[ends] - counts[starts]
-    return np.where(number > 0, (sums[ends] - sums[starts]) / np.maximum(number, 1), np.nan)
-
-
-def _is_level(name: str) -> bool:
-    return name.startswith("pass_rate/level_")
+        scores = {line["steps_done"]: line["pass_at_k"].get(level, {}).get("1") for line in run.evaluations}
+        held_out = {done: score for done, score in scores.items() if score is not None}
+        axis.plot(list(held_out), list(held_out.values()), "o", color=colour, markersize=5)
+    smooth = moving_mean(curve, smoothing_width([curve]))
+    axis.plot(list(smooth), list(smooth.values()), style, color=colour, label=name)

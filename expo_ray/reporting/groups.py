@@ -1,4 +1,4 @@
-"""Puts runs together that differ only in their seed, and says in what the others differ."""
+"""Groups runs that differ only in their seed, and finds the settings in which groups differ."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,26 +11,26 @@ from expo_ray.config.keys import facts_of
 from expo_ray.reporting.runs import RunFolder
 
 ABSENT = "(absent)"
-TOLD_FIRST = ("algo", "data", "model", "rollout", "learner", "trainer", "verifier")
-"""Parts of the configuration in the order in which a label names their keys; the others come last."""
+NAMED_FIRST = ("algo", "data", "model", "rollout", "learner", "trainer", "verifier")
+"""Sections of the configuration in the order in which a label names their keys; the others come last."""
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs with the same settings and, normally, different seeds."""
+    """Runs with the same settings and usually different seeds."""
 
     label: str
     runs: list[RunFolder]
     settings: dict[str, str]
-    """Dotted key -> value as text, without those that do not set runs apart."""
+    """Dotted key -> value as text, without keys that do not distinguish runs."""
 
     @property
     def seeds(self) -> list[Any]:
         return [OmegaConf.select(run.config, "seed") for run in self.runs]
 
     def curves(self, name: str) -> list[dict[int, float]]:
-        """One metric: for each run that measured it, updates done before the step -> value."""
-        found = [dict(zip(*run.series(name), strict=True)) for run in self.runs]
+        """Returns a curve of one metric per run that measured it: updates done before the step -> value."""
+        found = [run.curve(name) for run in self.runs]
         return [curve for curve in found if curve]
 
     def metric_names(self) -> set[str]:
@@ -38,7 +38,7 @@ class RunGroup:
 
 
 def settings_of(run: RunFolder) -> dict[str, str]:
-    """A run's whole configuration, flat, less what is not compared. Interpolations stay as they are written."""
+    """Flattens a run's configuration, without what is not compared. Interpolations stay unresolved."""
     flat: dict[str, str] = {}
 
     def walk(value: Any, key: str) -> None:
@@ -53,7 +53,7 @@ def settings_of(run: RunFolder) -> dict[str, str]:
 
 
 def group_runs(runs: Sequence[RunFolder]) -> list[RunGroup]:
-    """Groups in the order of their first run; each group's runs in the order of their seeds."""
+    """Returns the groups in the order of their first run, each group's runs in the order of their seeds."""
     members: defaultdict[tuple[tuple[str, str], ...], list[RunFolder]] = defaultdict(list)
     for run in runs:
         members[tuple(sorted(settings_of(run).items()))].append(run)
@@ -66,20 +66,20 @@ def group_runs(runs: Sequence[RunFolder]) -> list[RunGroup]:
 
 
 def differences(settings: Sequence[dict[str, str]]) -> dict[str, list[str]]:
-    """Keys in which the settings are not all the same -> the value in each of them."""
+    """Returns the keys whose values are not all the same -> their values."""
     keys = sorted({key for one in settings for key in one})
     found = {key: [one.get(key, ABSENT) for one in settings] for key in keys}
     return {key: values for key, values in found.items() if len(set(values)) > 1}
 
 
 def _labels(names: list[str], settings: list[dict[str, str]]) -> list[str]:
-    """The algorithm's name, with two of the settings in which groups of the same name differ."""
+    """Names groups after their algorithm, with up to two settings in which groups of that name differ."""
     labels = []
     for name, own in zip(names, settings, strict=True):
         same = [other for other_name, other in zip(names, settings, strict=True) if other_name == name]
         keys = sorted(differences(same), key=_weight) if len(same) > 1 else []
-        told = [f"{key.rsplit('.', 1)[-1]}={own.get(key, ABSENT)}" for key in keys[:2]] + ["..."] * (len(keys) > 2)
-        labels.append(f"{name} ({', '.join(told)})" if told else name)
+        shown = [f"{key.rsplit('.', 1)[-1]}={own.get(key, ABSENT)}" for key in keys[:2]] + ["..."] * (len(keys) > 2)
+        labels.append(f"{name} ({', '.join(shown)})" if shown else name)
     return [
         f"{label} #{labels[:i].count(label) + 1}" if labels.count(label) > 1 else label
         for i, label in enumerate(labels)
@@ -90,6 +90,6 @@ def _weight(key: str) -> tuple[bool, int, str]:
     part = key.split(".", 1)[0]
     return (
         facts_of(key).between_runs == "measuring",
-        TOLD_FIRST.index(part) if part in TOLD_FIRST else len(TOLD_FIRST),
+        NAMED_FIRST.index(part) if part in NAMED_FIRST else len(NAMED_FIRST),
         key,
     )

@@ -1,4 +1,4 @@
-"""Reads run folders."""
+"""Run folders: finding and reading them, also while the run is in progress."""
 
 import math
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from expo_ray.files import JsonLines, read_summary
 
 
 def finite(value: Any) -> float | None:
-    """A number that can be drawn; None for everything else (null, NaN, text)."""
+    """Returns a number that can be drawn; None for anything else (null, NaN, text)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -29,35 +29,34 @@ class RunFolder:
     path: Path
     config: Any
     metrics: list[dict[str, Any]]
-    """One dictionary a step, docs/metrics.md."""
+    """One dictionary per step, docs/metrics.md."""
     evaluations: list[dict[str, Any]]
     summary: dict[str, Any]
-    """Empty while the run goes."""
+    """Empty until the run ends."""
     notes: list[str] = field(default_factory=list)
     """What could not be read, one sentence each."""
 
     @property
     def label(self) -> str:
-        """The algorithm's name as readers know it."""
+        """Returns the algorithm's name as readers know it."""
         return algorithm_label(str(self.config.algo.name))
 
     @property
     def steps_done(self) -> int:
-        """Updates that the records show."""
+        """Returns the number of recorded updates."""
         return max((line["step"] + 1 for line in self.metrics), default=0)
 
-    def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric, where it was measured."""
+    def curve(self, name: str) -> dict[int, float]:
+        """Returns one metric where it was measured: step -> value, in the order of steps."""
         found = {line["step"]: finite(line.get(name)) for line in self.metrics}
-        kept = [(step, value) for step, value in sorted(found.items()) if value is not None]
-        return [step for step, _ in kept], [value for _, value in kept]
+        return {step: value for step, value in sorted(found.items()) if value is not None}
 
 
 def read_run(path: Path) -> RunFolder:
     """Reads a run folder, finished or not. A torn or broken line is left out and noted.
 
     Raises:
-        DataError: it is no run folder, or its config.yaml cannot be read.
+        DataError: this is not a run folder, or its config.yaml cannot be read.
     """
     config = _config(path)
     metrics = JsonLines(path / "metrics.jsonl", keys=("step",))
@@ -79,7 +78,7 @@ def read_run(path: Path) -> RunFolder:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """The run folders among `paths`; a folder that holds runs (a demo, a sweep) stands for those.
+    """Returns the run folders among `paths`; a folder that contains runs (a demo, a sweep) stands for those.
 
     Raises:
         DataError: a path is neither.
@@ -90,14 +89,14 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
         if not path.is_dir():
             raise DataError(f"{path}: there is no such folder")
         if not inside:
-            raise DataError(f"{path}: no run folder, neither it nor a folder in it has a config.yaml")
+            raise DataError(f"{path}: not a run folder, neither it nor a folder in it has a config.yaml")
         for run in inside:
             found.setdefault(run.resolve(), run)
     return list(found.values())
 
 
 def _runs_inside(path: Path) -> list[Path]:
-    # A run has a plan; Hydra's own config.yaml has none beside it, and an evaluation ends in another file.
+    # Hydra writes a config.yaml too, but only runs have a plan; evaluations have one and write evaluation.json.
     found = {file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/config.yaml")}
     runs = [run for run in found if (run / "plan.txt").exists() and not (run / "evaluation.json").exists()]
     return sorted(runs, key=lambda run: [(not part.isdigit(), part.zfill(9)) for part in run.parts])
@@ -106,11 +105,11 @@ def _runs_inside(path: Path) -> list[Path]:
 def _config(path: Path) -> DictConfig:
     file = path / "config.yaml"
     if not file.exists():
-        raise DataError(f"{path}: no run folder, it has no config.yaml")
+        raise DataError(f"{path}: not a run folder, it has no config.yaml")
     try:
         config = OmegaConf.load(file)
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(config, DictConfig) or not OmegaConf.select(config, "algo.name"):
-        raise DataError(f"{file}: no configuration of a training run, it has no algo.name")
+        raise DataError(f"{file}: not the configuration of a training run, it has no algo.name")
     return config

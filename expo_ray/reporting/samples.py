@@ -23,7 +23,7 @@ NAN = float("nan")
 
 
 def config_of(loaded: Any) -> Config:
-    """A run's configuration as the typed one. Keys unknown to this version are left out, missing ones have defaults."""
+    """Converts a run's configuration to the schema, dropping unknown keys and filling in defaults."""
     config = Config()
     _fill(config, OmegaConf.to_container(loaded, resolve=False))
     config.algo.dpo_pairs_path = None
@@ -40,19 +40,19 @@ def _fill(target: Any, values: Any) -> None:
 
 
 class Replay:
-    """Says for the recorded lines of a group what the training batch took of them.
+    """Repeats for a recorded group what the training batch used of it.
 
-    A batch weighs a group's samples by the whole step's size, which is not known here; which samples it takes, in
-    which term and with which advantage, depends on the group alone.
+    A batch weights a group's samples by the whole step's size, which is unknown here. Which samples it uses, in which
+    term and with which advantage, depends on the group alone.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def uses(self, lines: Lines) -> tuple[list[list[tuple[str, float]]] | None, str]:
-        """For each line its (term, advantage) pairs, none where it was not trained on; and a remark, or "".
+        """Returns each line's (term, advantage) pairs, none for a line that was not trained on, and a remark or "".
 
-        None in place of the list where it cannot be known, for the reason in the remark.
+        None replaces the list if the uses cannot be known; the remark then gives the reason.
         """
         step = lines[0].get("step")
         if step is None:
@@ -74,8 +74,8 @@ class Replay:
     def _unknown(self, lines: Lines, algorithm: Algorithm, step: int) -> str:
         counts = {kind: sum(line["kind"] == kind for line in lines) for kind in ("free", "explanation", "gold")}
         free = self.config.rollout.samples_per_prompt if algorithm.rollout_ahead(step) else 0
-        told = self.config.rollout.explanations_per_prompt if algorithm.needs_explanations(step) else 0
-        if counts["free"] != free or counts["explanation"] != told:
+        explained = self.config.rollout.explanations_per_prompt if algorithm.needs_explanations(step) else 0
+        if counts["free"] != free or counts["explanation"] != explained:
             return "not known: the group's samples are not all recorded"
         # Without a policy term it hangs on the gold solution whether a free completion was used at all.
         if algorithm.needs_gold and not algorithm.needs_group and not counts["gold"]:
@@ -95,7 +95,7 @@ class Replay:
 
 
 def _marked(line: dict[str, Any], mark: int) -> Completion:
-    """A completion of the recorded length whose every id is the line's number, so that it is known again."""
+    """Makes a completion of the recorded length; all its token ids are the line's number, which identifies it later."""
     tokens = int(line.get("tokens") or 0)
     return Completion(
         token_ids=np.full(tokens, mark, np.int32),
@@ -107,7 +107,7 @@ def _marked(line: dict[str, Any], mark: int) -> Completion:
 
 
 def _verdict(line: dict[str, Any], config: VerifierConfig) -> Verdict:
-    """The recorded verdict; what a wrong answer earned tells its partial credit."""
+    """Restores the recorded verdict, with the partial credit that a wrong answer's reward implies."""
     outcome: Outcome = line.get("outcome") or "error"
     earned = finite(line.get("reward"))
     span = config.reward_correct - config.reward_wrong
@@ -136,7 +136,7 @@ def _group(lines: Lines, config: VerifierConfig) -> Group:
 
 
 def _properties(lines: Lines) -> Properties | None:
-    """What a choice among the explanations needs; None where it was not measured for all of them."""
+    """Restores the explanations' properties, by which some algorithms choose; None if not all were measured."""
     explanations = [line.get("properties") or {} for line in lines if line["kind"] == "explanation"]
     found = [(finite(p.get("mean_logprob")), finite(p.get("answer_rise"))) for p in explanations]
     measured = [SampleProperties(m, NAN, rise, NAN) for m, rise in found if m is not None and rise is not None]
@@ -144,9 +144,9 @@ def _properties(lines: Lines) -> Properties | None:
 
 
 KINDS = ("free", "explanation", "gold")
-"""In the order in which a group's lines are written."""
+"""The kinds of samples in the order in which a group's lines are written."""
 MAX_CHARACTERS = 20_000
-"""A longer text is cut there, and says so."""
+"""Longer texts are cut there, and say so."""
 PROPERTIES = ("mean_logprob", "answer_rise", "rise_over_free")
 
 
@@ -161,9 +161,9 @@ class RecordedSamples:
 
 
 def embedded_samples(groups: Sequence[RunGroup], limit: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """The prompts with samples of all runs, at most about `limit` samples, and sentences on what was left out.
+    """Returns the prompts of all runs with about `limit` samples at most, and sentences on what was left out.
 
-    The limit is shared out evenly over the runs. A prompt has `run`, the place of its run in `run_names`.
+    The limit is divided evenly among the runs. A prompt's `run` is the index of its run in `run_names`.
     """
     runs = [run for group in groups for run in group.runs]
     each = max(1, limit // max(1, len(runs)))
@@ -177,14 +177,14 @@ def embedded_samples(groups: Sequence[RunGroup], limit: int) -> tuple[list[dict[
         shown, recorded = shown + found.shown, recorded + found.recorded
     if shown < recorded:
         notes.append(
-            f"{shown} of {recorded} recorded samples are in this page: at most {each} of a run, whole prompts spread "
-            "evenly over its steps. The others are in the runs' samples.jsonl; --max-samples takes in more."
+            f"This page has {shown} of {recorded} recorded samples: at most {each} per run, whole prompts spread "
+            "evenly over its steps. The others are in the runs' samples.jsonl; --max-samples raises the limit."
         )
     return prompts, notes
 
 
 def run_names(groups: Sequence[RunGroup]) -> list[str]:
-    """A name for each run: its group's label and its seed; its folder too where the seed was run twice."""
+    """Names each run by its group's label and seed, and by its folder if the seed was run twice."""
     return [
         f"{group.label}, seed {seed}" + (f" ({run.path.name})" if group.seeds.count(seed) > 1 else "")
         for group in groups
@@ -193,7 +193,7 @@ def run_names(groups: Sequence[RunGroup]) -> list[str]:
 
 
 def read_samples(run: RunFolder, limit: int) -> RecordedSamples:
-    """A run's groups, thinned to at most `limit` samples (but one group at least)."""
+    """Reads a run's groups, thinned to at most `limit` samples but at least one group."""
     reader = JsonLines(run.path / "samples.jsonl", keys=("kind", "text"))
     kept, recorded = thinned(recorded_groups(reader), limit)
     try:
@@ -206,7 +206,7 @@ def read_samples(run: RunFolder, limit: int) -> RecordedSamples:
 
 
 def recorded_groups(lines: Iterable[dict[str, Any]]) -> Iterator[Lines]:
-    """The lines of one group after the other: a group's lines stand together, free ones first, gold last."""
+    """Yields the lines group by group: a group's lines are consecutive, free ones first, gold last."""
     group: Lines = []
     for line in lines:
         if line["kind"] not in KINDS:
@@ -228,9 +228,12 @@ def _place(line: dict[str, Any]) -> int:
 
 
 def thinned(groups: Iterable[Lines], limit: int) -> tuple[list[Lines], int]:
-    """Every n-th group, n the smallest power of two that leaves at most `limit` samples; and how many there were.
+    """Keeps every n-th group, n being the smallest power of two that leaves at most `limit` samples.
 
-    One pass, and never more than twice the limit in memory.
+    Makes one pass and never holds more than about twice the limit in memory.
+
+    Returns:
+        The kept groups and the number of all samples.
     """
     kept: list[Lines] = []
     stride, recorded = 1, 0
@@ -281,4 +284,4 @@ def _sample(line: dict[str, Any], uses: list[tuple[str, float]] | None) -> dict[
 def _cut(text: str) -> str:
     if len(text) <= MAX_CHARACTERS:
         return text
-    return f"{text[:MAX_CHARACTERS]} [... {len(text) - MAX_CHARACTERS} more characters are left out of this page]"
+    return f"{text[:MAX_CHARACTERS]} [... {len(text) - MAX_CHARACTERS} more characters are not in this page]"

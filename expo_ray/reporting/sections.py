@@ -17,6 +17,7 @@ from expo_ray.reporting.charts import (
     group_legend,
     group_series,
     over_seeds,
+    shares,
     short,
     spec_charts,
 )
@@ -54,7 +55,7 @@ def _largest(group: RunGroup, names: Sequence[str]) -> Curves:
     for run in group.runs:
         largest: dict[int, float] = {}
         for name in names:
-            for step, value in zip(*run.series(name), strict=True):
+            for step, value in run.curve(name).items():
                 largest[step] = max(value, largest.get(step, value))
         if largest:
             found.append(largest)
@@ -74,10 +75,10 @@ def phases_of(groups: Sequence[RunGroup]) -> list[str]:
 
 def phase_seconds(run: RunFolder, phases: Sequence[str]) -> dict[str, dict[int, float]]:
     """Returns phase -> updates done -> seconds; 0 where a step lacks the phase, and never below 0 for the rest."""
-    steps, totals = run.series("time/step")
-    measured = {phase: dict(zip(*run.series(f"time/{phase}"), strict=True)) for phase in phases if phase != REST}
-    seconds = {phase: {step: of.get(step, 0.0) for step in steps} for phase, of in measured.items()}
-    rest = {s: max(0.0, total - sum(of[s] for of in seconds.values())) for s, total in zip(steps, totals, strict=True)}
+    totals = run.curve("time/step")
+    measured = {phase: run.curve(f"time/{phase}") for phase in phases if phase != REST}
+    seconds = {phase: {step: of.get(step, 0.0) for step in totals} for phase, of in measured.items()}
+    rest = {s: max(0.0, total - sum(of[s] for of in seconds.values())) for s, total in totals.items()}
     return seconds | {REST: rest}
 
 
@@ -272,26 +273,22 @@ def _by_level(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
 def _explanation_charts(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
     wanted = (
         ("correct", "right by the verifier"),
-        ("leaked", "mention having been given the answer"),
+        ("leaked", "mention that the answer was given"),
         ("kept", "kept"),
     )
     charts = [
         group_chart(
             Spec(name, title, "share of those sampled", share=True),
-            [_shares(g.curves(f"explanations/{name}"), g.curves("explanations/sampled")) for g in groups],
+            [[*filter(None, (_share_explained(run, name) for run in group.runs))] for group in groups],
         )
         for name, title in wanted
     ]
-    trained = Spec("explanations/trained", "explanations trained on", "number a step")
+    trained = Spec("explanations/trained", "explanations trained on", "number per step")
     return [chart for chart in charts if chart] + spec_charts([trained], groups)
 
 
-def _shares(parts: Curves, wholes: Curves) -> Curves:
-    shares = [
-        {step: part[step] / whole[step] for step in part if whole.get(step)}
-        for part, whole in zip(parts, wholes, strict=True)
-    ]
-    return [curve for curve in shares if curve]
+def _share_explained(run: RunFolder, name: str) -> dict[int, float]:
+    return shares(run.curve(f"explanations/{name}"), run.curve("explanations/sampled"))
 
 
 def likelihood_section(groups: Sequence[RunGroup]) -> Section:

@@ -1,4 +1,4 @@
-"""The table by level that a comparison ends with."""
+"""Tables for the terminal: a comparison by level, and one evaluation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from expo_ray.reporting.runs import RunFolder
 
 
 def table_by_level(runs: Sequence[RunFolder], k: int) -> Table:
-    """pass@k on held-out problems by level: the base model, then each run's final policy, in percent.
+    """Tabulates held-out pass@k by level in percent: the base model, then each run's final policy.
 
-    Runs without a final evaluation have no row; "-" where a run has no such level or k.
+    Runs without a final evaluation have no row; "-" marks a level or k that a run does not have.
     """
     table = Table(title=f"pass@{k} on held-out problems, percent")
     table.add_column("policy")
@@ -32,14 +32,14 @@ def table_by_level(runs: Sequence[RunFolder], k: int) -> Table:
 
 
 def evaluation_table(title: str, evaluation: dict[str, Any]) -> Table:
-    """One evaluation (expo_ray.evaluation.Evaluation.summary) by level and kind, in percent.
+    """Tabulates one evaluation (expo_ray.evaluation.Evaluation.summary) by level and kind, in percent.
 
-    Each number stands over its confidence interval. Of many k the powers of two are shown, thinned out, and n.
+    Below each number is its confidence interval. Of many k, a few powers of two and n are shown.
     """
     samples = evaluation["samples"]
     powers = [2**power for power in range(samples.bit_length())]
     shown = sorted({*powers[:: 1 + (len(powers) - 1) // 4], samples})
-    about = f"{samples} samples a problem; percent, with {evaluation['confidence']:.0%} intervals over problems"
+    about = f"{samples} samples per problem; percent, with {evaluation['confidence']:.0%} intervals over problems"
     table = Table(title=f"{escape(title)}\n{about}", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in ("problems", *(f"pass@{k}" for k in shown), f"maj@{samples}", "cut off", "no answer"):

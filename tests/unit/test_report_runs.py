@@ -25,7 +25,7 @@ def test_broken_lines_are_left_out_and_told(tmp_path):
     lines = [b'{"step": 0, "x": 1.5}', b"not json", b'["no object"]', b'{"x": 2}', b'{"step": 1, "x": null}', b""]
     (folder / "metrics.jsonl").write_bytes(b"\n".join(lines) + b'\n{"step": 2, "x": 2.5, "t": "\xc3')
     run = read_run(folder)
-    assert run.series("x") == ([0], [1.5])
+    assert run.curve("x") == {0: 1.5}
     assert run.steps_done == 2
     assert run.notes == [
         "metrics.jsonl: its last line is not complete yet and is left out",
