@@ -3,7 +3,7 @@
 # TRL lives apart: it would decide versions of packages that the pipeline pins.
 # PyTorch's CPU build comes from a folder of wheels that pip is told of (PIP_FIND_LINKS), else from TORCH_CPU_INDEX.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd -P "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 UV=.venv/bin/uv
 LOCK=requirements/bench-trl.lock
