@@ -1,7 +1,50 @@
-"""How a command ends: wrong input and failed runs are one sentence on standard error and an exit code."""
+"""The command `expo-ray`, and how every command ends: bad input and failed runs are one sentence and an exit code."""
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
+
+COMMANDS = {
+    "demo": "the whole pipeline in minutes: GRPO and ExP-GRPO on the toy task",
+    "train": "train a policy on verifiable problems",
+    "evaluate": "pass@k and majority@k of a model on held-out problems",
+    "verify": "grade a file of responses",
+    "report": "one HTML page about one or more runs",
+    "submit": "train as a job of a running Ray cluster",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `expo-ray COMMAND ...`, which is `python -m expo_ray.COMMAND ...`. Returns its exit code."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help(), end="")
+        return 0
+    if name == "--version":
+        from expo_ray import __version__
+
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        from expo_ray.config.errors import did_you_mean
+
+        hint = did_you_mean(name, list(COMMANDS))
+        print(f"error: '{name}' is not a command{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
+        return 2
+    code: int = import_module(f"expo_ray.{name}").main(rest)
+    return code
+
+
+def _help() -> str:
+    from expo_ray.config.compose import choices_text
+
+    lines = "\n".join(f"  {name:9} {meaning}" for name, meaning in COMMANDS.items())
+    return (
+        "usage: expo-ray COMMAND [arguments]\n\n"
+        f"{lines}\n\n"
+        "expo-ray COMMAND --help says what each takes. A folder conf/ in the working directory adds choices to the\n"
+        f"packaged ones and goes before them.\n\n{choices_text()}"
+    )
 
 
 def end_in_a_sentence(body: Callable[[], int]) -> int:

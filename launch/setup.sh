@@ -139,7 +139,7 @@ install_packages() {
 main() {
     local profile checksum line='' folder index
     profile=$(choose_profile)
-    checksum=$(cat "requirements/$profile.lock" setup.cfg pyproject.toml launch/setup.sh | sha256sum | cut -d' ' -f1)
+    checksum=$(cat "requirements/$profile.lock" setup.cfg setup.py pyproject.toml launch/setup.sh | sha256sum | cut -d' ' -f1)
     if [[ -f $STAMP ]]; then line=$(<"$STAMP"); fi
     folder=${line#* } && folder=${folder% *}
     # The same folder may have another path (a symbolic link, a bind mount): -ef decides, not the text.

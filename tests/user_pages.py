@@ -18,9 +18,10 @@ from pathlib import Path, PurePosixPath
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = REPOSITORY / "docs/start"
-COPIED = ("Makefile", "conf", "expo_ray", "hydra_plugins", "launch", "pyproject.toml", "requirements", "setup.cfg")
+COPIED = ("Makefile", "conf", "expo_ray", "hydra_plugins", "launch", "requirements")
+COPIED += ("pyproject.toml", "setup.cfg", "setup.py")
 """The part of the repository that the commands of a page need."""
-STAMPED = ("requirements/{profile}.lock", "setup.cfg", "pyproject.toml", "launch/setup.sh")
+STAMPED = ("requirements/{profile}.lock", "setup.cfg", "setup.py", "pyproject.toml", "launch/setup.sh")
 """The files whose digest launch/setup.sh stores."""
 LAST_CODE = "echo $?"
 STOP_S = 60

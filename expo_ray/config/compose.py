@@ -13,9 +13,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import expo_ray
 from expo_ray.config.algorithms import algorithm_class, group_choice
@@ -24,8 +25,11 @@ from expo_ray.config.keys import defaults
 from expo_ray.config.resources import default_profile
 from expo_ray.config.schema import Config
 
-REPOSITORY = Path(expo_ray.__file__).resolve().parents[1]
-CONF = REPOSITORY / "conf"
+PACKAGE = Path(expo_ray.__file__).resolve().parent
+REPOSITORY = PACKAGE.parent
+"""The folder that holds expo_ray/: the repository, or site-packages where the package was installed from a wheel."""
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else REPOSITORY / "conf"
+"""The packaged configuration: a wheel has it inside the package (setup.py)."""
 
 
 def register() -> None:
@@ -51,6 +55,8 @@ def compose_config(overrides: list[str]) -> Config:
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_sentence(error)) from error
+    except YAMLError as error:  # a file of the user's own conf/
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
     assert isinstance(config, Config)
     if not config.run_dir.strip() or not config.run_name.strip():
         raise ConfigError("run_dir and run_name cannot be empty: leave them out, or give run_dir=FOLDER run_name=NAME")
@@ -110,10 +116,25 @@ def _is_interval(override: Override) -> bool:
     return override.is_sweep_override() and not override.is_discrete_sweep()
 
 
+def user_conf() -> Path | None:
+    """The user's own conf/ in the working directory, which goes before the packaged one; None if there is none."""
+    own = Path.cwd() / "conf"
+    return own if own.is_dir() and not own.samefile(CONF) else None
+
+
 def groups() -> dict[str, list[str]]:
-    """Each config group of conf/ with its choices."""
-    folders = [folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    """Each config group with its choices: those of the packaged conf/ and of the user's own."""
+    own = user_conf()
+    found: dict[str, list[str]] = {}
+    for file in [*CONF.glob("*/*.yaml"), *(own.glob("*/*.yaml") if own else ())]:
+        if file.parent.name != "hydra":
+            found.setdefault(file.parent.name, []).append(file.stem)
+    return {group: sorted(set(found[group])) for group in sorted(found)}
+
+
+def choices_text() -> str:
+    """All choices of all config groups, one group a line, for --help."""
+    return "".join(f"  {group + '=':12} {', '.join(choices)}\n" for group, choices in groups().items())
 
 
 def _check_override(override: Override) -> None:
@@ -179,12 +200,14 @@ def _expected(key: str) -> str:
     return f"it takes {words.get(kind, str(kind).replace('list[int]', 'a list of whole numbers, as [1,2]'))}"
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     """The first line of one of Hydra's or OmegaConf's messages, with the key where it names one."""
     if isinstance(error, MissingConfigException) and error.options:
         return f"{str(error).strip().splitlines()[0]} (choices: {', '.join(error.options)})"
     key = getattr(error, "full_key", None)
     first = str(error).strip().split("\n")[0]
+    if isinstance(error, ConfigCompositionException) and error.__context__ is not None:
+        return f"{first.partition(':')[0]}: {_sentence(error.__context__)}"  # which file, and what is wrong in it
     if "hydra/sweeper/optuna" in first:
         return f"{first} It comes with hydra-optuna-sweeper: run make setup"
     return f"{key}: {first}" if key and key not in first else first

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGING = ("setup.cfg", "setup.py", "pyproject.toml")
 TOOLS = "awk bash cat chmod cp cut dirname env grep head mkdir mktemp rm sed sha256sum tail tr".split()
 PYTHON = """#!/usr/bin/env bash
 # HAS: the modules it has. VERSION: what it says it is.
@@ -43,7 +44,7 @@ class Repository:
     def __init__(self, folder: Path) -> None:
         self.folder, self.stand_ins = folder / "a repository", folder / "stand-ins"
         self.venv, self.calls = self.folder / ".venv", self.stand_ins / "calls"
-        for name in ("launch/setup.sh", "requirements/cpu.lock", "requirements/gpu.lock", "setup.cfg", "pyproject.toml"):
+        for name in ("launch/setup.sh", "requirements/cpu.lock", "requirements/gpu.lock", *PACKAGING):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, self.folder / name)
         self.stand_ins.mkdir()
