@@ -1,5 +1,5 @@
-# Every target makes .venv by itself when it is missing; a second call installs nothing. Python 3.11 is needed.
-# PROFILE=cpu|gpu chooses the packages (default: GPU where one is visible). ARGS="key=value ..." are Hydra overrides.
+# Every target makes .venv if it is missing; a second call installs nothing. Any Python from 3.8 on is enough to start.
+# PROFILE=cpu|gpu chooses the packages (default: GPU if one is visible). ARGS="key=value ..." are Hydra overrides.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
@@ -8,28 +8,28 @@ PROFILE ?= auto
 ARGS ?=
 N ?= 12
 SEED ?= 0
-# Two OpenMP threads in each of several processes make everything ten times slower.
+# Several processes with two OpenMP threads each are ten times slower than with one.
 export OMP_NUM_THREADS ?= 1
 export PROFILE
 
-.PHONY: help setup house demo train-math-l5 submit ladder ablations base-model test test-all test-unit bench-trl chaos lint format lock clean
+.PHONY: help setup house demo train-math-l5 submit ladder ablations base-model test test-all test-unit bench-trl chaos lint format lock wheel clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 
 setup: ## make .venv with the locked packages
 	@launch/setup.sh
 
-house: setup ## the figures of the code: files, lines, functions, imports
+house: setup ## figures of the code: files, lines, functions, imports
 	@$(PY) -m tests.house $(ARGS)
 
-demo: setup ## the whole pipeline in minutes: GRPO beside ExP-GRPO on the embedded world
+demo: setup ## the whole pipeline in minutes: GRPO and ExP-GRPO on the toy task
 	@$(PY) -m expo_ray.demo $(ARGS)
 
 train-math-l5: setup ## ExP-GRPO on MATH level 5; ARGS="model.path=... data.path=... trainer.steps=2"
 	@$(PY) -m expo_ray.train experiment=math_l5_qwen2.5_3b $(ARGS)
 
-# ADDRESS: the dashboard of a Ray cluster (docs/cluster.md); RUNS: a folder that all its nodes see.
+# ADDRESS: a Ray cluster's dashboard (docs/cluster.md). RUNS: a folder that all its nodes share.
 ADDRESS ?=
 EXPERIMENT ?=
 RUNS ?=
@@ -72,7 +72,7 @@ ablations: setup ## ExP-GRPO with other beta, filter, refresh and scope, three s
 	$(SWEEP) algo.explanation_scope=all_wrong run_dir=$(ABLATIONS)/scope $(ARGS) || failed=1; \
 	exit $$failed
 
-base-model: setup ## make the embedded world's base model again
+base-model: setup ## train the toy task's base model again
 	@$(PY) -m expo_ray.world.base_model $(ARGS)
 
 test: test-unit ## in minutes: the unit tests, and a short pass through each real component (docs/tests.md)
@@ -84,14 +84,14 @@ test-all: test-unit ## every test
 test-unit: setup ## the tests that start no engine
 	@$(PY) -m pytest -q -n logical --maxprocesses 8 --dist loadscope tests/unit $(ARGS)
 
-bench-trl: setup ## beside TRL's GRPOTrainer; ARGS="fixed", "mixed" or "smollm2 --model FOLDER"
+bench-trl: setup ## compare with TRL's GRPOTrainer; ARGS="fixed", "mixed" or "smollm2 --model FOLDER"
 	@bench/trl/setup.sh && $(PY) -m bench.trl $(ARGS)
 
 chaos: setup ## kill N processes of a run (SEED=0), which must end as an undisturbed one
 	@$(PY) -m tests.chaos --kills $(N) --seed $(SEED)
 
 SCRIPTS = launch/*.sh launch/slurm.sbatch bench/trl/setup.sh .ci/run
-lint: setup ## ruff, mypy, the shell scripts, and the containers' files
+lint: setup ## ruff, mypy, and the checkers of shell scripts and container files
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy expo_ray hydra_plugins
@@ -99,17 +99,21 @@ lint: setup ## ruff, mypy, the shell scripts, and the containers' files
 	@.venv/bin/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose.yaml
 
-format: setup ## let ruff mend what it can
+format: setup ## let ruff fix what it can
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-# The CPU build of torch must be in reach: WHEELS=<folder> where PyTorch's CPU index is not.
+# WHEELS: a folder with PyTorch's CPU wheel for Python 3.11, if PyTorch's CPU index is out of reach. The lock is compiled
+# for 3.11; tests/unit/test_config_locks.py checks that it serves 3.12 too.
 WHEELS ?=
 TORCH_SOURCE = $(if $(WHEELS),--find-links $(WHEELS),--index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile setup.cfg --quiet --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28
-lock: setup ## compile requirements/*.lock again from setup.cfg (UPGRADE=1: newest versions)
+lock: setup ## compile requirements/*.lock from setup.cfg (UPGRADE=1: newest versions)
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra cpu --extra sweep --extra dev $(TORCH_SOURCE) --override requirements/overrides-cpu.txt -o requirements/cpu.lock
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra gpu --extra sweep --extra dev -o requirements/gpu.lock
 
-clean: ## remove .venv and what the checkers keep; runs/ stays
-	rm -rf .venv .venv-trl .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+wheel: setup ## build dist/expo_ray-VERSION.whl, which holds conf/ too
+	@$(UV) build --quiet --wheel --python $(PY) -o dist && ls dist/*.whl
+
+clean: ## remove .venv, builds and the checkers' caches; runs/ stays
+	rm -rf .venv .venv-trl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

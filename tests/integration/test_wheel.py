@@ -53,9 +53,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 def run(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     there = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [str(installed), *arguments], cwd=cwd, env=there, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run([str(installed), *arguments], cwd=cwd, env=there, capture_output=True, text=True, timeout=300)
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_of_conf(wheel):

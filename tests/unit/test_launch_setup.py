@@ -1,4 +1,4 @@
-"""launch/setup.sh with stand-ins for Python and uv: which Python it takes, when .venv is made again, and how it fails."""
+"""launch/setup.sh with stand-ins for Python and uv: the Python that it takes, the .venv that it keeps, its errors."""
 
 import os
 import shutil
@@ -9,7 +9,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGING = ("setup.cfg", "setup.py", "pyproject.toml")
-TOOLS = "awk bash cat chmod cp cut dirname env grep head mkdir mktemp rm sed sha256sum tail tr".split()
+TOOLS = ("awk", "bash", "cat", "chmod", "cp", "cut", "dirname", "env", "grep", "head", "mkdir", "mktemp", "rm", "sed")
+TOOLS += ("sha256sum", "tail", "tr")
 PYTHON = """#!/usr/bin/env bash
 # HAS: the modules it has. VERSION: what it says it is.
 case "$*" in
@@ -102,7 +103,7 @@ def version(repository: Repository) -> str:
 
 @pytest.mark.parametrize(("found", "taken"), [("3.11 3.12", "3.11"), ("3.12", "3.12"), ("", "3.11")])
 def test_a_python_that_fits_is_found_or_downloaded(repository, found, taken):
-    """The system's own Python is whatever has pip: 3.8, 3.10, 3.13; it brings uv and is not the one that .venv takes."""
+    """The Python on PATH only installs uv; its own version does not matter."""
     done = repository.setup(FOUND=found, DOWNLOADS="yes")
     assert done.returncode == 0, done.stderr
     assert version(repository) == taken
