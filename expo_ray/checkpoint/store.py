@@ -145,7 +145,7 @@ class Checkpoints:
         self.events.note(
             "checkpoint",
             f"step {draft.done}: {draft.final}",
-            tell=False,
+            show=False,
             steps_done=draft.done,
             bytes=manifest.bytes,
             seconds=round(time.monotonic() - draft.began, 3),

@@ -193,6 +193,7 @@ class Actors:
         bound = self.config.trainer.start_s
         starting = {name: handle.ready.remote() for name, handle in workers.items()}
         if ranks:
+            # The group meets on the node of rank 0, which is known only once Ray has placed it.
             first = next(iter(ranks))
             address = self.waiter.gather({first: ranks[first].address.remote()}, "starting the learners", bound)[first]
             starting |= {name: handle.start.remote(*address) for name, handle in ranks.items()}
@@ -235,6 +236,7 @@ class Actors:
     def _learner(self, rank: int, name: str) -> Any:
         from expo_ray.learner.rank import LearnerRank
 
+        # Bundles hold the engines first, then the ranks; on shared cards each holds one of both.
         options = self._options("learner", bundle=rank if self.plan.colocated else self.config.rollout.workers + rank)
         return ray.remote(LearnerRank).options(**options).remote(self.config, rank, self.log_folder)
 

@@ -147,7 +147,7 @@ class Collector:
         sampled = [completion for rollout in rollouts for completion in rollout.sampled]
         record.count({"tokens/generated": float(sum(len(c.token_ids) for c in sampled))})
         with record.phase("verify"):
-            return self.actors.verifiers.judge(rollouts)
+            return self.actors.verifiers.verify(rollouts)
 
 
 class Ahead:
@@ -185,7 +185,7 @@ class Ahead:
             future.exception()
 
     def close(self) -> None:
-        """Waits for sampling under way and drops what was sampled ahead."""
+        """Waits for the step that is being sampled and drops what was sampled ahead."""
         if self._sampler is not None:
             self._sampler.shutdown(wait=True, cancel_futures=True)
 

@@ -164,7 +164,7 @@ class Recorder:
         self.status.step = step
         record = StepRecord(step, self.status)
         began = time.monotonic()
-        yield record
+        yield record  # without a finally: a step that raises is repeated from the checkpoint, and leaves no line
         record.seconds["step"] = time.monotonic() - began
         generated = record.metrics["tokens/generated"]
         record.metrics["tokens/per_second"] = generated / record.seconds["step"]
@@ -181,7 +181,7 @@ class Recorder:
         """Evaluates the policy after `done` steps and appends the result to evaluations.jsonl.
 
         Returns:
-            pass@k over all held-out problems, k = eval.samples; None where there are none.
+            pass@k over all held-out problems, k = eval.samples; None if there are none.
         """
         with self.status.phase("evaluate"):
             found = evaluator.evaluate()

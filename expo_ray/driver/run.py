@@ -61,7 +61,7 @@ def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> Non
     keeper = warm or WarmActors()
     actors = keeper.take(config, run_folder, context, stop_ids(tokenizer, config), events)
     try:
-        with StopSignal() as stop:  # only now: starting Ray takes over the signals
+        with StopSignal() as stop:  # not earlier: starting Ray replaces the signal handlers
             done = supervise(Job(config, run_folder, actors, builder, training, heldout, identity, stop, origin))
             stopped = stop.requested
     except BaseException:

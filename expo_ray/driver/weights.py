@@ -83,6 +83,7 @@ class WeightSync:
         if members != self._connected:
             self.learners.connect(members)
             self._connected = members
+        # On shared cards the KV cache must wait: during the transfer the learners' gathered weights need the room.
         self.rollouts.wake(members, "weights")
         bytes_sent, seconds = self.learners.send(weight_version)
         self.rollouts.wake(members, "kv_cache")
@@ -100,6 +101,7 @@ class WeightSync:
 
     def _at_fault(self, members: dict[str, Any], error: ActorFailed | WaitExpired) -> list[str]:
         """The workers to blame for a failed sync: those that the error names, and those that do not answer now."""
+        # The error may name no worker, or one that only failed because another hangs.
         named = set(error.actors) if isinstance(error, WaitExpired) else {error.actor}
         if isinstance(error, ActorFailed) and isinstance(error.cause, SyncError):
             named |= set(error.cause.workers)

@@ -84,7 +84,7 @@ class Evaluator:
         """`eval.samples` graded completions of each prompt; the seed is a function of `seed` and `chunk` alone."""
         requests = [RolloutRequest(prompt, self.config.eval.samples, 0) for prompt in prompts]
         seed = (self.config.seed, _EVALUATION, chunk)
-        return self.verifiers.judge(self.rollouts.generate(requests, evaluation_sampling(self.config), seed))
+        return self.verifiers.verify(self.rollouts.generate(requests, evaluation_sampling(self.config), seed))
 
 
 def summarise(groups: list[Group], samples: int, task: str = "math") -> Evaluation:

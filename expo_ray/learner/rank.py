@@ -47,6 +47,7 @@ class LearnerRank(ActorProcess):
             Where this process runs.
         """
         on_gpu = self.config.profile.device == "cuda"
+        # LOCAL_RANK is 0 on every rank: Ray shows each actor its own card only.
         os.environ.update(
             RANK=str(self.rank),
             WORLD_SIZE=str(self.ranks),
@@ -102,6 +103,7 @@ class LearnerRank(ActorProcess):
         if self.engine is not None:
             self.sender.close()
             self.engine.destroy()
+            # DeepSpeed's hooks and the engine refer to each other: without collecting, two policies would be in memory.
             del self.engine, self.lm, self.updater, self.source, self.sender, self.writer
             gc.collect()
         self.config, self.updates = config, 0
@@ -118,6 +120,7 @@ class LearnerRank(ActorProcess):
         rate = learning_rate(self.config.learner, self.updates, self.config.trainer.steps)
         with span("update", step=batch.step):
             sums = self.updater.update(batch, rate) if batch.samples else {}
+        # Also without samples, so that the number of updates remains that of steps, and the learning rate with it.
         self.updates += 1
         self._yield_card()
         return sums | {"update/learning_rate": (rate, 1.0)}
@@ -162,6 +165,7 @@ class LearnerRank(ActorProcess):
         from expo_ray.learner.saving import export, random_state
 
         self.writer.background = background
+        # No `latest` file: which checkpoint is the newest is decided by its manifest, which is written last.
         self.engine.save_checkpoint(folder, tag=TAG, client_state={"updates": self.updates}, save_latest=False)
         self.writer.save(random_state(), str(Path(folder) / TAG / f"random_state_{self.rank}.pt"))
         write = export(self.lm, self.source, self.config, Path(folder) / "policy", writes=self.rank == 0)

@@ -93,6 +93,7 @@ class Updater:
             with span("optimizer step"):
                 self.engine.step()
             parts.append({"update/gradient_norm": (float(self.engine.get_global_grad_norm() or 0.0), 1.0)})
+        # `parts` alternates: the sums of a step's losses, then its gradient norm.
         losses = {} if len(parts) <= 2 else {k: v for k, v in parts[-2].items() if k.startswith("policy/")}
         last = {f"last_{name}": value for name, value in losses.items()}
         return merge_metrics([parts[0], last, *parts[1::2]])
@@ -165,6 +166,7 @@ class Updater:
         steps on one batch, the policy's before the first of them."""
         self.engine.eval()
         for micro in micro_batches:
+            # Whether a model is called must not depend on the samples: every call is a collective one.
             with torch.no_grad():
                 if self.reference is not None:
                     micro.reference_logprobs = self._reference_logprobs(self.reference, micro)

@@ -33,7 +33,7 @@ class WeightReceiver:
 
     def start_weight_update(self) -> None:
         """Opens a round. Until it is finished the engine has no weight version and does not sample."""
-        self.engine.pause()
+        self.engine.pause()  # `sync_probe` resumes
         if self._round_open:
             self._abandon_round()
         self.engine.llm.update_weight_version(str(NO_VERSION))
@@ -111,6 +111,7 @@ def engine_probe(engine: EngineLoop, sequences: Sequence[Sequence[int]]) -> list
     )
     prompts = [{"prompt_token_ids": [int(token) for token in ids]} for ids in sequences]
     devices = list(range(torch.cuda.device_count()))
+    # With unfinished samples the generator must not be restored: it is theirs, and moves on meanwhile.
     with engine.turn(in_pause=True):
         alone = not engine.busy
     with torch.random.fork_rng(devices=devices, enabled=alone):

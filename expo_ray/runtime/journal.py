@@ -58,16 +58,16 @@ class Events:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "events.jsonl"
 
-    def note(self, kind: str, sentence: str, tell: bool = True, **details: Any) -> None:
+    def note(self, kind: str, sentence: str, show: bool = True, **details: Any) -> None:
         """Appends one event.
 
         Args:
             kind: lost, replaced, restarted, resumed, skipped, checkpoint, changed, preempted.
             sentence: what happened.
-            tell: also print it.
+            show: also print it.
             details: numbers and names for programs that read the file.
         """
         line = {"time": round(time.time(), 3), "event": kind, "what": sentence} | details
         append_lines(self.path, [line])
-        if tell:
+        if show:
             print(f"{kind}: {sentence}", file=sys.stderr, flush=True)

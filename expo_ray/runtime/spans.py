@@ -52,7 +52,7 @@ def _write(line: dict[str, Any]) -> None:
 
 
 def write_trace(run_folder: Path) -> Path | None:
-    """Writes the spans of all processes of a run to its trace.json, also while the run goes on.
+    """Writes the spans of all processes of a run to its trace.json, also during the run.
 
     The file is in the Trace Event Format; https://ui.perfetto.dev and chrome://tracing open it. A process is shown
     under its actor's name, with a row for each of its threads. Clocks of several nodes are not aligned.

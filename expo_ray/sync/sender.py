@@ -34,11 +34,11 @@ class BoundedWeightSyncClient:
         self._waiter = Waiter()
         self._ranks_per_worker = ranks_per_worker
         self.deadline = deadline
-        """Of the connect or send under way. The transport and the thread that runs it wait by the same one."""
+        """That of the present connect or send. The transport and the thread that runs it use the same one."""
         self.weight_version: int | None = None
         """The version that `finish_weight_update` gives the engines if its caller, vLLM's own code, passes none."""
         self.phase = ""
-        """The call under way, for messages; empty between calls."""
+        """The present call, for messages; empty between calls."""
         self.waiting_for: list[str] = []
         """The workers that have not answered it. Another thread may have to report them."""
         self.seconds: dict[str, float] = {}
@@ -160,7 +160,7 @@ class WeightSender:
 
         `ranks_per_worker`: tensor parallel size of the engines. Raises SyncError or SyncTimeout.
         """
-        self.close()
+        self.close()  # first, so that workers that are still in an earlier transfer fail and become free
         client = BoundedWeightSyncClient(workers, Deadline(self._timeout_s), ranks_per_worker)
         peers = [name for name in workers for _ in range(ranks_per_worker)]
         self._engine = self._bounded(client, lambda: self._open(client, peers, backend))
@@ -253,9 +253,10 @@ class WeightSender:
                 if device is not None:
                     torch.cuda.set_device(device)
                 outcome.append(work())
-            except BaseException as error:  # handed to the caller below
+            except BaseException as error:  # raised by the caller below
                 failure.append(error)
 
+        # A daemon, since an abandoned one may never end and must not keep the process alive.
         thread = threading.Thread(target=run, name="weight-sync", daemon=True)
         thread.start()
         thread.join(client.deadline.left + GRACE_S)

@@ -21,7 +21,7 @@ class VerifierFleet(Fleet):
         """A verifier has no state, so a replacement serves as soon as it has started."""
         self.serve(self.workers | self.started())
 
-    def judge(self, rollouts: list[Rollout]) -> list[Group]:
+    def verify(self, rollouts: list[Rollout]) -> list[Group]:
         """Verdicts for every completion and explanation of the rollouts, one batch for all."""
         verdicts = iter(self.verdicts([_item(rollout, done) for rollout in rollouts for done in rollout.sampled]))
         return [

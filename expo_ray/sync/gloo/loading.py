@@ -93,6 +93,7 @@ class _Target:
         if self.leaf == "weight" and isinstance(self.layer, LinearBase):
             if whole.shape[1] != self.layer.input_size:
                 raise ValueError(f"a weight of {whole.shape[1]} columns arrived where {self.layer.input_size} belong")
+            # Packing replaces the parameter by an empty one, so each round needs a new parameter to pack.
             weight = whole.to(self.layer.params_dtype)
             self.layer.weight = torch.nn.Parameter(weight, requires_grad=False)
             self.layer.quant_method.process_weights_after_loading(self.layer)

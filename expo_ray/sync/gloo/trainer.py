@@ -158,7 +158,7 @@ class GlooTransfer:
                 self._wait(under_way.popleft(), len(plan))
         while under_way:
             self._wait(under_way.popleft(), len(plan))
-        _exhaust(pairs)
+        _exhaust(pairs)  # the iteration checks at its end that no tensor is left
 
     def _post(self, sending: _UnderWay, message: Message, pairs: Iterator[torch.Tensor], tag: int) -> None:
         payload = pack(message, [next(pairs) for _ in message.slots])
