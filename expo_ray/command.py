@@ -57,7 +57,7 @@ def end_in_a_sentence(body: Callable[[], int]) -> int:
     from expo_ray.driver.stopping import LimitExceeded
     from expo_ray.learner.group import LearnersLost
     from expo_ray.runtime.waits import ActorFailed, WaitExpired
-    from expo_ray.sync.errors import SyncError
+    from expo_ray.sync import SyncError
     from expo_ray.verifier.reward import VerifierFailureRate
 
     try:

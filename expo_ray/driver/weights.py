@@ -9,7 +9,7 @@ from expo_ray.learner.group import LearnerGroup
 from expo_ray.messages import Prompt, SyncProof
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.runtime.waits import ActorFailed, WaitExpired
-from expo_ray.sync.errors import SyncError
+from expo_ray.sync import SyncError
 from expo_ray.sync.proof import Probe, choose_probes, prove_sync
 
 ANSWER_S = 15.0

@@ -10,7 +10,7 @@ import ray
 from expo_ray.algorithms.tokens import merge_metrics, metric_means
 from expo_ray.messages import TrainingBatch, UpdateReport
 from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
-from expo_ray.sync.errors import SyncTimeout
+from expo_ray.sync import SyncTimeout
 
 NEWS_S = 40.0
 """After a rank failed: how long to wait for the others, to learn which one died. Ray takes this long to notice a lost

@@ -136,9 +136,7 @@ class LearnerRank(ActorProcess):
         """Opens the weight transfer to these rollout actors, in place of an earlier one."""
         from expo_ray.sync.sender import resolve_backend
 
-        colocated = self.config.cluster.placement == "colocated"
-        backend = resolve_backend(self.config.sync.backend, device=self.config.profile.device, colocated=colocated)
-        self.sender.connect(workers=workers, backend=backend, ranks_per_worker=self.config.rollout.tensor_parallel)
+        self.sender.connect(workers, resolve_backend(self.config), self.config.rollout.tensor_parallel)
 
     def send(self, weight_version: int) -> tuple[int, float]:
         """Sends the policy's weights to the connected workers.

@@ -13,6 +13,7 @@ import numpy as np
 
 from expo_ray.config.schema import Config
 from expo_ray.messages import Completion, Sampling
+from expo_ray.runtime.waits import Deadline
 
 
 class EngineStuck(RuntimeError):
@@ -130,17 +131,18 @@ class EngineLoop:
                         self._finished[output.request_id] = output
 
     def _enter(self) -> None:
-        if not self._door.acquire(timeout=self.wait_s):
-            raise EngineStuck(f"the engine was not free within {self.wait_s:.0f} s")
-        try:
-            if not self._engine.acquire(timeout=self.wait_s):
-                raise EngineStuck(f"the engine was not free within {self.wait_s:.0f} s")
-        finally:
-            self._door.release()
+        deadline = Deadline(self.wait_s)
+        if self._door.acquire(timeout=deadline.left):
+            try:
+                if self._engine.acquire(timeout=deadline.left):
+                    return
+            finally:
+                self._door.release()
+        raise EngineStuck(f"the engine was not free within {self.wait_s:.0f} s")
 
 
 def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
-    """A `vllm.LLM` that receives weights through vLLM's weight-transfer API.
+    """Builds a `vllm.LLM` that receives weights through vLLM's weight-transfer API.
 
     Args:
         config: the run's configuration.
@@ -148,7 +150,6 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         seed: seed of the engine's random generator.
     """
     on_cpu = config.profile.device == "cpu"
-    colocated = config.cluster.placement == "colocated"
     if on_cpu:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.rollout.kv_cache_gib)))
     if on_cpu and config.rollout.enforce_eager:
@@ -171,7 +172,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         if on_cpu
         else {
             "gpu_memory_utilization": rollout.gpu_memory_utilization,
-            "enable_sleep_mode": colocated,
+            "enable_sleep_mode": config.cluster.placement == "colocated",
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
         }
     )
@@ -184,16 +185,14 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         max_num_seqs=rollout.max_sequences,
         seed=seed,
         trust_remote_code=config.model.trust_remote_code,
-        logprobs_mode="processed_logprobs",
-        generation_config="vllm",
+        logprobs_mode="processed_logprobs",  # after temperature, top-p and top-k: what was really sampled from
+        generation_config="vllm",  # not the model's own, whose repetition penalty and the like would change samples
         enable_prefix_caching=True,
         disable_log_stats=True,
         # In async mode a probe must overtake unfinished samples. Otherwise requests must start in exactly their order,
         # which decides the random numbers that each gets; "priority" does not promise that for equal priorities.
         scheduling_policy="priority" if config.trainer.async_steps else "fcfs",
-        weight_transfer_config=WeightTransferConfig(
-            backend=resolve_backend(config.sync.backend, device=config.profile.device, colocated=colocated)
-        ),
+        weight_transfer_config=WeightTransferConfig(backend=resolve_backend(config)),
         **where,
     )
     if on_cpu:

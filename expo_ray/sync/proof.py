@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from expo_ray.messages import FloatArray, SyncProof
-from expo_ray.sync.errors import SyncProofFailed
+from expo_ray.sync import SyncProofFailed
 
 NO_VERSION = -1
 """An engine's weight version before the first sync and during each sync."""

@@ -11,8 +11,9 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
+from expo_ray.config.schema import Config
 from expo_ray.runtime.waits import ActorFailed, Deadline, Waiter, WaitExpired
-from expo_ray.sync.errors import SyncError, SyncTimeout
+from expo_ray.sync import SyncError, SyncTimeout
 from expo_ray.sync.gloo.buckets import tensor_bytes
 from expo_ray.sync.gloo.trainer import GlooTransfer, Source
 
@@ -122,18 +123,13 @@ class SendReport:
     """Seconds of the calls start, update (transfer and load) and finish; rank 0 only."""
 
 
-def resolve_backend(backend: str, device: str, colocated: bool) -> str:
-    """Resolves `sync.backend=auto`: gloo on CPU, ipc if learner and engine share a GPU, otherwise nccl.
-
-    Raises ValueError for an unknown backend, and for one that needs a GPU on a machine without one.
-    """
-    if backend not in ("auto", "gloo", "nccl", "ipc"):
-        raise ValueError(f"sync.backend must be auto, gloo, nccl or ipc, not {backend!r}")
-    if backend == "auto":
-        return "gloo" if device == "cpu" else "ipc" if colocated else "nccl"
-    if device == "cpu" and backend != "gloo":
-        raise ValueError(f"sync.backend={backend} needs GPUs; use sync.backend=gloo on CPU")
-    return backend
+def resolve_backend(config: Config) -> str:
+    """Resolves `sync.backend=auto`: gloo on CPU, ipc if learner and engine share a GPU, otherwise nccl."""
+    if config.sync.backend != "auto":
+        return config.sync.backend
+    if config.profile.device == "cpu":
+        return "gloo"
+    return "ipc" if config.cluster.placement == "colocated" else "nccl"
 
 
 class Transfer(Protocol):
@@ -232,15 +228,13 @@ class WeightSender:
                 packed_num_buffers=1,
                 rank=self._rank,
             )
-        if backend == "ipc":
-            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-            # vLLM cannot send a tensor that is larger than its buffer.
-            largest = max(tensor_bytes(meta) for meta in self._source.metadata())
-            return IPCTrainerInitInfo(
-                packed=True, packed_buffer_size_bytes=max(self._bucket_bytes, largest), rank=self._rank
-            )
-        raise ValueError(f"unknown weight transfer backend {backend!r}")
+        # vLLM cannot send a tensor that is larger than its buffer.
+        largest = max(tensor_bytes(meta) for meta in self._source.metadata())
+        return IPCTrainerInitInfo(
+            packed=True, packed_buffer_size_bytes=max(self._bucket_bytes, largest), rank=self._rank
+        )
 
     def _bounded(self, client: BoundedWeightSyncClient, work: Callable[[], T]) -> T:
         """Runs `work` in a thread that can be abandoned: a stuck NCCL call or gather cannot be interrupted."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from expo_ray.runtime.waits import Deadline
-from expo_ray.sync.errors import SyncError, SyncTimeout
+from expo_ray.sync import SyncError, SyncTimeout
 from expo_ray.sync.gloo.buckets import BUCKETS_UNDER_WAY, Bucket, Message, ParamMeta, pack, plan_buckets
 from expo_ray.sync.gloo.link import SENDER, SHORTEST_S, GlooLink, open_store
 
