@@ -1,4 +1,4 @@
-"""Sampling ahead: which step's groups are begun when, with which weights, and that none is lost."""
+"""Sampling ahead: when each step is sampled, with which weights, and that no step is lost."""
 
 import threading
 
@@ -15,7 +15,7 @@ STEPS = 7
 
 
 class FakeCollector:
-    """Writes down the weight version at which each step's sampling was begun."""
+    """Records the weight version at which sampling of each step began."""
 
     def __init__(self, fails_at: int = -1) -> None:
         self.version, self.begun, self.fails_at = 0, {}, fails_at
@@ -59,7 +59,7 @@ def test_every_step_is_sampled_once_with_weights_no_older_than_allowed(async_ste
     assert collector.begun == {step: max(0, step - async_steps) for step in range(STEPS)}
 
 
-def test_times_beside_the_loop_are_told_apart():
+def test_background_times_have_their_own_names():
     collector = FakeCollector()
     mine, record = ahead(1, collector), StepRecord(0)
     mine.groups(0, record)
@@ -67,7 +67,7 @@ def test_times_beside_the_loop_are_told_apart():
     assert set(record.seconds) == {"wait", "beside_generate"}
 
 
-def test_what_sampling_ahead_raises_is_raised_where_its_groups_are_asked_for():
+def test_an_error_while_sampling_ahead_is_raised_when_its_groups_are_requested():
     collector = FakeCollector(fails_at=1)
     mine = ahead(1, collector)
     mine.groups(0, StepRecord(0))
@@ -77,7 +77,7 @@ def test_what_sampling_ahead_raises_is_raised_where_its_groups_are_asked_for():
     mine.close()
 
 
-def test_close_waits_for_what_is_under_way_and_begins_nothing_more():
+def test_close_waits_for_the_present_step_and_starts_no_other():
     collector = FakeCollector()
     mine = ahead(3, collector)
     mine.groups(0, StepRecord(0))

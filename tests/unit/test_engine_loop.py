@@ -1,4 +1,4 @@
-"""Threads share an engine step by step; a pause lets nobody in and loses nothing."""
+"""Threads share an engine step by step; a pause blocks all of them and loses no request."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from expo_ray.rollout.engine import EngineLoop, EngineStuck
 
 
 class FakeEngine:
-    """Each request takes as many steps as its prompt says; steps and weights are written down."""
+    """Each request takes as many steps as its prompt says; records steps and weights."""
 
     def __init__(self, step_s: float = 0.0) -> None:
         self.step_s, self.left, self.weights, self.inside = step_s, {}, 0, 0
@@ -71,7 +71,7 @@ def test_a_short_request_of_another_thread_does_not_wait_for_a_long_one():
     assert not engine.left
 
 
-def test_weights_change_between_two_steps_and_what_is_under_way_goes_on():
+def test_weights_change_between_two_steps_and_unfinished_requests_continue():
     engine = FakeEngine(step_s=0.002)
     loop = EngineLoop(engine, 30.0)
     sampler = threading.Thread(target=run, args=(loop, [100]))
@@ -93,7 +93,7 @@ def test_weights_change_between_two_steps_and_what_is_under_way_goes_on():
     assert set(versions) == {0, 1}
 
 
-def test_a_pause_that_does_not_end_is_told_within_the_bound():
+def test_a_pause_that_does_not_end_is_an_error_within_the_bound():
     loop = EngineLoop(FakeEngine(), 0.1)
     loop.pause()
     with pytest.raises(EngineStuck, match=r"0 s"):
@@ -102,12 +102,12 @@ def test_a_pause_that_does_not_end_is_told_within_the_bound():
     assert run(loop, [1]) == ["0"]
 
 
-def test_an_engine_that_forgets_a_request_is_told():
+def test_an_engine_that_forgets_a_request_is_an_error():
     with pytest.raises(RuntimeError, match="requests 1 are not finished"):
         run(EngineLoop(FakeEngine(), 5.0), [2, 0])
 
 
-def test_who_keeps_the_others_out_may_use_the_engine_and_goes_first():
+def test_the_thread_that_paused_the_engine_may_use_it_and_goes_first():
     engine = FakeEngine(step_s=0.002)
     loop = EngineLoop(engine, 30.0, priorities=True)
     sampler = threading.Thread(target=run, args=(loop, [60]))

@@ -1,4 +1,4 @@
-"""Requests are shared out by expected tokens, long ones first; what is expected follows from batches.jsonl."""
+"""Requests are balanced by expected tokens, long ones first; the expectation follows from batches.jsonl."""
 
 import json
 from itertools import product
@@ -37,7 +37,7 @@ def test_a_problem_is_expected_to_be_as_long_as_it_was():
     assert book.expected("a") == 5
 
 
-def test_the_book_of_a_resumed_run_is_that_of_the_run(tmp_path: Path):
+def test_a_resumed_run_has_the_same_length_book(tmp_path: Path):
     steps = [[group("a", [10, 20], [30]), group("b", [2, 4], [])], [group("c", [7, 7], [9]), group("a", [1, 2], [3])]]
     book = LengthBook()
     for groups in steps:
@@ -59,7 +59,7 @@ def test_every_request_is_in_one_share_and_the_longest_come_first():
         assert expected == sorted(expected, reverse=True)
 
 
-def test_the_fullest_share_is_within_the_rules_bound_of_the_best_there_is():
+def test_the_fullest_share_is_within_the_known_bound_of_the_optimum():
     draw = np.random.default_rng(1)
     for _ in range(20):
         asked = [RolloutRequest(prompt(f"p{i}", 1), 1, 0, float(draw.integers(1, 50))) for i in range(8)]

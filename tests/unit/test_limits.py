@@ -1,4 +1,4 @@
-"""Bounds beyond which a run stops."""
+"""Limits on measured values that stop a run."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_mismatch_beyond_its_bound_stops_with_both_numbers_and_the_key():
         check_mismatch(report(0.02), config)
 
 
-def test_a_mismatch_that_is_not_a_number_stops_too():
+def test_a_nan_mismatch_stops_too():
     with pytest.raises(LimitExceeded):
         check_mismatch(report(float("nan")), Config())
 

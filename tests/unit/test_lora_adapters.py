@@ -1,4 +1,4 @@
-"""Adapters on a plain model: which are refused, the base behind them, and where their first values come from."""
+"""LoRA adapters on a plain model: refused targets, the base model with adapters off, and their initial values."""
 
 import copy
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_adapters_are_on_again_after_an_error(tiny_models):
     assert {name for name, parameter in lm.named_parameters() if parameter.requires_grad} == trained
 
 
-def test_adapters_do_not_depend_on_what_was_drawn_before(tiny_models):
+def test_initial_adapters_depend_on_the_seed_only(tiny_models):
     torch.manual_seed(99)
     first = copy.deepcopy(adapted(tiny_models["tied"], ["all-linear"]).state_dict())
     torch.rand(7)

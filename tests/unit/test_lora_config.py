@@ -1,4 +1,4 @@
-"""LoRA in the configuration: what is refused, and what the memory plan counts."""
+"""LoRA in the configuration: refused values, and the memory plan."""
 
 import pytest
 
@@ -24,7 +24,7 @@ TWO_CORES = Resources("this machine", 1, 2, 8, 0, 0)
         (["model.lora.target_modules=[q_proj,model.embed_tokens]"], ["model.embed_tokens", "linear layers"]),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_remedy(tiny_models, overrides, words):
+def test_impossible_values_are_refused_with_the_remedy(tiny_models, overrides, words):
     config = compose_config(["profile=cpu", f"model.path={tiny_models['tied']}", *overrides])
     with pytest.raises(ConfigError) as caught:
         check_config(config, TWO_CORES)

@@ -1,4 +1,4 @@
-"""Dealing a batch over ranks and cutting it into micro-batches."""
+"""A batch is shared out over ranks and cut into micro-batches."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from expo_ray.learner.micro_batches import deal, lay_out, most_scored, shortest_
     st.integers(1, 1000),
     st.booleans(),
 )
-def test_every_sample_is_dealt_once_and_units_stay_together(samples, ranks, budget, packed):
+def test_every_sample_is_in_one_share_and_units_stay_together(samples, ranks, budget, packed):
     lengths, units = [s[0] for s in samples], [s[1] for s in samples]
     shares = deal(lengths, units, ranks, budget, packed)
     assert sorted(i for share in shares for cut in share for i in cut) == list(range(len(samples)))

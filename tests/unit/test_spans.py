@@ -1,4 +1,4 @@
-"""Spans of several processes and threads become one trace that says who did what when."""
+"""Spans of several processes and threads become one trace."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ def sample() -> None:
         pass
 
 
-def test_nothing_is_written_where_nothing_was_opened(tmp_path):
+def test_nothing_is_written_before_spans_are_opened(tmp_path):
     with span("update"):
         pass
     assert write_trace(tmp_path) is None and not list(tmp_path.iterdir())

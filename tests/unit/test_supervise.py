@@ -1,4 +1,4 @@
-"""Lost learners are started again, from the newest checkpoint, and not for ever."""
+"""Lost learners are restarted from the newest checkpoint, a limited number of times."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +48,7 @@ def test_a_lost_group_is_restarted_from_the_newest_valid_checkpoint(tmp_path, mo
     assert [line["event"] for line in lines(tmp_path / "events.jsonl")] == ["lost", "restarted", "lost", "restarted"]
 
 
-def test_after_max_restarts_the_loss_is_the_end(tmp_path, monkeypatch):
+def test_after_max_restarts_the_loss_ends_the_run(tmp_path, monkeypatch):
     seen: list = []
     monkeypatch.setattr(supervise, "_attempt", lose(99, seen))
     monkeypatch.setattr(supervise, "newest_valid", lambda folder, tell: None)

@@ -1,4 +1,4 @@
-"""Cutting a model into buckets, and the bytes that come out at the other end."""
+"""A model is cut into buckets, and the same bytes come out at the other end."""
 
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ def test_only_a_single_large_tensor_exceeds_the_bound(shapes, bucket_bytes):
         assert bucket.nbytes <= bucket_bytes or len(list(bucket.slots)) == 1
 
 
-def test_large_tensors_are_sent_from_where_they_lie():
+def test_large_tensors_are_sent_without_a_copy():
     side = int((DIRECT_BYTES // 4) ** 0.5)
     metadata = [Meta("a", torch.float32, (8,)), Meta("w", torch.float32, (side, side)), Meta("b", torch.float32, (8,))]
     (bucket,) = plan_buckets(metadata, 64 << 20)

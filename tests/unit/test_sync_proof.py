@@ -1,4 +1,4 @@
-"""The proof of a sync can succeed and can fail, each time with the right sentence."""
+"""The proof of a sync succeeds and fails when it should, with the right sentence."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_a_difference_names_worker_probe_position_and_both_sides():
     assert "\n" not in sentence
 
 
-def test_a_single_token_may_differ_where_only_the_mean_is_bounded_closely():
+def test_a_single_token_may_differ_if_only_the_mean_has_a_tight_bound():
     assert prove(probe(), {"a": probe(bump=0.2)}, tolerance=2.0, mean_tolerance=0.05).max_difference == pytest.approx(
         0.2
     )
@@ -46,7 +46,7 @@ def test_a_single_token_may_differ_where_only_the_mean_is_bounded_closely():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_a_number_fails(bad):
+def test_a_nan_fails(bad):
     with pytest.raises(SyncProofFailed, match="probe 0, position 1"):
         prove(probe(), {"a": probe(bump=bad, at=(0, 0))})
 
@@ -66,7 +66,7 @@ def test_every_probe_must_be_answered():
         prove(probe(), {})
 
 
-def test_probes_are_chosen_from_what_is_usable():
+def test_probes_are_chosen_from_usable_candidates():
     candidates = [[1], [], [2, 3, 4, 5], [6, 7], [8, 9, 10]]
     chosen = choose_probes(candidates, count=2, tokens=3, seed=1)
     assert len(chosen) == 2 and chosen == choose_probes(candidates, count=2, tokens=3, seed=1)

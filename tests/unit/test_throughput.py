@@ -1,4 +1,4 @@
-"""Operations of the update against torch's own count, and the rates made of them."""
+"""Operations of an update, compared with torch's own count, and the rates computed from them."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_rates_of_a_step():
     assert throughput(config, None, [], generated=0.0, seconds={}, peak=None) == {}
 
 
-def test_a_cards_peak_is_the_clusters_or_known_by_its_name():
+def test_the_peak_comes_from_the_cluster_or_from_the_cards_name():
     config = Config()
     assert peak_of(config, "NVIDIA H100 80GB HBM3") is None
     config.profile.device = "cuda"

@@ -1,4 +1,4 @@
-"""The reference policy scores the samples whose term needs it, and no others; every rank scores in every round."""
+"""The reference policy scores exactly the samples whose term needs it; every rank scores in every round."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ def batch() -> list[TrainingSample]:
 
 
 class Reference:
-    """Gives a token its own id as log-probability, and writes down what it was asked."""
+    """Returns a token's id as its log-probability, and records its calls."""
 
     def __init__(self) -> None:
         self.rounds: list[tuple[int, int]] = []
