@@ -70,3 +70,40 @@ def test_an_empty_file(tmp_path: Path, capsys) -> None:
     assert verify.main(["--input", str(source), "--output", str(target)]) == 0
     assert target.read_text() == ""
     assert capsys.readouterr().out.startswith("0 items")
+
+
+def test_empty_lines_at_the_end_are_no_items(tmp_path: Path, capsys) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(LINES[0]) + "\n\n  \n")
+    assert verify.main(["--input", str(source), "--output", str(target)]) == 0
+    assert capsys.readouterr().out.startswith("1 items, 1 correct")
+
+
+def test_numbers_are_answers(tmp_path: Path) -> None:
+    said = [("42", 42), ("0.5", 0.5), ("0.00001", 1e-5), ("7", [6, "7"]), ("3", 4)]
+    lines = [{"response": rf"\boxed{{{text}}}", "answer": answer} for text, answer in said]
+    source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    assert verify.main(["--input", str(source), "--output", str(target)]) == 0
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["verdict"] for row in rows] == ["correct"] * 4 + ["wrong"]
+    assert [row["answer"] for row in rows] == [answer for _, answer in said]
+    for bad in ("true", "NaN", "null", "[1, null]", "{}"):
+        source.write_text(f'{{"response": "1", "answer": {bad}}}\n')
+        assert verify.main(["--input", str(source), "--output", str(target)]) == 2
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Path, capsys, monkeypatch) -> None:
+    source = write(tmp_path / "in.jsonl", LINES)
+    monkeypatch.setattr(verify, "verify_items", lambda *_: 1 / 0)
+    for target, said in ((tmp_path / "absent" / "out.jsonl", "does not exist"), (tmp_path, "this is a folder")):
+        assert verify.main(["--input", str(source), "--output", str(target)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --output ") and said in error and error.count("\n") == 1
+
+
+def test_percent_as_a_unit_is_an_option(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"response": r"\boxed{50\%}", "answer": "50"}])
+    target = tmp_path / "out.jsonl"
+    for options, verdict in (([], "wrong"), (["--percent-is-unit"], "correct")):
+        assert verify.main(["--input", str(source), "--output", str(target), *options]) == 0
+        assert json.loads(target.read_text())["verdict"] == verdict
