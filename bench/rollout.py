@@ -14,9 +14,12 @@ from typing import Any
 
 from expo_ray.config.compose import compose_config
 from expo_ray.config.schema import Config
+from expo_ray.data.sources import Problems
 from expo_ray.data.stream import PromptStream
 from expo_ray.driver import actors as driver_actors
 from expo_ray.messages import RolloutRequest, Sampling
+from expo_ray.preflight.model_folder import generation_ends
+from expo_ray.preflight.plan import make_plan
 from expo_ray.prompts.loading import load_prompts, load_tokenizer, longest_sequence, make_builder, stop_ids
 from expo_ray.rollout import worker
 from expo_ray.rollout.engine import sampling_params
@@ -51,11 +54,14 @@ def measure(config: Config, pairs: int) -> list[tuple[float, float]]:
     import ray
 
     tokenizer = load_tokenizer(config)
-    training, _ = load_prompts(config, make_builder(tokenizer, config))
+    plan = make_plan(config, training=False)
+    problems = Problems(config.data, config.seed)
+    training, _ = load_prompts(config, make_builder(tokenizer, config), problems, plan.context)
     context = longest_sequence(training, config.rollout.max_completion_tokens)
     worker.RolloutWorker = MeasuredWorker  # type: ignore[misc]
+    ends = stop_ids(tokenizer, generation_ends(Path(config.model.path)))
     folder = Path(mkdtemp(prefix="bench_rollout_"))
-    actors = driver_actors.Actors(config, folder, context, stop_ids(tokenizer, config), with_learners=False)
+    actors = driver_actors.Actors(plan, folder, context, ends)
     try:
         stream = PromptStream(training, config.trainer.prompts_per_step, config.seed)
         handle = next(iter(actors.rollouts.workers.values()))

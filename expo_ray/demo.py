@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from expo_ray.driver.warm import WarmActors
+    from expo_ray.preflight.checks import Checked
 
 ALGORITHMS = ("grpo", "exp_grpo")
 
@@ -27,12 +28,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _demo(overrides: list[str]) -> int:
-    from expo_ray.driver.warm import WarmActors
+    from expo_ray.config.compose import compose_config
+    from expo_ray.preflight.checks import check_run
 
     folder = Path("runs/demo", datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).absolute()
+    runs = [
+        check_run(compose_config(["experiment=demo", f"algo={name}", *overrides, f"run_dir={folder / name}"]))
+        for name in ALGORITHMS
+    ]
+
+    from expo_ray.driver.warm import WarmActors  # imports Ray, which bad input need not wait for
+
     warm = WarmActors()
     try:
-        finished = all(_train(algorithm, overrides, folder / algorithm, warm) for algorithm in ALGORITHMS)
+        finished = all(_train(checked, warm) for checked in runs)
     finally:
         warm.close()
     if finished:
@@ -41,16 +50,15 @@ def _demo(overrides: list[str]) -> int:
     return 0 if finished else 130
 
 
-def _train(algorithm: str, overrides: list[str], folder: Path, warm: "WarmActors") -> bool:
-    """One run; False when it was stopped before its end."""
-    from expo_ray.config.compose import compose_config
+def _train(checked: "Checked", warm: "WarmActors") -> bool:
+    """Trains one policy; returns False if the run was stopped before its end."""
     from expo_ray.driver.run import run
-    from expo_ray.entry import prepare_folder
     from expo_ray.files import read_summary
+    from expo_ray.preflight.plan import write_plan
 
-    config = compose_config(["experiment=demo", f"algo={algorithm}", *overrides, f"run_dir={folder}"])
-    prepare_folder(config, folder)
-    run(config, folder, warm)
+    folder = Path(checked.config.run_dir)
+    write_plan(checked.plan, folder)
+    run(checked, folder, warm)
     return bool(read_summary(folder)["finished"])
 
 

@@ -1,11 +1,11 @@
-"""What `python -m expo_ray.train` does around a run: check every job first, let Hydra make the folder, tell the end."""
+"""What `python -m expo_ray.train` does around a run: checks every job first, then lets Hydra make the folders."""
 
 import logging
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,16 +17,29 @@ from omegaconf import DictConfig, OmegaConf
 from expo_ray.config.compose import CONF, compose_config, derive, parse_overrides, quoted, register, sweep_jobs
 from expo_ray.config.errors import ConfigError, InputError
 from expo_ray.config.schema import Config
-from expo_ray.data.sources import load_problems
-from expo_ray.preflight.checks import preflight
-from expo_ray.preflight.inputs import check_hub, check_longest
-from expo_ray.preflight.plan import Plan, plan_text
-from expo_ray.preflight.values import check_config
+from expo_ray.data.sources import Problems
+from expo_ray.preflight.checks import Checked, check_run, check_start
+from expo_ray.preflight.plan import write_plan
 from expo_ray.sweep import ledger
 from expo_ray.sweep.in_turn import run_in_turn
 from expo_ray.sweep.job import Job, JobEnd
 
-Runner = Callable[[Config, Path], None]
+Runner = Callable[[Checked, Path], None]
+
+
+@dataclass
+class Command:
+    """A command line whose jobs passed their checks."""
+
+    arguments: list[str]
+    parsed: Namespace
+    checked: dict[tuple[str, ...], Checked]
+    """By the job's overrides; empty for `--cfg`."""
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether the command asks for a sweep."""
+        return bool(self.parsed.multirun or "hydra.mode=MULTIRUN" in self.parsed.overrides)
 
 
 @dataclass
@@ -43,86 +56,106 @@ class Outcome:
     """Of a sweep: `eval.objective`."""
 
 
-def check_arguments(arguments: list[str]) -> Namespace:
-    """Parses a command line and checks every job that it asks for; makes no folder.
+def check_arguments(arguments: list[str]) -> Command:
+    """Parses a command line and checks every job that it asks for, once; makes no folder.
 
     Raises:
         InputError: the first thing that is wrong, in one sentence.
     """
-    parsed = _parse(arguments)
-    jobs = sweep_jobs(parsed.overrides) if _is_multirun(parsed) else [parsed.overrides]
-    if not _is_multirun(parsed):
-        for override in parse_overrides(parsed.overrides):
+    command = Command(arguments, _parse(arguments), {})
+    overrides = command.parsed.overrides
+    if not command.sweeps:
+        for override in parse_overrides(overrides):
             if override.is_sweep_override():
                 raise ConfigError(f"'{override.input_line}' names several values: add -m to run each of them")
-    if "hydra/sweeper=optuna" in parsed.overrides and "hydra.sweeper.direction=maximize" not in parsed.overrides:
+    if "hydra/sweeper=optuna" in overrides and "hydra.sweeper.direction=maximize" not in overrides:
         raise ConfigError("hydra/sweeper=optuna looks for the smallest value: use hydra/sweeper=optuna_maximize")
-    elsewhere = "hydra/launcher=ray_jobs" in parsed.overrides
-    for overrides in jobs:
-        config = compose_config(overrides)
-        if elsewhere:  # what this machine and its hub cache have decides nothing; each job checks its own node
+    for job in sweep_jobs(overrides) if command.sweeps else [overrides]:
+        config = compose_config(job)
+        if "hydra/launcher=ray_jobs" in overrides:  # each job checks the node that it gets; this machine says nothing
             config.dry_run, config.cluster.address = True, config.cluster.address or "auto"
-        if not parsed.cfg:
-            _check(config)
-    return parsed
+        if command.parsed.cfg:
+            continue
+        checked = check_run(config)
+        if command.sweeps:  # many jobs' problems do not fit in memory together: each job reads its own
+            checked = replace(checked, problems=Problems(config.data, config.seed))
+        command.checked[_own(job)] = checked
+    return command
 
 
-def launch(arguments: list[str], job: Runner) -> Outcome:
-    """Hands the command line to Hydra, which makes the folder (or a sweep's folders) and calls `job` in it.
+def _own(overrides: Sequence[str]) -> tuple[str, ...]:
+    """A job's overrides without those of the whole sweep: Hydra passes the latter to some calls only."""
+    return tuple(Job(0, tuple(overrides), Path()).own_overrides())
+
+
+def launch(command: Command, runner: Runner) -> Outcome:
+    """Hands the command line to Hydra, which makes the folder (or a sweep's folders) and calls `runner` in it.
 
     A job that fails does not end a sweep. Jobs that a sweep's folder holds finished are not run again.
     """
-    parsed = _parse(arguments)
-    if _is_multirun(parsed) and not parsed.cfg:
-        return _launch_sweep(arguments, parsed.overrides, job)
+    if command.sweeps and not command.parsed.cfg:
+        return _launch_sweep(command, runner)
     outcome = Outcome()
 
-    def task(composed: DictConfig) -> None:
+    def task(_composed: DictConfig) -> None:
         outcome.folder = Path(HydraConfig.get().runtime.output_dir)
+        [checked] = command.checked.values()
+        checked.config.run_dir = str(outcome.folder)  # Hydra's own clock names the folder
         try:
-            _run(_config(composed, outcome.folder), job)
+            _run(checked, runner)
         except InputError as error:
             outcome.error = error
         except Exception as error:
             logging.getLogger("expo_ray").exception("the run failed")
             outcome.error = error
 
-    _hydra(task, arguments)
+    _hydra(task, command.arguments)
     return outcome
 
 
-def _launch_sweep(arguments: list[str], overrides: list[str], job: Runner) -> Outcome:
-    common = [o.input_line or "" for o in parse_overrides(overrides) if not o.is_sweep_override()]
-    shared = compose_config(common)
+def _launch_sweep(command: Command, runner: Runner) -> Outcome:
+    parsed, arguments = parse_overrides(command.parsed.overrides), command.arguments
+    shared = compose_config([o.input_line or "" for o in parsed if not o.is_sweep_override()])
     folder = Path(shared.run_dir)
-    if not any(o.key_or_group == "run_dir" for o in parse_overrides(overrides)):
-        # Named once, so that the command in each summary.json is the one that goes on with this sweep.
+    if not any(o.key_or_group == "run_dir" for o in parsed):
+        # Named once, so that the command in each summary.json is the one that resumes this sweep.
         arguments = [*arguments, f"run_dir={quoted(str(folder))}"]
     jobs = sum(1 for _ in sweep_jobs(overrides))  # 1 also if a sweeper chooses the values itself
     ledger.begin(folder, shlex.join(["python", "-m", "expo_ray.train", *arguments]), jobs if jobs > 1 else None)
 
     def task(composed: DictConfig) -> float | None:
-        own = Path(HydraConfig.get().runtime.output_dir)
-        number, mine = HydraConfig.get().job.num, HydraConfig.get().overrides.task
+        own, job = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().job
+        mine = tuple(HydraConfig.get().overrides.task)
         config = _config(composed, own)
-        return run_in_turn(Job(number, tuple(mine), own), config, lambda: _run(config, job), folder)
+
+        def run() -> None:
+            checked = command.checked.get(_own(mine))
+            if checked is None:  # a sweeper that chooses the values itself names them only now
+                checked = check_run(config)
+            else:
+                checked = replace(checked, plan=replace(checked.plan, config=config))
+                if not config.dry_run:
+                    check_start(checked.plan)  # the jobs before this one may have filled the disk
+            _run(checked, runner)
+
+        return run_in_turn(Job(job.num, mine, own), config, run, folder)
 
     try:
         _hydra(task, arguments)
-    except SystemExit as stopped:  # Hydra has told what a sweeper raised; what ended before is listed all the same
+    except SystemExit as stopped:  # Hydra has printed what a sweeper raised; what ended before is listed all the same
         if not stopped.code:
             raise
         return Outcome(folder, ConfigError("the sweeper failed, see above"), ledger.ends(folder), shared.eval.objective)
     return Outcome(folder, None, ledger.ends(folder), shared.eval.objective)
 
 
-def prepare_folder(config: Config, folder: Path) -> Plan:
-    """Writes config.yaml (resolved) and plan.txt into the run's folder and gives the plan."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = check_config(config)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    (folder / "plan.txt").write_text(plan_text(plan))
-    return plan
+def _run(checked: Checked, runner: Runner) -> None:
+    folder = Path(checked.config.run_dir)
+    write_plan(checked.plan, folder)
+    if checked.config.dry_run:
+        print((folder / "plan.txt").read_text(), end="")
+    else:
+        runner(checked, folder)
 
 
 def _hydra(task: Callable[[DictConfig], float | None], arguments: list[str]) -> None:
@@ -131,36 +164,10 @@ def _hydra(task: Callable[[DictConfig], float | None], arguments: list[str]) -> 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
 
 
-def _is_multirun(parsed: Namespace) -> bool:
-    return bool(parsed.multirun or "hydra.mode=MULTIRUN" in parsed.overrides)
-
-
 def _config(composed: DictConfig, folder: Path) -> Config:
     config: Any = OmegaConf.to_object(composed)
     config.run_dir = str(folder)
     return derive(config)
-
-
-def _run(config: Config, job: Runner) -> None:
-    _check(config)
-    folder = Path(config.run_dir)
-    plan = prepare_folder(config, folder)
-    if config.dry_run:
-        print(plan_text(plan), end="")
-    else:
-        job(config, folder)
-
-
-def _check(config: Config) -> None:
-    check_config(config)
-    for held_out, path in ((False, config.data.path), (True, config.data.eval_path)):
-        if path is not None:
-            check_longest(load_problems(config.data, held_out=held_out, seed=config.seed), config)
-    if config.data.path is None and config.data.hub is None and config.data.name != "toy":
-        raise ConfigError(f"data={config.data.name} needs data.path=FILE, a file of JSON Lines")
-    if not config.dry_run:
-        preflight(config)
-        check_hub(config)
 
 
 def _parse(arguments: list[str]) -> Namespace:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from expo_ray.evaluation.evaluator import Evaluator
     from expo_ray.evaluation.samples import SampleFile
     from expo_ray.messages import Prompt
+    from expo_ray.preflight.plan import Plan
 
 HELP = """\
 usage: python -m expo_ray.evaluate model=NAME|FOLDER data=NAME|FILE [eval.samples=N] [key=value ...]
@@ -60,30 +61,29 @@ def _command(arguments: list[str]) -> int:
         print(plan_text(plan), end="")
         return 0
     check_hub(config)
-    code = _evaluate(config, plan_text(plan), Path(config.run_dir))
+    code = _evaluate(plan, Path(config.run_dir))
     print(config.run_dir)
     return code
 
 
-def _evaluate(config: "Config", plan: str, folder: Path) -> int:
-    from omegaconf import OmegaConf
+def _evaluate(plan: "Plan", folder: Path) -> int:
     from rich.console import Console
 
     from expo_ray.evaluation.samples import SampleFile
     from expo_ray.evaluation.settings import CHUNK, settle, store
+    from expo_ray.preflight.plan import write_plan
     from expo_ray.prompts.loading import load_tokenizer
     from expo_ray.reporting.terminal import evaluation_table
 
+    config = plan.config
     tokenizer = load_tokenizer(config)
-    prompts = _prompts(config, tokenizer)
+    prompts = _prompts(plan, tokenizer)
     settings = settle(config, folder, prompts)
-    folder.mkdir(parents=True, exist_ok=True)
+    write_plan(plan, folder)
     store(settings, folder)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    (folder / "plan.txt").write_text(plan)
     file = SampleFile(folder / "samples.jsonl", prompts, config.eval.samples, settings[CHUNK])
     done = file.finished()
-    if done < len(file.chunks) and not _sample(config, folder, tokenizer, file, done):
+    if done < len(file.chunks) and not _sample(plan, folder, tokenizer, file, done):
         return 130
     summary = file.evaluation(config.verifier.name).summary()
     write_whole(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
@@ -91,11 +91,13 @@ def _evaluate(config: "Config", plan: str, folder: Path) -> int:
     return 0
 
 
-def _prompts(config: "Config", tokenizer: Any) -> list["Prompt"]:
+def _prompts(plan: "Plan", tokenizer: Any) -> list["Prompt"]:
     from expo_ray.config.errors import DataError
-    from expo_ray.prompts.loading import held_out_problems, make_builder, make_prompts
+    from expo_ray.data.sources import Problems
+    from expo_ray.prompts.loading import at_most_per_level, build_prompts, make_builder
 
-    problems = held_out_problems(config)
+    config = plan.config
+    problems = at_most_per_level(Problems(config.data, config.seed).held_out, config.eval.max_problems)
     if not problems:
         raise DataError(
             f"{_data_name(config)}: no problem to evaluate on (data.eval_levels={config.data.eval_levels}); "
@@ -103,25 +105,30 @@ def _prompts(config: "Config", tokenizer: Any) -> list["Prompt"]:
         )
     if config.eval.max_problems:
         print(f"{len(problems)} problems (eval.max_problems={config.eval.max_problems} a level)", file=sys.stderr)
-    return make_prompts(problems, make_builder(tokenizer, config), config)
+    builder = make_builder(tokenizer, config)
+    return build_prompts(problems, builder, config.rollout.max_prompt_tokens, plan.context)
 
 
 def _data_name(config: "Config") -> str:
     return config.data.eval_path or config.data.hub or config.data.name
 
 
-def _sample(config: "Config", folder: Path, tokenizer: Any, file: "SampleFile", done: int) -> bool:
-    """Samples, grades and writes the chunks that are left; False where it was stopped before the end."""
+def _sample(plan: "Plan", folder: Path, tokenizer: Any, file: "SampleFile", done: int) -> bool:
+    """Samples, grades and writes the remaining chunks; returns False if it was stopped before the end."""
     from expo_ray.driver.actors import Actors
     from expo_ray.evaluation.evaluator import Evaluator
+    from expo_ray.preflight.model_folder import generation_ends
     from expo_ray.prompts.loading import longest_sequence, stop_ids
 
     if done:
-        print(f"going on after chunk {done} of {len(file.chunks)}", file=sys.stderr)
+        print(f"resuming after chunk {done} of {len(file.chunks)}", file=sys.stderr)
+    config = plan.config
     context = longest_sequence(file.prompts, config.rollout.max_completion_tokens)
+    ends = stop_ids(tokenizer, generation_ends(Path(config.model.path)))
     try:
-        actors = Actors(config, folder, context, stop_ids(tokenizer, config), with_learners=False)
-        signal.signal(signal.SIGTERM, _interrupt)  # only now: starting Ray takes over the signals
+        actors = Actors(plan, folder, context, ends)
+        # Ray's start replaces the signal handlers, so ours comes after it.
+        signal.signal(signal.SIGTERM, _interrupt)
         try:
             _grade_chunks(Evaluator(config, file.prompts, actors.rollouts, actors.verifiers), file, done)
         finally:
@@ -129,7 +136,7 @@ def _sample(config: "Config", folder: Path, tokenizer: Any, file: "SampleFile", 
     except KeyboardInterrupt:
         print(
             f"stopped after chunk {file.finished()} of {len(file.chunks)}; "
-            f"the same command with run_dir={folder} goes on",
+            f"the same command with run_dir={folder} resumes",
             file=sys.stderr,
         )
         return False

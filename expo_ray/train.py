@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo_ray.config.schema import Config
     from expo_ray.driver.warm import WarmActors
     from expo_ray.entry import Outcome
+    from expo_ray.preflight.checks import Checked
 
 HELP = """\
 usage: python -m expo_ray.train [group=choice ...] [key=value ...] [-m] [--cfg job]
@@ -47,13 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     from expo_ray.entry import check_arguments, launch
 
     try:
-        check_arguments(arguments)
+        command = check_arguments(arguments)
     except InputError as error:
         _tell(error)
         return 2
     jobs = _Jobs()
     try:
-        outcome = launch(arguments, jobs)
+        outcome = launch(command, jobs)
     finally:
         jobs.close()
     code = _run_code(outcome) if outcome.sweep is None else _sweep_code(outcome)
@@ -112,12 +112,12 @@ class _Jobs:
     def __init__(self) -> None:
         self._warm: WarmActors | None = None
 
-    def __call__(self, config: "Config", folder: Path) -> None:
+    def __call__(self, checked: "Checked", folder: Path) -> None:
         from expo_ray.driver.run import run
         from expo_ray.driver.warm import WarmActors
 
         self._warm = self._warm or WarmActors()
-        run(config, folder, self._warm)
+        run(checked, folder, self._warm)
 
     def close(self) -> None:
         if self._warm is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.compose import compose_config
+from expo_ray.data.sources import Problems
 from expo_ray.data.stream import PromptStream
 from expo_ray.prompts.loading import load_prompts, load_tokenizer, make_builder
 
@@ -114,7 +115,9 @@ def peer_spec(case: Case, overrides: list[str], updates: int, seed: int, scratch
     """
     config = compose_config([*overrides, f"seed={seed}"])
     tokenizer = load_tokenizer(config)
-    training, _ = load_prompts(config, make_builder(tokenizer, config))
+    training, _ = load_prompts(
+        config, make_builder(tokenizer, config), Problems(config.data, config.seed), context=None
+    )
     stream = PromptStream(training, config.trainer.prompts_per_step, config.seed)
     steps = []
     for step in range(updates):

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,67 @@ class Record:
     fields: dict[str, Any]
 
 
-def load_problems(data: DataConfig, held_out: bool, seed: int) -> list[Problem]:
-    """The problems to train on, or the held-out ones, in the order of their file.
+class Problems:
+    """A run's problems, read when they are first asked for, each file once.
 
     Args:
         data: conf/data. Levels are chosen by `levels` (training) or `eval_levels`; `max_problems` takes a seeded
             sample of the training problems.
-        held_out: held-out problems: `eval_path`; else `held_out_share` of `path`; else the hub's `eval_split`.
-        seed: of the sample, and of the embedded world's problems.
-
-    Raises:
-        DataError: a file that is missing, empty, not JSON Lines or lacks a key; a hub that cannot be reached.
+        seed: of the sample, and of the toy task's problems.
     """
-    levels = data.eval_levels if held_out else data.levels
-    if data.name == "toy" and data.path is None:
-        return _toy(data, held_out, levels, seed)
-    problems = _problems(_records(data, held_out), data, bool(levels))
-    chosen = [problem for problem in problems if not levels or problem.level in levels]
-    if not chosen and problems and not held_out:
-        seen = sorted({problem.level for problem in problems if problem.level is not None})
-        raise DataError(f"data.levels={levels} leaves no problem: the data has levels {seen}")
-    if data.max_problems and not held_out and len(chosen) > data.max_problems:
-        kept = sorted(random.Random(seed).sample(range(len(chosen)), data.max_problems))
-        chosen = [chosen[index] for index in kept]
-    return chosen
+
+    def __init__(self, data: DataConfig, seed: int) -> None:
+        self.data, self.seed = data, seed
+
+    @cached_property
+    def training(self) -> list[Problem]:
+        """The problems to train on, in the order of their file.
+
+        Raises:
+            DataError: a file that is missing, empty, not JSON Lines or lacks a key; a hub that cannot be reached.
+        """
+        return self._load(held_out=False)
+
+    @cached_property
+    def held_out(self) -> list[Problem]:
+        """The held-out problems: `eval_path`; else `held_out_share` of `path`; else the hub's `eval_split`.
+
+        Raises:
+            DataError: as for `training`.
+        """
+        return self._load(held_out=True)
+
+    @cached_property
+    def _own_file(self) -> list[Record]:
+        """The records of `path`, which training and held-out problems may share."""
+        return list(read_json_lines(Path(str(self.data.path)), "data.path"))
+
+    def _load(self, held_out: bool) -> list[Problem]:
+        data = self.data
+        levels = data.eval_levels if held_out else data.levels
+        if data.name == "toy" and data.path is None:
+            return _toy(data, held_out, levels, self.seed)
+        problems = _problems(self._records(held_out), data, bool(levels))
+        chosen = [problem for problem in problems if not levels or problem.level in levels]
+        if not chosen and problems and not held_out:
+            seen = sorted({problem.level for problem in problems if problem.level is not None})
+            raise DataError(f"data.levels={levels} leaves no problem: the data has levels {seen}")
+        if data.max_problems and not held_out and len(chosen) > data.max_problems:
+            kept = sorted(random.Random(self.seed).sample(range(len(chosen)), data.max_problems))
+            chosen = [chosen[index] for index in kept]
+        return chosen
+
+    def _records(self, held_out: bool) -> list[Record]:
+        data = self.data
+        if held_out and data.eval_path is not None:
+            return list(read_json_lines(Path(data.eval_path), "data.eval_path"))
+        if data.path is not None:
+            if data.eval_path is None and data.held_out_share > 0:
+                return _share(self._own_file, data.held_out_share, held_out)
+            return [] if held_out else self._own_file
+        if data.hub is None:
+            raise DataError(f"data={data.name} needs data.path=FILE, a file of JSON Lines")
+        return list(_hub(data, data.eval_split if held_out else data.split))
 
 
 def _toy(data: DataConfig, held_out: bool, levels: list[int], seed: int) -> list[Problem]:
@@ -70,18 +108,6 @@ def _toy(data: DataConfig, held_out: bool, levels: list[int], seed: int) -> list
     if data.max_problems and not held_out:
         count = min(count, data.max_problems)
     return problems("heldout" if held_out else "train", levels, count, seed)
-
-
-def _records(data: DataConfig, held_out: bool) -> list[Record]:
-    if held_out and data.eval_path is not None:
-        return list(read_json_lines(Path(data.eval_path), "data.eval_path"))
-    if data.path is not None:
-        records = list(read_json_lines(Path(data.path), "data.path"))
-        shared = data.eval_path is None and data.held_out_share > 0
-        return _share(records, data.held_out_share, held_out) if shared else ([] if held_out else records)
-    if data.hub is None:
-        raise DataError(f"data={data.name} needs data.path=FILE, a file of JSON Lines")
-    return list(_hub(data, data.eval_split if held_out else data.split))
 
 
 def _share(records: list[Record], share: float, held_out: bool) -> list[Record]:

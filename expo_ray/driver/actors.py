@@ -15,7 +15,7 @@ from expo_ray.config.schema import Config
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.preflight.checks import check_placement
 from expo_ray.preflight.placement import PIN
-from expo_ray.preflight.plan import make_plan, without_learners
+from expo_ray.preflight.plan import Plan
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.runtime.journal import Events
 from expo_ray.runtime.process import environment, process_usage
@@ -50,12 +50,11 @@ class Actors:
     """Owns every process that a run starts; nothing else stops or replaces one.
 
     Args:
-        config: the run's configuration.
+        plan: the run's plan; one without learners is an evaluation's.
         run_folder: actors log under its `logs/`.
         context_tokens: longest prompt plus longest completion, in tokens.
         stop_ids: token ids that end a completion.
         events: records lost actors.
-        with_learners: False for an evaluation, which needs engines and verifiers only.
 
     Raises:
         WaitExpired: the actors are not up within trainer.start_s.
@@ -64,19 +63,18 @@ class Actors:
 
     def __init__(
         self,
-        config: Config,
+        plan: Plan,
         run_folder: Path,
         context_tokens: int,
         stop_ids: tuple[int, ...],
         events: Events | None = None,
-        with_learners: bool = True,
     ) -> None:
-        self.config, self.context_tokens, self.stop_ids = config, context_tokens, stop_ids
-        self.ranks = config.learner.ranks if with_learners else 0
+        config = plan.config
+        self.plan, self.config, self.context_tokens, self.stop_ids = plan, config, context_tokens, stop_ids
+        self.ranks = plan.actor("learner").count
         self.log_folder = str(run_folder / "logs")
         self.events = events or Events(run_folder)
         self.waiter = Waiter(self.log_folder)
-        self.plan = make_plan(config) if with_learners else without_learners(make_plan(config))
         self._started: dict[str, Any] = {}
         self._losses: dict[str, int] = {}
         self.on_gpu = config.profile.device == "cuda"
@@ -85,7 +83,7 @@ class Actors:
         wait_s, start_s, sync_s = config.trainer.wait_s, config.trainer.start_s, config.sync.timeout_s
         try:
             if not self.owns_ray:
-                self.plan = check_placement(config, ray.nodes(), training=with_learners)
+                self.plan = check_placement(plan, ray.nodes())
             self._group = self._place() if self.on_gpu else None
             workers = {name: self._start(name) for name in self.names("rollout", config.rollout.workers)}
             ranks = {name: self._start(name) for name in self.names("learner", self.ranks)}

@@ -18,7 +18,7 @@ from expo_ray.evaluation.evaluator import Evaluator
 from expo_ray.files import append_lines
 from expo_ray.leaks import mentions_given_answer
 from expo_ray.messages import Completion, Group, SyncProof, TrainingBatch, TrainingSample, UpdateReport, Verdict
-from expo_ray.preflight.model_folder import model_shape
+from expo_ray.preflight.model_folder import ModelShape
 from expo_ray.rollout.requests import sampled_tokens
 from expo_ray.runtime.journal import Status
 from expo_ray.runtime.spans import span
@@ -149,14 +149,21 @@ class Recorder:
         folder: the run folder.
         trackers: also get the scalars.
         status: shows the step and phase.
+        shape: the policy's dimensions; None if they are not known.
         card: name of the learners' GPU; None without one.
     """
 
     def __init__(
-        self, config: Config, folder: Path, trackers: list[Tracker], status: Status, card: str | None = None
+        self,
+        config: Config,
+        folder: Path,
+        trackers: list[Tracker],
+        status: Status,
+        shape: ModelShape | None,
+        card: str | None = None,
     ) -> None:
         self.config, self.folder, self.trackers, self.status = config, folder, trackers, status
-        self.shape, self.peak = model_shape(config.model.path), peak_of(config, card)
+        self.shape, self.peak = shape, peak_of(config, card)
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepRecord]:

@@ -28,7 +28,8 @@ from expo_ray.evaluation.evaluator import Evaluator
 from expo_ray.files import read_lines, write_whole
 from expo_ray.learner.group import LearnersLost
 from expo_ray.messages import Prompt
-from expo_ray.preflight.checks import check_context, preflight
+from expo_ray.preflight.checks import Checked, check_context
+from expo_ray.preflight.model_folder import generation_ends
 from expo_ray.prompts.builder import PromptBuilder
 from expo_ray.prompts.loading import load_prompts, load_tokenizer, longest_sequence, make_builder, stop_ids
 from expo_ray.rollout.requests import LengthBook
@@ -36,30 +37,31 @@ from expo_ray.runtime.journal import Events, Status
 from expo_ray.runtime.spans import open_spans, write_trace
 
 
-def run(config: Config, run_folder: Path, warm: WarmActors | None = None) -> None:
+def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> None:
     """Trains as configured and leaves everything in the run folder (docs/run_folder.md).
 
     Args:
-        config: the run's configuration.
+        checked: a run that passed its checks.
         run_folder: its folder.
         warm: keeps the actors for the next run of a sweep; without it they end with the run.
 
     Raises:
-        InputError: data, tokenizer or resume path that cannot be used, before any actor starts.
+        InputError: prompts, tokenizer or resume path that cannot be used, before any actor starts.
     """
     began = time.monotonic()
     events = Events(run_folder)
     open_spans(run_folder / "logs", "driver")
-    preflight(config)
+    config, plan = checked.config, checked.plan
     tokenizer = load_tokenizer(config)
     builder = make_builder(tokenizer, config)
-    training, heldout = load_prompts(config, builder)
+    training, heldout = load_prompts(config, builder, checked.problems, plan.context)
     identity = identify(config.model.path, training)
     origin = find_checkpoint(config, run_folder, identity, partial(events.note, "skipped"))
     context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
-    check_context(config, context)
+    check_context(plan, context)
+    ends = generation_ends(Path(config.model.path))
     keeper = warm or WarmActors()
-    actors = keeper.take(config, run_folder, context, stop_ids(tokenizer, config), events)
+    actors = keeper.take(plan, run_folder, context, stop_ids(tokenizer, ends), events)
     try:
         with StopSignal() as stop:  # not earlier: starting Ray replaces the signal handlers
             done = supervise(Job(config, run_folder, actors, builder, training, heldout, identity, stop, origin))
@@ -171,7 +173,7 @@ def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
     status.enter("starting")
     card = next((place.card for name, place in actors.waiter.places.items() if name.startswith("learner")), None)
     trackers = make_trackers(config, folder, first_step, as_settings(config))
-    recorder = Recorder(config, folder, trackers, status, card)
+    recorder = Recorder(config, folder, trackers, status, actors.plan.shape, card)
     measurer = Measurer(config, algorithm, actors.learners, job.builder)
     lengths = LengthBook.of_run(folder)
     stream = PromptStream(job.training, config.trainer.prompts_per_step, config.seed)

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.keys import as_settings, facts_of
-from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
-from expo_ray.preflight.estimate import sequences_at_once
+from expo_ray.preflight.plan import Plan
 from expo_ray.runtime.journal import Events
 
 
@@ -20,18 +19,16 @@ class WarmActors:
     def __init__(self) -> None:
         self._idle: Actors | None = None
 
-    def take(
-        self, config: Config, folder: Path, context_tokens: int, stop_ids: tuple[int, ...], events: Events
-    ) -> Actors:
+    def take(self, plan: Plan, folder: Path, context_tokens: int, stop_ids: tuple[int, ...], events: Events) -> Actors:
         """Actors for a run; arguments and errors are those of `Actors`."""
         idle, self._idle = self._idle, None
         fits = idle is not None and context_tokens <= idle.context_tokens and stop_ids == idle.stop_ids
-        if idle is not None and fits and _same(idle, config):
-            idle.adopt(config, folder, events)
+        if idle is not None and fits and _same(idle.plan, plan):
+            idle.adopt(plan.config, folder, events)
             return idle
         if idle is not None:
             idle.close()
-        return Actors(config, folder, context_tokens, stop_ids, events)
+        return Actors(plan, folder, context_tokens, stop_ids, events)
 
     def give_back(self, actors: Actors) -> None:
         """Keeps the actors of a run that ended well."""
@@ -44,12 +41,11 @@ class WarmActors:
             self._idle = None
 
 
-def _same(idle: Actors, now: Config) -> bool:
+def _same(running: Plan, wanted: Plan) -> bool:
+    """Whether actors that were started for one plan serve a run of the other."""
+
+    def started_with(plan: Plan) -> dict[str, Any]:
+        return {key: value for key, value in as_settings(plan.config).items() if facts_of(key).actors}
+
     # The number of sequences may be derived from settings in which the runs differ.
-    if sequences_at_once(now, idle.plan.shape) != idle.plan.max_sequences:
-        return False
-
-    def fixed(config: Config) -> dict[str, Any]:
-        return {key: value for key, value in as_settings(config).items() if facts_of(key).actors}
-
-    return fixed(idle.config) == fixed(now)
+    return running.max_sequences == wanted.max_sequences and started_with(running) == started_with(wanted)

@@ -1,60 +1,96 @@
-"""What a run asks before it starts anything: the disk, the engines' caches, and on a Ray cluster the placement."""
+"""All checks of a run before it starts anything, and those of an engine's cache and a Ray cluster's nodes."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import GIB, Resources
 from expo_ray.config.schema import Config
+from expo_ray.data.sources import Problems
 from expo_ray.preflight.disk import disk_problems
 from expo_ray.preflight.estimate import BYTES
 from expo_ray.preflight.fit import misfits
+from expo_ray.preflight.inputs import check_hub, check_longest
 from expo_ray.preflight.model_files import has_template
-from expo_ray.preflight.model_folder import ModelShape, model_shape
+from expo_ray.preflight.model_folder import ModelShape
 from expo_ray.preflight.placement import Node, placeable
-from expo_ray.preflight.plan import Plan, make_plan, without_learners
+from expo_ray.preflight.plan import Plan, plan_for
+from expo_ray.preflight.values import check_config
 
 
-def preflight(config: Config) -> None:
-    """Checks what a training run that really starts needs: a chat template where prompts use one, room on disk.
+@dataclass(frozen=True)
+class Checked:
+    """A run that passed its checks, with everything that they read, so that nothing is read again."""
 
-    Values, model folder, tokenizer and this machine's resources are expo_ray.preflight.values's.
+    plan: Plan
+    """Also holds the model's shape."""
+    problems: Problems
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.plan.config
+
+
+def check_run(config: Config) -> Checked:
+    """Checks a training run: its values, its files and, unless `dry_run`, what a real start needs.
+
+    Raises:
+        InputError: the first thing that is wrong, in one sentence with the remedy.
+    """
+    plan = check_config(config)
+    data = config.data
+    problems = Problems(data, config.seed)
+    if data.path is not None:
+        check_longest(problems.training, plan)
+    if data.eval_path is not None:
+        check_longest(problems.held_out, plan)
+    if data.path is None and data.hub is None and data.name != "toy":
+        raise ConfigError(f"data={data.name} needs data.path=FILE, a file of JSON Lines")
+    if not config.dry_run:
+        check_start(plan)
+        check_hub(config)
+    return Checked(plan, problems)
+
+
+def check_start(plan: Plan) -> None:
+    """Checks what a run needs that really starts: a chat template if prompts use one, and room on disk.
 
     Raises:
         ConfigError: in one sentence with the remedy.
     """
-    folder = Path(config.model.path)
+    config, folder = plan.config, Path(plan.config.model.path)
     if config.model.prompt_style == "chat" and folder.is_dir() and not has_template(folder):
         raise ConfigError(
             f"model.prompt_style=chat, but model.path={folder} has no chat template (chat_template.jinja, or "
             "chat_template in tokenizer_config.json): use model.prompt_style=base"
         )
-    for problem in disk_problems(config, model_shape(config.model.path)):
+    for problem in disk_problems(config, plan.shape):
         raise ConfigError(problem)
 
 
-def check_context(config: Config, context_tokens: int) -> None:
+def check_context(plan: Plan, context_tokens: int) -> None:
     """Checks the longest sequence that will be sampled against the model's context and an engine's cache.
 
     Args:
-        config: the run's configuration.
+        plan: the run's plan.
         context_tokens: longest prompt plus longest completion (expo_ray.prompts.loading.longest_sequence).
 
     Raises:
         ConfigError: in one sentence with the remedy.
     """
-    for problem in _context_problems(config, context_tokens, model_shape(config.model.path)):
+    for problem in _context_problems(plan.config, context_tokens, plan.shape):
         raise ConfigError(problem)
 
 
-def check_placement(config: Config, ray_nodes: Sequence[Mapping[str, Any]], training: bool = True) -> Plan:
-    """Checks that the nodes of a running Ray cluster can hold every actor, so that none waits for a place for ever.
+def check_placement(plan: Plan, ray_nodes: Sequence[Mapping[str, Any]]) -> Plan:
+    """Checks that the nodes of a running Ray cluster can hold every actor, so that none waits forever for a place.
 
     Args:
-        config: the run's configuration.
-        ray_nodes: `ray.nodes()`; nodes that are not alive do not count. What other jobs use now is not looked at.
-        training: False for an evaluation, which starts no learner.
+        plan: the run's plan.
+        ray_nodes: `ray.nodes()`; nodes that are not alive do not count. What other jobs use now is not considered.
 
     Returns:
         The plan for that cluster; its `ray_cpus` are small enough to be placed.
@@ -62,12 +98,12 @@ def check_placement(config: Config, ray_nodes: Sequence[Mapping[str, Any]], trai
     Raises:
         ConfigError: what cannot be placed, in one sentence with the remedy.
     """
+    config = plan.config
     alive = [dict(node["Resources"]) for node in ray_nodes if node.get("Alive", node.get("alive"))]
     if not alive:
         raise ConfigError(f"cluster.address={config.cluster.address}: no node of the Ray cluster is alive: start one")
     nodes = [_node(resources) for resources in alive]
-    plan = make_plan(config, _totals(config, nodes))
-    plan = plan if training else without_learners(plan)
+    plan = plan_for(config, _totals(config, nodes), plan.shape, plan.trains)
     for problem in misfits(plan, nodes):
         raise ConfigError(problem)
     return placeable(plan, nodes)

@@ -7,9 +7,9 @@ from itertools import combinations
 from typing import Any
 
 from expo_ray.config.resources import RESOURCE_KEYS
-from expo_ray.preflight.model_folder import KNOWN
+from expo_ray.preflight.model_folder import KNOWN, model_shape
 from expo_ray.preflight.placement import Node, alike_nodes, placeable, placement_problem
-from expo_ray.preflight.plan import Plan, make_plan, without_learners
+from expo_ray.preflight.plan import Plan, plan_for
 
 Values = Mapping[str, Any]
 """Dotted keys with the values that they get."""
@@ -27,8 +27,8 @@ def changed(plan: Plan, values: Values) -> Plan:
         for name in parents:
             node = getattr(node, name)
         setattr(node, leaf, value)
-    other = make_plan(config, plan.resources)
-    return other if plan.trains else without_learners(other)
+    shape = model_shape(config.model.path) if "model.path" in values else plan.shape
+    return plan_for(config, plan.resources, shape, plan.trains)
 
 
 def remedies(plan: Plan, knobs: Sequence[Iterable[Values]], fits: Callable[[Plan], bool]) -> list[str]:

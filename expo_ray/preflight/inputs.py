@@ -9,7 +9,7 @@ from typing import Any
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config
 from expo_ray.messages import Problem
-from expo_ray.preflight.model_folder import model_shape
+from expo_ray.preflight.plan import Plan
 
 HOST = "huggingface.co"
 WAIT_S = 3.0
@@ -56,17 +56,17 @@ SMALL_VOCABULARY = 1000
 MOST_UNKNOWN = 0.2
 
 
-def check_longest(problems: Sequence[Problem], config: Config) -> None:
+def check_longest(problems: Sequence[Problem], plan: Plan) -> None:
     """Tokenises the question with the most characters, where that can be too long or unknown at all.
 
     A question is the largest part of its prompt; the prompts themselves are checked once they are built
-    (expo_ray.data.stream).
+    (expo_ray.prompts.loading).
 
     Raises:
         DataError: the question alone is longer than the model's context, or mostly unknown to its tokenizer.
     """
+    config, shape = plan.config, plan.shape
     file = Path(config.model.path) / "tokenizer.json"
-    shape = model_shape(config.model.path)
     if shape is None or not problems or not file.is_file():
         return
     longest = max(problems, key=lambda problem: len(problem.question))

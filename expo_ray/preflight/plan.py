@@ -2,6 +2,9 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from expo_ray.config.resources import Resources, of_cluster, this_machine
 from expo_ray.config.schema import Config
@@ -59,6 +62,11 @@ class Plan:
         return next(row for row in self.actors if row.name == name)
 
     @property
+    def context(self) -> int | None:
+        """The model's context in tokens; None if it is not known."""
+        return self.shape.context if self.shape is not None else None
+
+    @property
     def trains(self) -> bool:
         """Whether there are learners; an evaluation has none."""
         return self.actor("learner").count > 0
@@ -97,21 +105,32 @@ class Plan:
         return sum(row.count * (part or 0.0) for row, part in zip(self.actors, parts, strict=True))
 
 
-def make_plan(config: Config, resources: Resources | None = None) -> Plan:
-    """Plans a run for `resources`; by default those of conf/cluster, or this machine's where that says local.
+def make_plan(config: Config, resources: Resources | None = None, training: bool = True) -> Plan:
+    """Plans a run for `resources`; by default those of conf/cluster, or this machine's if that says local.
 
     Raises:
         ConfigError: a local model folder whose config.json cannot be read.
     """
-    resources = resources or of_cluster(config.cluster) or this_machine()
-    shape = model_shape(config.model.path)
-    return Plan(config, resources, shape, _actors(config, resources, shape), _batch(config))
+    return plan_for(config, resources or planned_resources(config), model_shape(config.model.path), training)
 
 
-def without_learners(plan: Plan) -> Plan:
-    """The plan of an evaluation: engines and verifiers alone."""
+def planned_resources(config: Config) -> Resources:
+    """The resources that conf/cluster states, or this machine's if it says local."""
+    return of_cluster(config.cluster) or this_machine()
+
+
+def plan_for(config: Config, resources: Resources, shape: ModelShape | None, training: bool = True) -> Plan:
+    """Plans a run of a model whose shape is already known (None: unknown until it is loaded).
+
+    Without `training`, an evaluation: engines and verifiers alone.
+    """
+    plan = Plan(config, resources, shape, _actors(config, resources, shape), _batch(config))
+    return plan if training else _without_learners(plan)
+
+
+def _without_learners(plan: Plan) -> Plan:
     rows = [replace(row, count=0) if row.name == "learner" else row for row in plan.actors]
-    # Nobody shares an engine's card then.
+    # Without learners no engine shares its card.
     return replace(
         plan, actors=[replace(row, gpus=math.ceil(row.gpus)) if row.name == "rollout" else row for row in rows]
     )
@@ -200,6 +219,13 @@ def plan_text(plan: Plan) -> str:
         *duration_text(config, step_duration(config, plan.shape)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Writes config.yaml (resolved) and plan.txt into a run's folder, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(plan.config)))
+    (folder / "plan.txt").write_text(plan_text(plan))
 
 
 def _actor_line(row: ActorPlan, config: Config) -> str:

@@ -13,8 +13,8 @@ from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_mac
 from expo_ray.config.schema import Config
 from expo_ray.preflight.fit import misfits, too_long
 from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
-from expo_ray.preflight.model_folder import TOKENIZER_FILES, model_shape
-from expo_ray.preflight.plan import Plan, make_plan, without_learners
+from expo_ray.preflight.model_folder import TOKENIZER_FILES, ModelShape, model_shape
+from expo_ray.preflight.plan import Plan, plan_for, planned_resources
 from expo_ray.verifier.tasks import task_problem
 
 LEVELS = (1, 2, 3, 4, 5)
@@ -22,48 +22,63 @@ EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
 
 
 def check_config(config: Config, resources: Resources | None = None, training: bool = True) -> Plan:
-    """Checks values, their combinations, the model folder and the resources; gives the plan that passed.
+    """Checks values, their combinations, the model folder and the resources.
 
     Args:
+        config: the run's configuration.
         resources: what to plan for; None: conf/cluster's, and for a real start this machine's as well.
         training: False for an evaluation, which starts no learner.
+
+    Returns:
+        The plan that passed.
 
     Raises:
         ConfigError: the first thing that is wrong, in one sentence with the remedy.
     """
-    for problem in _problems(config, training):
-        raise ConfigError(problem)
-    plan = _plan(config, resources, training)
-    for problem in [*too_long(plan), *_resource_problems(config, plan, resources is not None)]:
-        raise ConfigError(problem)
+    _refuse(_setting_problems(config))
+    shape = model_shape(config.model.path)
+    _refuse(_model_problems(config, shape, training))
+    plan = plan_for(config, resources or planned_resources(config), shape, training)
+    _refuse(too_long(plan))
+    _refuse(_resource_problems(plan, resources is not None))
     return plan
 
 
-def _resource_problems(config: Config, plan: Plan, given: bool) -> Iterator[str]:
+def _refuse(problems: Iterator[str]) -> None:
+    for problem in problems:
+        raise ConfigError(problem)
+
+
+def _resource_problems(plan: Plan, given: bool) -> Iterator[str]:
+    config = plan.config
     joins = config.cluster.address is not None or "RAY_ADDRESS" in os.environ
     stated = of_cluster(config.cluster) is not None
     # What a running Ray cluster has is not known here, unless conf/cluster states it.
     if given or stated or not joins:
         yield from misfits(plan)
     if stated and not (given or joins or config.dry_run):
-        yield from misfits(_plan(config, this_machine(), plan.trains))
+        yield from misfits(plan_for(config, this_machine(), plan.shape, plan.trains))
 
 
-def _plan(config: Config, resources: Resources | None, training: bool) -> Plan:
-    plan = make_plan(config, resources)
-    return plan if training else without_learners(plan)
-
-
-def _problems(config: Config, training: bool) -> Iterator[str]:
+def _setting_problems(config: Config) -> Iterator[str]:
+    """Everything that is seen without reading the model's configuration."""
     yield from _values(config)
     yield from _combinations(config)
     yield from _levels(config)
-    yield from _model(config)
-    yield from _shards(config)
+    yield from _lora(config)
+    yield from _run_folder(config)
+    yield from _model_path(config)
+
+
+def _model_problems(config: Config, shape: ModelShape | None, training: bool) -> Iterator[str]:
+    folder = Path(config.model.path)
+    if folder.is_dir():
+        vocabulary = shape.vocabulary if shape is not None else None
+        yield from weight_problems(folder, vocabulary)
+        yield from tokenizer_problems(folder, vocabulary)
+    yield from _shards(config, shape)
     if config.cluster.placement == "colocated" and training:
         yield from _colocated(config)
-    yield from _lora(config)
-    yield from _folder(config)
 
 
 def _values(config: Config) -> Iterator[str]:
@@ -146,10 +161,9 @@ def _explanations(config: Config) -> Iterator[str]:
         )
 
 
-def _shards(config: Config) -> Iterator[str]:
+def _shards(config: Config, shape: ModelShape | None) -> Iterator[str]:
     """vLLM splits the attention heads evenly, and on CPU this project starts one process an engine."""
     shards = config.rollout.tensor_parallel
-    shape = model_shape(config.model.path)
     if config.profile.device == "cpu" and shards > 1:
         yield f"rollout.tensor_parallel={shards} needs GPUs: use rollout.tensor_parallel=1 with profile=cpu"
     elif shape is not None and not _splits(shards, shape.heads, shape.kv_heads):
@@ -205,20 +219,14 @@ def _levels(config: Config) -> Iterator[str]:
         yield f"data.levels={config.data.levels} needs data.level_key, the key of your file that holds the level"
 
 
-def _model(config: Config) -> Iterator[str]:
+def _model_path(config: Config) -> Iterator[str]:
     path = config.model.path
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path)
-        if folder.exists() or not hub_id:
-            yield f"model.path={path} is neither a folder nor a hub id: give a Hugging Face model folder or owner/name"
-        return
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        yield f"model.path={path} has no tokenizer (tokenizer.json or tokenizer.model): copy it into that folder"
-    shape = model_shape(path)
-    vocabulary = shape.vocabulary if shape is not None else None
-    yield from weight_problems(folder, vocabulary)
-    yield from tokenizer_problems(folder, vocabulary)
+    folder = Path(path)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            yield f"model.path={path} has no tokenizer (tokenizer.json or tokenizer.model): copy it into that folder"
+    elif folder.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
+        yield f"model.path={path} is neither a folder nor a hub id: give a Hugging Face model folder or owner/name"
 
 
 def _lora(config: Config) -> Iterator[str]:
@@ -235,7 +243,7 @@ def _lora(config: Config) -> Iterator[str]:
             yield f"{shown}: {target} is an embedding, an adapter there cannot be merged: use linear layers"
 
 
-def _folder(config: Config) -> Iterator[str]:
+def _run_folder(config: Config) -> Iterator[str]:
     folder = Path(config.run_dir)
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):

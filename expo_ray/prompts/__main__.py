@@ -9,7 +9,7 @@ import sys
 
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import InputError
-from expo_ray.data.sources import load_problems
+from expo_ray.data.sources import Problems
 from expo_ray.messages import Prompt
 from expo_ray.prompts.builder import PromptBuilder
 from expo_ray.prompts.loading import load_tokenizer, make_builder
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         config = compose_config(options.overrides or EMBEDDED_WORLD)
-        problems = load_problems(config.data, False, config.seed)[: options.count]
+        problems = Problems(config.data, config.seed).training[: options.count]
         builder = make_builder(load_tokenizer(config), config)
     except (InputError, OSError, ValueError) as error:
         print(f"expo_ray.prompts: {error}", file=sys.stderr)

@@ -5,14 +5,12 @@ import os
 import random
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config
-from expo_ray.data.sources import load_problems
+from expo_ray.data.sources import Problems
 from expo_ray.messages import Problem, Prompt
-from expo_ray.preflight.model_folder import generation_ends, model_shape
 from expo_ray.prompts.builder import PromptBuilder
 
 
@@ -40,32 +38,32 @@ def make_builder(tokenizer: Any, config: Config) -> PromptBuilder:
         raise ConfigError(f"model.path={config.model.path}: {error}") from error
 
 
-def load_prompts(config: Config, builder: PromptBuilder) -> tuple[list[Prompt], list[Prompt]]:
+def load_prompts(
+    config: Config, builder: PromptBuilder, problems: Problems, context: int | None
+) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts.
+
+    Args:
+        config: the run's configuration.
+        builder: makes the prompts.
+        problems: the run's.
+        context: the model's context in tokens; None if it is not known.
 
     Raises:
         DataError: no problems, or a prompt too long.
     """
-    training = load_problems(config.data, held_out=False, seed=config.seed)
-    heldout = held_out_problems(config)
-    if not training:
+    if not problems.training:
         raise DataError(f"data.path={config.data.path}: no problem is left after data.levels={config.data.levels}")
-    return make_prompts(training, builder, config), make_prompts(heldout, builder, config)
+    most = config.rollout.max_prompt_tokens
+    held_out = at_most_per_level(problems.held_out, config.eval.max_problems)
+    return build_prompts(problems.training, builder, most, context), build_prompts(held_out, builder, most, context)
 
 
-def make_prompts(problems: list[Problem], builder: PromptBuilder, config: Config) -> list[Prompt]:
-    """The problems' prompts, within the limits of configuration and model."""
-    shape = model_shape(config.model.path)
-    return build_prompts(problems, builder, config.rollout.max_prompt_tokens, shape.context if shape else None)
+def at_most_per_level(problems: list[Problem], limit: int) -> list[Problem]:
+    """At most `limit` problems of each level (0: all), in their order.
 
-
-def held_out_problems(config: Config) -> list[Problem]:
-    """The held-out problems, at most `eval.max_problems` of a level (0: all), in their order.
-
-    The choice is the same in every run: files often begin with one subject.
+    The choice is random, because files often begin with one subject, and the same in every run.
     """
-    problems = load_problems(config.data, held_out=True, seed=config.seed)
-    limit = config.eval.max_problems
     if not limit:
         return problems
     by_level: dict[int | None, list[int]] = {}
@@ -76,9 +74,9 @@ def held_out_problems(config: Config) -> list[Problem]:
     return [problems[index] for index in sorted(itertools.chain(*chosen))]
 
 
-def stop_ids(tokenizer: Any, config: Config) -> tuple[int, ...]:
-    """Token ids that end a completion: the tokenizer's, and those of the model's generation settings."""
-    return tuple(sorted({int(tokenizer.eos_token_id), *generation_ends(Path(config.model.path))}))
+def stop_ids(tokenizer: Any, generation_ends: Sequence[int]) -> tuple[int, ...]:
+    """Token ids that end a completion: the tokenizer's, and those of the model's generation_config.json."""
+    return tuple(sorted({int(tokenizer.eos_token_id), *generation_ends}))
 
 
 def build_prompts(

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from expo_ray.config.compose import compose_config
-from expo_ray.data.sources import load_problems
+from expo_ray.data.sources import Problems
 from tests.chaos.__main__ import overrides, run
 from tests.chaos.compare import consumed
 from tests.chaos.plan import PHASES, TARGETS, plan_kills
@@ -32,7 +32,7 @@ def test_twelve_kills_change_nothing(tmp_path):
 
     # The plan of prompts, worked out again: each epoch holds every training problem once.
     config = compose_config(overrides(2 * KILLS))
-    problems = {problem.uid for problem in load_problems(config.data, held_out=False, seed=config.seed)}
+    problems = {problem.uid for problem in Problems(config.data, config.seed).training}
     times = Counter(uid for _, uid in consumed(tmp_path / "disturbed").elements())
     assert sum(times.values()) == 2 * KILLS * config.trainer.prompts_per_step
     epochs = sum(times.values()) / len(problems)

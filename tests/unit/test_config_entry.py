@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from expo_ray import entry
+from expo_ray import demo, entry
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.data import sources
+from expo_ray.preflight import checks, model_folder
 from expo_ray.preflight import inputs as hub
 from expo_ray.preflight.inputs import check_hub
 from expo_ray.train import main
@@ -35,6 +38,89 @@ def overrides(tiny_models, tmp_path) -> list[str]:
 def argv(monkeypatch):
     """Hydra reads sys.argv; it is put back after the test."""
     monkeypatch.setattr(sys, "argv", ["train"])
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Counter:
+    """How often a command checks a configuration, parses a file of problems and reads config.json."""
+    found: Counter = Counter()
+
+    def count(module, name, as_name):
+        inner = getattr(module, name)
+
+        def counted(*arguments, **more):
+            found[as_name] += 1
+            return inner(*arguments, **more)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(checks, "check_config", "checks")
+    count(sources, "read_json_lines", "problem files")
+    count(model_folder, "_read_config", "config.json")
+    return found
+
+
+@pytest.fixture
+def own_data(tmp_path) -> list[str]:
+    """A file of which a tenth is held out: training and held-out problems come from the same lines."""
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps({"question": f"1+{n}?", "answer": str(1 + n)}) + "\n" for n in range(40)))
+    return ["data=jsonl", f"data.path={file}", "data.solution_key=null"]
+
+
+def test_a_dry_run_checks_parses_and_reads_once(overrides, own_data, tmp_path, argv, calls, capsys):
+    assert main([*overrides, *own_data, "dry_run=true", f"run_dir={tmp_path}/run"]) == 0
+    assert calls == {"checks": 1, "problem files": 1, "config.json": 1}
+
+
+def test_a_run_starts_with_what_its_check_has_read(overrides, own_data, tmp_path, argv, calls, monkeypatch, capsys):
+    """Up to the start of the actors: tokenizer, both sets of prompts, the search for a checkpoint."""
+    started = []
+
+    def take(self, plan, folder, context, stop_ids, events):
+        started.append((plan, folder, context))
+        raise RuntimeError("the actors would start here")
+
+    monkeypatch.setattr("expo_ray.driver.warm.WarmActors.take", take)
+    assert main([*overrides, *own_data, f"run_dir={tmp_path}/run"]) == 1
+    assert "the actors would start here" in capsys.readouterr().err
+    [(plan, folder, context)] = started
+    assert folder == tmp_path / "run" and plan.config.run_dir == str(folder) and context > 48
+    assert calls == {"checks": 1, "problem files": 1, "config.json": 1}
+
+
+def test_each_job_of_a_sweep_is_checked_once(overrides, own_data, tmp_path, argv, calls):
+    seen = []
+    command = entry.check_arguments(["-m", *overrides, *own_data, "seed=0,1", f"run_dir={tmp_path}/sweep"])
+    assert calls == {"checks": 2, "problem files": 2, "config.json": 2}
+    calls.clear()
+
+    def job(checked, folder):
+        seen.append((checked.config.seed, checked.plan.shape.context, folder))
+        assert len(checked.problems.training) + len(checked.problems.held_out) == 40
+
+    outcome = entry.launch(command, job)
+    assert seen == [(0, 128, tmp_path / "sweep" / "0"), (1, 128, tmp_path / "sweep" / "1")]
+    assert [end.error for end in outcome.sweep] == [None, None]
+    assert calls == {"problem files": 2}  # each job reads its own
+
+
+def test_the_demo_checks_both_runs_before_the_first_starts(tmp_path, monkeypatch, calls, capsys):
+    trained = []
+
+    def run(checked, folder, warm):
+        assert calls == {"checks": 2, "config.json": 2}
+        assert checked.config.run_dir == str(folder) and (folder / "plan.txt").exists()
+        trained.append(checked.config.algo.name)
+        (folder / "summary.json").write_text('{"finished": true}')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("expo_ray.driver.run.run", run)
+    monkeypatch.setattr(demo, "_show", lambda folder: None)
+    assert demo.main(["profile=cpu"]) == 0
+    assert trained == ["grpo", "exp_grpo"] and calls == {"checks": 2, "config.json": 2}
+    assert demo.main(["profile=cpu", "learner.zero_stage=9"]) == 2
+    assert "learner.zero_stage=9" in capsys.readouterr().err
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
@@ -88,15 +174,16 @@ def test_a_multirun_checks_all_jobs_first_and_gives_each_a_folder(overrides, tmp
 def test_a_failed_job_does_not_end_the_sweep(overrides, tmp_path, monkeypatch, argv):
     seen = []
 
-    def job(config, folder):
+    def job(checked, folder):
+        config = checked.config
         seen.append(config.seed)
         if config.seed == 0:
             raise RuntimeError("an actor died")
         if config.seed == 1:
             raise DataError("a prompt is too long")
 
-    monkeypatch.setattr(entry, "check_hub", lambda config: None)
-    outcome = entry.launch(["-m", *overrides, "seed=0,1,2", f"run_dir={tmp_path}/sweep"], job)
+    command = entry.check_arguments(["-m", *overrides, "seed=0,1,2", f"run_dir={tmp_path}/sweep"])
+    outcome = entry.launch(command, job)
     assert seen == [0, 1, 2]
     assert [(end.ended, end.error) for end in outcome.sweep] == [
         ("failed", "RuntimeError: an actor died"),

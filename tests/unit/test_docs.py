@@ -17,7 +17,7 @@ from expo_ray.algorithms.properties import GroupProperties, SampleProperties, pr
 from expo_ray.config.compose import compose_config, sweep_jobs
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import DataConfig
-from expo_ray.data.sources import load_problems
+from expo_ray.data.sources import Problems
 from expo_ray.driver.groups import Collector
 from expo_ray.driver.record import StepRecord, batch_line, sample_lines
 from expo_ray.driver.run import _summarise
@@ -143,7 +143,7 @@ def test_quoted_sentences_about_data_are_what_is_raised(tmp_path):
         if content is not None:
             file.write_text(content)
         with pytest.raises(DataError) as caught:
-            load_problems(data, held_out=False, seed=0)
+            _ = Problems(data, seed=0).training
         assert str(caught.value).replace(str(file), "/data/problems.jsonl") in quoted_sentences()
 
 

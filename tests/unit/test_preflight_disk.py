@@ -8,9 +8,10 @@ from model_folder import write_model
 
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
-from expo_ray.preflight.checks import preflight
+from expo_ray.preflight.checks import check_start
 from expo_ray.preflight.disk import checkpoint_bytes, checkpoints_at_once, disk_problems, record_bytes
 from expo_ray.preflight.model_folder import KNOWN, ModelShape, model_shape
+from expo_ray.preflight.plan import make_plan
 
 GIB = 1 << 30
 SMOLLM2 = ModelShape(576, 30, 1536, 49152, 9, 3, 64, tied=True, qkv_bias=False, context=8192)
@@ -147,7 +148,7 @@ def test_records_alone_can_be_too_much_and_an_unknown_model_counts_as_nothing(di
 def test_a_start_is_refused(disk, tmp_path):
     model = write_model(tmp_path / "model")
     config = config_with(f"model.path={model}", "model.prompt_style=base")
-    preflight(config)
+    check_start(make_plan(config))
     disk(1 << 20)
     with pytest.raises(ConfigError, match=r"run_dir=/tmp/not_there/run: .* do not fit"):
-        preflight(config)
+        check_start(make_plan(config))

@@ -10,10 +10,11 @@ from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.resources import Resources
 from expo_ray.messages import Problem
-from expo_ray.preflight.checks import preflight
+from expo_ray.preflight.checks import check_start
 from expo_ray.preflight.inputs import check_longest
 from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
 from expo_ray.preflight.model_folder import generation_ends
+from expo_ray.preflight.plan import make_plan
 from expo_ray.preflight.values import check_config
 
 INDEX = "model.safetensors.index.json"
@@ -196,18 +197,18 @@ def test_the_chat_style_needs_a_template(model, tmp_path, file, text):
         wanted = ["profile=cpu", f"model.path={model}", f"model.prompt_style={style}", f"run_dir={tmp_path}/run"]
         return compose_config(wanted)
 
-    preflight(config("base"))
+    check_start(make_plan(config("base")))
     with pytest.raises(
         ConfigError, match=r"model.prompt_style=chat, but .* no chat template.*use model.prompt_style=base"
     ):
-        preflight(config("chat"))
+        check_start(make_plan(config("chat")))
     (model / file).parent.mkdir(exist_ok=True)
     (model / file).write_text(text)
-    preflight(config("chat"))
+    check_start(make_plan(config("chat")))
 
 
 def test_text_that_a_small_tokenizer_does_not_know_is_told(model):
     config = compose_config(["profile=cpu", f"model.path={model}"])
-    check_longest([Problem("sum", "1+2=?", ("3",))], config)
+    check_longest([Problem("sum", "1+2=?", ("3",))], make_plan(config))
     with pytest.raises(DataError, match=r"does not know 58% of problem words"):
-        check_longest([Problem("sum", "1+2=?", ("3",)), Problem("words", "How many? 12", ("3",))], config)
+        check_longest([Problem("sum", "1+2=?", ("3",)), Problem("words", "How many? 12", ("3",))], make_plan(config))

@@ -11,6 +11,7 @@ from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.preflight.checks import check_context, check_placement
 from expo_ray.preflight.placement import Bundle, packs
+from expo_ray.preflight.plan import make_plan
 
 GIB = 1 << 30
 
@@ -33,9 +34,13 @@ def config_for(model, profile="gpu", **values):
     return compose_config([f"profile={profile}", "cluster.address=auto", f"model.path={model}", *overrides])
 
 
+def placed(config, nodes, training=True):
+    return check_placement(make_plan(config, training=training), nodes)
+
+
 def refused(config, nodes, *words, training=True):
     with pytest.raises(ConfigError) as caught:
-        check_placement(config, nodes, training)
+        placed(config, nodes, training)
     sentence = str(caught.value)
     assert all(word in sentence for word in words) and "\n" not in sentence, sentence
     return sentence
@@ -79,7 +84,7 @@ def test_the_search_finds_what_trying_everything_finds(kinds, nodes):
 def test_a_layout_that_a_greedy_choice_would_miss(model):
     """Two engines of 2 cards and 3 ranks on nodes of 4 and 3: only 2+2 and 1+1+1 goes."""
     config = config_for(model, rollout__workers=2, rollout__tensor_parallel=2, learner__ranks=3)
-    assert check_placement(config, [ray_node(16, 4), ray_node(16, 3)]).gpus == 7
+    assert placed(config, [ray_node(16, 4), ray_node(16, 3)]).gpus == 7
 
 
 def test_an_engine_is_not_spread_over_nodes(model):
@@ -88,18 +93,18 @@ def test_an_engine_is_not_spread_over_nodes(model):
         config, [ray_node(16, 1)] * 4, "rollout.tensor_parallel=2", "needs 2 GPUs on one node", "at most 1"
     )
     assert sentence.endswith("use rollout.tensor_parallel=1")
-    check_placement(config_for(model, rollout__tensor_parallel=1, learner__ranks=2), [ray_node(16, 1)] * 4)
+    placed(config_for(model, rollout__tensor_parallel=1, learner__ranks=2), [ray_node(16, 1)] * 4)
 
 
 def test_cards_that_are_left_over_on_each_node_do_not_make_an_engine(model):
     config = config_for(model, rollout__workers=3, rollout__tensor_parallel=2, learner__ranks=3)
-    check_placement(config, [ray_node(16, 3)] * 3)
+    placed(config, [ray_node(16, 3)] * 3)
     config = config_for(model, rollout__workers=4, rollout__tensor_parallel=2, learner__ranks=1)
     sentence = refused(config, [ray_node(16, 3)] * 3, "rollout.workers=4", "place for 3 of them", "3 with 3")
     for remedy in sentence.rpartition("use ")[2].split(" or "):
         values = dict(part.replace(".", "__").split("=") for part in remedy.split())
         wanted = {"rollout__workers": 4, "rollout__tensor_parallel": 2, "learner__ranks": 1} | values
-        check_placement(config_for(model, **wanted), [ray_node(16, 3)] * 3)
+        placed(config_for(model, **wanted), [ray_node(16, 3)] * 3)
 
 
 def test_too_few_cards_are_told_in_total(model):
@@ -109,7 +114,7 @@ def test_too_few_cards_are_told_in_total(model):
 
 def test_dead_nodes_do_not_count(model):
     config = config_for(model, rollout__workers=1, learner__ranks=1)
-    check_placement(config, [ray_node(8, 1), ray_node(8, 1)])
+    placed(config, [ray_node(8, 1), ray_node(8, 1)])
     refused(config, [ray_node(8, 1), ray_node(8, 1, alive=False)], "2 GPUs", "has 1")
     refused(config, [ray_node(8, 4, alive=False)], "no node of the Ray cluster is alive")
 
@@ -118,7 +123,7 @@ def test_a_custom_resource_must_be_offered(model):
     config = config_for(model, "cpu", cluster__rollout_resource="engines", cluster__learner_resource="ranks")
     sentence = refused(config, [ray_node(4, engines=1.0)], "cluster.learner_resource=ranks", "no node", "ray start")
     assert """--resources='{"ranks": 1}'""" in sentence and sentence.endswith("use cluster.learner_resource=null")
-    check_placement(config, [ray_node(4, engines=1.0), ray_node(4, ranks=1.0)])
+    placed(config, [ray_node(4, engines=1.0), ray_node(4, ranks=1.0)])
 
 
 def test_a_marked_node_must_have_the_cards(model):
@@ -136,7 +141,7 @@ def test_too_many_for_the_marked_nodes(model):
 def test_cores_are_shared_out_until_the_actors_fit_node_by_node(model):
     """Three asks for two thirds of a core do not fit on nodes of one core each, though the sum does."""
     config = config_for(model, "cpu", rollout__workers=1, learner__ranks=2, verifier__workers=1)
-    plan = check_placement(config, [ray_node(1), ray_node(1)])
+    plan = placed(config, [ray_node(1), ray_node(1)])
     asked = [row.ray_cpus for row in plan.actors if row.name != "driver" for _ in range(row.count)]
     assert len(asked) == 4 and all(share > 0 for share in asked)
     pairs = [sum(asked[i] for i in pair) for pair in itertools.combinations(range(4), 2)]
@@ -165,7 +170,7 @@ def test_memory_counts_on_each_node(model):
 def test_an_evaluation_needs_no_card_for_learners(model):
     config = config_for(model, rollout__workers=1, learner__ranks=1)
     refused(config, [ray_node(8, 1)], "2 GPUs")
-    assert check_placement(config, [ray_node(8, 1)], training=False).gpus == 1
+    assert placed(config, [ray_node(8, 1)], training=False).gpus == 1
     config = config_for(model, rollout__workers=3, learner__ranks=1)
     sentence = refused(config, [ray_node(8, 2)], "rollout.workers=3 asks for 3 GPUs", training=False)
     assert sentence.endswith("use rollout.workers=2")
@@ -174,7 +179,7 @@ def test_an_evaluation_needs_no_card_for_learners(model):
 def test_many_nodes_are_searched_in_time(model):
     config = config_for(model, rollout__workers=64, rollout__tensor_parallel=2, learner__ranks=127)
     nodes = [ray_node(64 + index, 8, memory=900.0 + index) for index in range(32)]
-    assert check_placement(config, nodes).gpus == 255
+    assert placed(config, nodes).gpus == 255
 
 
 @pytest.mark.parametrize(
@@ -186,9 +191,9 @@ def test_many_nodes_are_searched_in_time(model):
 )
 def test_the_longest_sequence_must_fit_the_context(model, overrides, tokens, words):
     config = compose_config(["profile=cpu", f"model.path={model}", *overrides])
-    check_context(config, 1024)
+    check_context(make_plan(config), 1024)
     with pytest.raises(ConfigError) as caught:
-        check_context(config, tokens)
+        check_context(make_plan(config), tokens)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -196,7 +201,7 @@ def test_the_cache_must_hold_one_sequence():
     """Qwen2.5-7B in float32: 28 layers, 4 key-value heads of 128, keys and values: 114,688 bytes a token."""
     wanted = ["profile=cpu", "model=qwen2.5_7b_instruct", "rollout.kv_cache_gib=1"]
     fits = (1 << 30) // (2 * 28 * 4 * 128 * 4)
-    check_context(compose_config(wanted), fits)
+    check_context(make_plan(compose_config(wanted)), fits)
     with pytest.raises(ConfigError, match=r"rollout.kv_cache_gib=1 cannot hold .* use rollout.kv_cache_gib=2"):
-        check_context(compose_config(wanted), fits + 1)
-    check_context(compose_config([*wanted, "rollout.kv_cache_gib=2"]), fits + 1)
+        check_context(make_plan(compose_config(wanted)), fits + 1)
+    check_context(make_plan(compose_config([*wanted, "rollout.kv_cache_gib=2"])), fits + 1)

@@ -104,11 +104,10 @@ def test_a_model_too_large_for_its_cards_is_refused():
 
 def test_a_dry_run_prints_the_plan_and_downloads_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train"])
-    monkeypatch.setattr(entry, "check_hub", lambda config: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("expo_ray.preflight.checks.check_hub", lambda config: pytest.fail("the hub was asked"))
     folder = tmp_path / "run"
     command = ["experiment=math_l5_qwen2.5_3b", "dry_run=true", "cluster=8xh100", f"run_dir={folder}"]
-    entry.check_arguments(command)
-    entry.launch(command, lambda config, folder: pytest.fail("something was started"))
+    entry.launch(entry.check_arguments(command), lambda checked, folder: pytest.fail("something was started"))
     printed = capsys.readouterr().out
     assert printed == (folder / "plan.txt").read_text()
     assert "8 of 8 GPUs" in printed and "assumed, not measured" in printed

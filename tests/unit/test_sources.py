@@ -7,7 +7,7 @@ import pytest
 
 from expo_ray.config.errors import DataError
 from expo_ray.config.schema import DataConfig
-from expo_ray.data.sources import load_problems
+from expo_ray.data.sources import Problems
 
 
 def write(tmp_path, *records, name="problems.jsonl"):
@@ -21,7 +21,12 @@ def config(file, **changes) -> DataConfig:
 
 
 def load(file, held_out=False, seed=0, **changes):
-    return load_problems(config(file, **changes), held_out, seed)
+    return problems_of(config(file, **changes), held_out, seed)
+
+
+def problems_of(data, held_out=False, seed=0):
+    problems = Problems(data, seed)
+    return problems.held_out if held_out else problems.training
 
 
 def problem(**changes):
@@ -141,14 +146,14 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(DataError, match="UTF-8"):
         load(file)
     with pytest.raises(DataError, match=r"data=jsonl needs data\.path=FILE"):
-        load_problems(DataConfig(name="jsonl"), False, 0)
+        problems_of(DataConfig(name="jsonl"))
 
 
 def test_the_embedded_world_needs_no_file():
     data = DataConfig(name="toy", levels=[1, 5], max_problems=20)
-    found = load_problems(data, False, 0)
+    found = problems_of(data)
     assert Counter(p.level for p in found) == {1: 10, 5: 10}
-    held_out = {p.question for p in load_problems(data, True, 0) if p.level == 5}
+    held_out = {p.question for p in problems_of(data, True) if p.level == 5}
     assert held_out and not held_out & {p.question for p in found}
 
 
@@ -164,8 +169,9 @@ def test_a_question_longer_than_the_context_is_refused_before_anything_starts(tm
     from expo_ray.config.compose import compose_config
     from expo_ray.messages import Problem
     from expo_ray.preflight.inputs import check_longest
+    from expo_ray.preflight.plan import make_plan
 
     config = compose_config(["experiment=demo"])
-    check_longest([Problem("short", "3+4", ("7",))], config)
+    check_longest([Problem("short", "3+4", ("7",))], make_plan(config))
     with pytest.raises(DataError, match=r"problem long .* at least 400 tokens .* context .* is 128"):
-        check_longest([Problem("short", "3+4", ("7",)), Problem("long", "3+4+" * 100, ("7",))], config)
+        check_longest([Problem("short", "3+4", ("7",)), Problem("long", "3+4+" * 100, ("7",))], make_plan(config))

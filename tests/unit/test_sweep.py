@@ -42,8 +42,8 @@ def commanded(monkeypatch, job):
     """The command runs `job` in place of a training run."""
 
     class Jobs:
-        def __call__(self, config, folder):
-            job(config, folder)
+        def __call__(self, checked, folder):
+            job(checked.config, folder)
 
         def close(self):
             pass
@@ -61,7 +61,11 @@ def finish(config, folder, finished=True):
 
 
 def sweep(folder, job, *overrides):
-    return entry.launch(["-m", *TOY, *LENGTHS, f"run_dir={folder}", *overrides], job)
+    return launched(["-m", *TOY, *LENGTHS, f"run_dir={folder}", *overrides], job)
+
+
+def launched(arguments, job):
+    return entry.launch(entry.check_arguments(arguments), lambda checked, folder: job(checked.config, folder))
 
 
 def test_the_same_command_skips_finished_jobs_and_goes_on_with_the_others(tmp_path, argv):
@@ -183,7 +187,7 @@ def test_each_start_and_end_of_a_job_is_a_line_on_standard_error(tmp_path, argv,
 
 def test_a_sweep_without_a_named_folder_can_be_continued_by_its_recorded_command(tmp_path, argv, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outcome = entry.launch(["-m", *TOY, *LENGTHS, "seed=0,1"], finish)
+    outcome = launched(["-m", *TOY, *LENGTHS, "seed=0,1"], finish)
     command = json.loads((outcome.folder / "sweep.json").read_text())["command"]
     assert f"run_dir='\"'\"'{outcome.folder}'\"'\"'" in command or f"run_dir='{outcome.folder}'" in command
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import Resources
+from expo_ray.preflight.plan import make_plan, write_plan
 from expo_ray.sweep import ledger, side_by_side
 from expo_ray.sweep.backends import NUMBER, SWEEP, Processes, RayJobs, last_error
 from expo_ray.sweep.job import Job
@@ -109,9 +110,7 @@ def test_as_many_run_at_once_as_fit_and_a_failed_one_does_not_end_the_others(job
 
 
 def test_finished_jobs_start_nothing(jobs, tmp_path):
-    from expo_ray.entry import prepare_folder
-
-    prepare_folder(jobs[0].config(), jobs[0].folder)
+    write_plan(make_plan(jobs[0].config()), jobs[0].folder)
     (jobs[0].folder / "summary.json").write_text('{"finished": true}')
     backend = Backend()
     assert [end.ended for end in run(backend, jobs[:2], tmp_path)] == ["finished before", "finished"]
