@@ -120,7 +120,7 @@ def _launch_sweep(command: Command, runner: Runner) -> Outcome:
     if not any(o.key_or_group == "run_dir" for o in parsed):
         # Named once, so that the command in each summary.json is the one that resumes this sweep.
         arguments = [*arguments, f"run_dir={quoted(str(folder))}"]
-    jobs = sum(1 for _ in sweep_jobs(overrides))  # 1 also if a sweeper chooses the values itself
+    jobs = sum(1 for _ in sweep_jobs(command.parsed.overrides))  # 1 also if a sweeper chooses the values itself
     ledger.begin(folder, shlex.join(["python", "-m", "expo_ray.train", *arguments]), jobs if jobs > 1 else None)
 
     def task(composed: DictConfig) -> float | None:
