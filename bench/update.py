@@ -54,7 +54,7 @@ class MeasuredRank(LearnerRank):
 
 
 def make_batch(config: Config, seed: int) -> TrainingBatch:
-    """A batch of a step's size: random ids, lengths as in the embedded world."""
+    """A batch of a step's size: random ids, lengths as in the toy task."""
     random = np.random.default_rng(seed)
     count = config.trainer.prompts_per_step * (config.rollout.samples_per_prompt + 1)
     samples = []

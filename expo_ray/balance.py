@@ -1,22 +1,21 @@
-"""Shares out pieces of work so that the fullest share is small."""
+"""Divides work so that the largest share is small."""
 
 import heapq
 from collections.abc import Sequence
 
 
 def partition(work: Sequence[float], parts: int) -> list[list[int]]:
-    """The largest differencing method (Karmarkar and Karp 1982) for any number of parts.
+    """Partitions by the largest differencing method (Karmarkar and Karp 1982), for any number of parts.
 
-    Partial solutions are joined, the two with the most uneven parts first, the fullest part of one with the emptiest
-    of the other. It is close to the optimum where pieces are many, and better than giving each piece to the emptiest
-    part in turn.
+    It merges partial solutions, the two most uneven first, the fullest part of one with the emptiest of the other.
+    With many pieces it comes close to the optimum, and closer than giving each piece to the emptiest part in turn.
 
     Args:
         work: [N] the pieces' sizes.
-        parts: how many shares.
+        parts: number of shares.
 
     Returns:
-        [parts] indices of the pieces, ascending; a share may be empty. The same input gives the same shares.
+        [parts] ascending indices of the pieces; a share may be empty. The same input gives the same shares.
     """
     heap: list[tuple[float, int, list[tuple[float, list[int]]]]] = []
     for index, size in enumerate(work):

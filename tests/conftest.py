@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory) -> dict[str, Path]:
-    """Folders of two random two-layer Qwen2 models with the embedded world's tokenizer: "tied" and "untied"."""
+    """Folders of two random two-layer Qwen2 models with the toy task's tokenizer: "tied" and "untied"."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

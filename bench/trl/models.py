@@ -1,7 +1,7 @@
-"""The comparison's two small models, shaped as the embedded world's base model: `python -m bench.trl.models FOLDER`.
+"""The comparison's two small models, shaped as the toy task's base model: `python -m bench.trl.models FOLDER`.
 
 `fixed` never ends a completion, `mixed` ends them at lengths that it was taught: a log-normal distribution, most far
-shorter than the limit. Both continue the embedded world's free prompts with random digits and signs.
+shorter than the limit. Both continue the toy task's free prompts with random digits and signs.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The algorithms: what is trained on (driver side, no torch) and the loss of it (learner side, torch)."""
+"""The algorithms: each makes training batches (in the driver, torch-free) and computes their loss (in the learners)."""
 
 from expo_ray.algorithms.base import Algorithm
 from expo_ray.config.algorithms import algorithm_class

@@ -1,4 +1,4 @@
-"""ExP-DPO: DPO with a self-explanation as chosen and the policy's own wrong sample as rejected (arXiv 2507.02834)."""
+"""ExP-DPO: DPO that prefers a self-explanation over the policy's own wrong completion (arXiv 2507.02834)."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from expo_ray.algorithms.base import Algorithm, Properties, Score, steps_ahead
-from expo_ray.algorithms.explanations import in_scope, kept_explanations, review_explanations, review_metrics
+from expo_ray.algorithms.explanations import in_scope, keep_explanations
 from expo_ray.algorithms.losses import dpo_loss
 from expo_ray.algorithms.pairs import Pair, PairStore, make_pairs, pair_samples
 from expo_ray.algorithms.rewards import group_metrics
@@ -67,10 +67,10 @@ class ExpDpo(Algorithm):
         return TrainingBatch(step=step, samples=pair_samples(pairs), metrics=metrics)
 
     def _keep_for_reuse(self) -> None:
-        """Writes pairs.jsonl into the run folder, to look at and to use again (`algo.dpo_pairs_path`).
+        """Writes pairs.jsonl into the run folder, for inspection and for later runs (`algo.dpo_pairs_path`).
 
-        Before the first update the policy still is the reference, so its sums are stored as the reference's, unless
-        the loss works at another temperature than scoring does.
+        Before the first update the policy is still the reference, so its log-probabilities are stored as the
+        reference's. Scoring is at temperature 1: a loss at another temperature cannot use them.
         """
         assert self._folder is not None and self._score is not None, "attach() comes before the first step"
         if self.config.rollout.temperature == 1.0:
@@ -90,14 +90,9 @@ class ExpDpo(Algorithm):
     def chosen(
         self, groups: list[Group], step: int, properties: Properties | None
     ) -> tuple[list[list[tuple[list[int], str]]], dict[str, float]]:
-        """For each group the completions (ids, text) to prefer, and counts to log."""
-        reviews = [
-            review_explanations(group, self.config.algo, properties[i] if properties is not None else None)
-            for i, group in enumerate(groups)
-        ]
-        kept = [kept_explanations(group, found, step) for group, found in zip(groups, reviews, strict=True)]
-        chosen = [[(e.token_ids.tolist(), e.text) for e in explanations] for explanations in kept]
-        return chosen, review_metrics(groups, reviews)
+        """Returns the preferred completions (ids, text) of each group, and counts to log."""
+        kept, counts = keep_explanations(groups, self.config.algo, step, properties)
+        return [[(e.token_ids.tolist(), e.text) for e in explanations] for explanations in kept], counts
 
     def _pairs_of_sampled(
         self, groups: list[Group], step: int, properties: Properties | None

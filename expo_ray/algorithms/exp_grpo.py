@@ -9,9 +9,7 @@ from expo_ray.algorithms.explanations import (
     KeptExplanation,
     conditioned_samples,
     in_scope,
-    kept_explanations,
-    review_explanations,
-    review_metrics,
+    keep_explanations,
     sft_samples,
 )
 from expo_ray.algorithms.grpo import Grpo
@@ -39,8 +37,8 @@ class ExpGrpo(Grpo):
         return steps_ahead(step, self.config.trainer.steps, algo.explanation_refresh_steps)
 
     def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
-        """Reviews the groups' explanations and stores the kept ones, which replace what their problems had."""
-        kept, counts = self._kept_of_sampled(groups, step, properties)
+        """Reviews the groups' explanations and stores those kept, replacing their problems' earlier ones."""
+        kept, counts = keep_explanations(groups, self.config.algo, step, properties)
         self._remember(groups, kept)
         return counts
 
@@ -67,8 +65,8 @@ class ExpGrpo(Grpo):
     def _kept(
         self, groups: list[Group], step: int, properties: Properties | None
     ) -> tuple[list[list[KeptExplanation]], dict[str, float]]:
-        """For each group what its SFT term trains on: nothing out of scope, else its own or the stored ones."""
-        sampled, counts = self._kept_of_sampled(groups, step, properties)
+        """Returns each group's SFT targets: none out of scope, else those sampled now or the stored ones."""
+        sampled, counts = keep_explanations(groups, self.config.algo, step, properties)
         if self.config.algo.explanation_refresh_steps != 1:
             self._remember(groups, sampled)
         kept: list[list[KeptExplanation]] = []
@@ -87,16 +85,6 @@ class ExpGrpo(Grpo):
         for group, explanations in zip(groups, kept, strict=True):
             if group.rollout.explanations:
                 self.store.put(group.rollout.prompt.problem.uid, explanations)
-
-    def _kept_of_sampled(
-        self, groups: list[Group], step: int, properties: Properties | None
-    ) -> tuple[list[list[KeptExplanation]], dict[str, float]]:
-        reviews = [
-            review_explanations(group, self.config.algo, properties[i] if properties is not None else None)
-            for i, group in enumerate(groups)
-        ]
-        kept = [kept_explanations(group, found, step) for group, found in zip(groups, reviews, strict=True)]
-        return kept, review_metrics(groups, reviews)
 
 
 class ExplanationSft(ExpGrpo):

@@ -1,4 +1,4 @@
-"""Which self-explanations are trained on: verifier and leak filters, choice among several, scope, weights."""
+"""Which self-explanations the SFT term trains on: verifier and leak filters, choice, scope and weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +14,17 @@ from expo_ray.messages import Group, IntArray, Term, TrainingSample
 
 @dataclass(frozen=True, slots=True)
 class KeptExplanation:
-    """One explanation that passed the filters and the choice among its siblings."""
+    """One explanation that passed the filters and was chosen among its problem's explanations."""
 
     token_ids: IntArray
-    """[T] as sampled, stop token included."""
+    """[T] as sampled, including the stop token."""
     text: str
     step: int
     """The step it was sampled at."""
 
 
 class ExplanationStore:
-    """The kept explanations of each problem, by its uid. The last `put` of a problem replaces what it had."""
+    """The kept explanations of each problem, by uid."""
 
     def __init__(self) -> None:
         self._kept: dict[str, list[KeptExplanation]] = {}
@@ -33,26 +33,26 @@ class ExplanationStore:
         return len(self._kept)
 
     def __contains__(self, uid: str) -> bool:
-        """Whether explanations of the problem were sampled; it may have kept none of them."""
+        """Whether the problem's explanations were sampled, even if none of them was kept."""
         return uid in self._kept
 
     def put(self, uid: str, explanations: list[KeptExplanation]) -> None:
-        """Replaces what the problem had; an empty list says that nothing of it was kept."""
+        """Replaces the problem's explanations; an empty list means that none of those sampled was kept."""
         self._kept[uid] = explanations
 
     def get(self, uid: str) -> list[KeptExplanation]:
-        """The problem's kept explanations; empty where it has none."""
+        """Returns the problem's kept explanations, possibly none."""
         return self._kept.get(uid, [])
 
     def state_dict(self) -> dict[str, Any]:
-        """A value that JSON can hold."""
+        """Returns the store as a value that JSON can hold."""
         return {
             uid: [{"token_ids": e.token_ids.tolist(), "text": e.text, "step": e.step} for e in kept]
             for uid, kept in self._kept.items()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replaces all with a `state_dict()`. Raises KeyError where an entry lacks a field."""
+        """Replaces the store's content by a `state_dict()`. Raises KeyError if an entry lacks a field."""
         self._kept = {
             uid: [KeptExplanation(np.array(e["token_ids"], dtype=np.int32), e["text"], e["step"]) for e in kept]
             for uid, kept in state.items()
@@ -61,21 +61,20 @@ class ExplanationStore:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """What was decided about one explanation."""
+    """The decision about one explanation."""
 
     correct: bool
     """The verifier found the gold answer in it."""
     leak: str | None
-    """The phrase that mentions having been given the answer; None where there is none."""
+    """The phrase that gives away that the answer was known; None if there is none."""
     kept: bool
 
 
 def review_explanations(group: Group, algo: AlgoConfig, properties: list[SampleProperties] | None) -> list[Review]:
-    """One review for each explanation of the group, in their order.
+    """Reviews each explanation of the group, in order.
 
-    A candidate is not empty, is correct where `explanation_filter` asks for it, and mentions no given answer where
-    `leak_filter` is on. `explanation_keep` says which candidates are kept. Raises ValueError where a choice among
-    several needs `properties` and has none.
+    A candidate is not empty, is correct if `explanation_filter` is on, and does not mention a given answer if
+    `leak_filter` is on. `explanation_keep` chooses among the candidates; choosing needs `properties`.
     """
     explanations = group.rollout.explanations
     correct = [verdict.outcome == "correct" for verdict in group.explanation_verdicts]
@@ -92,12 +91,15 @@ def review_explanations(group: Group, algo: AlgoConfig, properties: list[SampleP
 
 
 def choose(candidates: list[int], keep: str, properties: list[SampleProperties] | None) -> list[int]:
-    """The candidates that are kept: all; or the one that is most likely under the policy given q alone, raises the
-    answer's log-probability most, or has the lowest sum of both ranks (ties: the more likely one)."""
+    """Returns the candidates to keep.
+
+    all: every one. likely: the most likely under the policy given q alone. rise: the one that raises the answer's
+    log-probability most. both: the one with the lowest sum of both ranks; on a tie, the more likely.
+    """
     if keep == "all" or len(candidates) < 2:
         return candidates
     if properties is None:
-        raise ValueError(f"algo.explanation_keep={keep} chooses by measured properties, and none were given")
+        raise ValueError(f"algo.explanation_keep={keep} needs measured properties")
     likely = sorted(candidates, key=lambda i: -properties[i].mean_logprob)
     rise = sorted(candidates, key=lambda i: -properties[i].answer_rise)
     if keep == "likely":
@@ -107,17 +109,27 @@ def choose(candidates: list[int], keep: str, properties: list[SampleProperties] 
     return [min(likely, key=lambda i: likely.index(i) + rise.index(i))]
 
 
-def kept_explanations(group: Group, reviews: list[Review], step: int) -> list[KeptExplanation]:
-    """The explanations that the reviews keep, as the store holds them."""
-    return [
-        KeptExplanation(explanation.token_ids, explanation.text, step)
-        for explanation, review in zip(group.rollout.explanations, reviews, strict=True)
-        if review.kept
+def keep_explanations(
+    groups: list[Group], algo: AlgoConfig, step: int, properties: list[list[SampleProperties]] | None
+) -> tuple[list[list[KeptExplanation]], dict[str, float]]:
+    """Reviews the explanations of all groups. Returns those kept of each group, and counts to log."""
+    reviews = [
+        review_explanations(group, algo, properties[i] if properties is not None else None)
+        for i, group in enumerate(groups)
     ]
+    kept = [
+        [
+            KeptExplanation(explanation.token_ids, explanation.text, step)
+            for explanation, review in zip(group.rollout.explanations, found, strict=True)
+            if review.kept
+        ]
+        for group, found in zip(groups, reviews, strict=True)
+    ]
+    return kept, review_metrics(groups, reviews)
 
 
 def review_metrics(groups: list[Group], reviews: list[list[Review]]) -> dict[str, float]:
-    """Counts over the explanations that were sampled now."""
+    """Counts over the explanations sampled in this step."""
     flat = [review for group in reviews for review in group]
     explanations = [e for group in groups for e in group.rollout.explanations]
     return {
@@ -130,8 +142,8 @@ def review_metrics(groups: list[Group], reviews: list[list[Review]]) -> dict[str
 
 
 def in_scope(group: Group, config: Config) -> bool:
-    """Whether the group's prompt gets an SFT term: `explanation_scope` every, all_wrong, or below (pass rate under
-    `explanation_threshold`). A group none of whose completions counts is in scope of `every` only."""
+    """Whether the group's prompt gets an SFT term, by `explanation_scope`: every, all_wrong, or below (a pass rate
+    under `explanation_threshold`). A group without a counted completion is only in scope of `every`."""
     algo = config.algo
     if algo.explanation_scope == "every":
         return True
@@ -144,10 +156,10 @@ def in_scope(group: Group, config: Config) -> bool:
 def sft_samples(
     groups: list[Group], targets: list[list[IntArray]], beta: float, algo: AlgoConfig
 ) -> list[TrainingSample]:
-    """The SFT term: beta * mean over the step's prompts of the mean over a prompt's targets of log pi(c | q).
+    """The SFT term: beta times the mean over prompts of the mean over a prompt's targets of log pi(c | q).
 
-    A target c of a prompt that has K of them weighs beta / (prompts * K * |c|), or without |c| where `sft_reduction`
-    is sum. `prompts` counts every group, so that a prompt without target adds 0 and the others keep their weight.
+    Each of a prompt's K targets c weighs beta / (prompts * K * |c|), without |c| if `sft_reduction` is sum. `prompts`
+    counts every group: one without a target adds 0, and the others keep their weight.
     """
     samples = []
     for group, ids_of_group in zip(groups, targets, strict=True):
@@ -159,7 +171,7 @@ def sft_samples(
 
 
 def conditioned_samples(groups: list[Group]) -> list[TrainingSample]:
-    """Explanations sampled now, behind the answer-conditioned prompt they came from, for the KL term there.
+    """Samples for the KL term: this step's explanations after the answer-conditioned prompt that produced them.
 
     Each weighs 1 / (explanations * |c|); the loss multiplies by `kl_conditioned_coef`.
     """
@@ -171,5 +183,5 @@ def conditioned_samples(groups: list[Group]) -> list[TrainingSample]:
 
 
 def target_sample(prompt_ids: IntArray, target_ids: IntArray, term: Term, weight: float) -> TrainingSample:
-    """`target_ids` placed behind `prompt_ids`, id for id."""
+    """A sample whose `target_ids` follow `prompt_ids` unchanged; nothing is tokenised again."""
     return TrainingSample(prompt_ids=prompt_ids, completion_ids=target_ids, term=term, weight=weight)

@@ -1,4 +1,4 @@
-"""GRPO: J = E[ mean_i w_i sum_t min(r A, clip(r) A) ] - kl_coef KL, with the variants that practitioners use."""
+"""GRPO: J = E[ mean_i w_i sum_t min(r A, clip(r) A) ] - kl_coef KL, and its common variants."""
 
 import numpy as np
 
@@ -11,13 +11,13 @@ from expo_ray.messages import Group, TrainingBatch, TrainingSample
 
 
 def policy_samples(groups: list[Group], config: Config) -> list[TrainingSample]:
-    """One sample for each counted completion, weighted by `algo.loss_normalisation` over all that are returned:
+    """Returns one sample per counted completion, weighted by `algo.loss_normalisation` over all of them:
 
     sequence_mean  1 / (completions * |o_i|)            (the paper's formula)
     token_mean     1 / tokens of all completions         (DAPO)
     dr_grpo        1 / (completions * max_completion_tokens)   (Dr. GRPO, arXiv 2503.20783)
 
-    `algo.dynamic_sampling` drop and refill leave out groups without signal; none keeps them with advantage 0.
+    Groups without signal are left out if `algo.dynamic_sampling` is drop or refill, and else kept with advantage 0.
     """
     algo = config.algo
     chosen = []

@@ -1,11 +1,11 @@
-"""The losses: of the GRPO family first, of DPO last.
+"""The losses of the GRPO family and of DPO.
 
-The GRPO family's has a policy term, KL terms, an entropy bonus and the ExP-SFT term, summed over tokens:
+The GRPO family's loss has a policy term, KL terms, an entropy bonus and the ExP-SFT term, summed over tokens:
 
     loss = - sum_policy w (c_t J_t - kl_coef k_t + entropy_bonus H_t)  -  sum_sft w log pi
            + sum_conditioned w kl_conditioned_coef k_t
 
-w is the sample's weight, which holds the normaliser of the whole batch (and beta, for the ExP-SFT term).
+w is the sample's weight, which holds the batch-wide normaliser (and beta, for the ExP-SFT term).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Metrics = dict[str, "tuple[Tensor, Tensor]"]
 
 
 def grpo_loss(tokens: PolicyTokens, algo: AlgoConfig) -> LossOutput:
-    """Loss of a micro-batch of policy, sft and conditioned samples (module docstring), in nats.
+    """Loss of a micro-batch of policy, sft and conditioned samples, in nats (see the module's docstring).
 
-    Raises ValueError where a sample belongs to another term.
+    Raises ValueError for a sample of another term.
     """
     unknown = set(tokens.term) - {"policy", "sft", "conditioned"}
     if unknown:
@@ -78,15 +78,15 @@ def _policy_terms(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metri
 def importance_weights(
     old: Tensor, rollout: Tensor, sample_of_token: Tensor, samples: int, mode: str, cap: float
 ) -> tuple[Tensor, Metrics]:
-    """[N] factor on each token's policy term, without gradient, and the mismatch statistics.
+    """[N] factor on each token's policy term, without gradient, and statistics of the mismatch.
 
-    c_t = exp(old_t - rollout_t), trainer over engine, and
+    With c_t = exp(old_t - rollout_t), learner over engine, the factor by `mode` is
       none           1
       truncate       min(c_t, cap)                            (truncated importance sampling)
       mask_token     c_t where 1/cap <= c_t <= cap, else 0     (IcePop)
       mask_sequence  min(c_t, cap), and 0 for the whole completion where exp(mean_t(old - rollout)) is
                      outside [1/cap, cap]
-    Tokens with NaN in `rollout` get 1 and are not counted. Masked tokens stay in the normaliser.
+    Tokens whose `rollout` is NaN get 1 and are not counted. Masked tokens stay in the normaliser.
     """
     import torch
 
@@ -128,13 +128,13 @@ class Surrogate:
     ratio: Tensor
     """[N] importance ratio to the old policy (GSPO: of the token's sequence), without gradient."""
     clipped: Tensor
-    """[N] bool: the clip decides this token's gradient."""
+    """[N] bool: the clip determines this token's gradient."""
 
 
 def surrogate(
     logprobs: Tensor, old: Tensor, advantage: Tensor, sample_of_token: Tensor, samples: int, algo: AlgoConfig
 ) -> Surrogate:
-    """Objective for tokens [N] with per-token advantage [N].
+    """Objective of tokens [N] with per-token advantage [N], by `algo.policy_loss`:
 
     clip   min(r A, clip(r, 1 - clip_low, 1 + clip_high) A); with dual_clip c > 1, at least c A where A < 0
            (arXiv 1912.09729). r_t = pi(o_t) / pi_old(o_t).
@@ -205,8 +205,8 @@ def _conditioned_term(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, M
 def dpo_loss(tokens: PolicyTokens, dpo_beta: float) -> LossOutput:
     """- sum over pairs of w logsigmoid(dpo_beta ((l_c - l_r) - (ref_c - ref_r))), sums over each completion's tokens.
 
-    w is the chosen sample's weight. The reference's sums are the stored ones where there are any, else those of
-    `reference_logprobs`. Raises ValueError where a unit is not one chosen and one rejected sample.
+    w is the chosen sample's weight. A stored `reference_sum` takes the place of summing `reference_logprobs`.
+    Raises ValueError if a unit is not one chosen and one rejected sample.
     """
     import torch
     from torch.nn.functional import logsigmoid
@@ -236,7 +236,7 @@ def dpo_loss(tokens: PolicyTokens, dpo_beta: float) -> LossOutput:
 
 
 def _members(tokens: PolicyTokens) -> tuple[Tensor, Tensor]:
-    """Indices of the chosen and of the rejected samples, pair by pair."""
+    """Returns the indices of the chosen and of the rejected samples, in the same order of pairs."""
     by_unit: dict[int, dict[str, int]] = {}
     for index, (term, unit) in enumerate(zip(tokens.term, tokens.unit.tolist(), strict=True)):
         pair = by_unit.setdefault(unit, {})

@@ -1,4 +1,4 @@
-"""Preference pairs: made from groups, kept by problem, written to and read from JSON Lines."""
+"""Preference pairs: made from groups, stored by problem, written to and read from JSON Lines."""
 
 import json
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ class Pair:
 
 
 def make_pairs(group: Group, chosen: list[tuple[list[int], str]], step: int) -> list[Pair]:
-    """One pair for each chosen (ids, text), against the group's wrong free completions in turn.
+    """Makes one pair for each chosen (ids, text), taking the group's wrong completions in turn.
 
-    Wrong is what the verifier called wrong or without answer; timeout and error are not. No wrong completion, no pair.
+    Wrong means a verdict of wrong or no_answer, not timeout or error. Without a wrong completion there is no pair.
     """
     rollout = group.rollout
     wrong = [
@@ -58,7 +58,7 @@ def make_pairs(group: Group, chosen: list[tuple[list[int], str]], step: int) -> 
 
 
 def pair_samples(pairs: list[Pair]) -> list[TrainingSample]:
-    """Two samples a pair, with the pair's place as their unit, each weighing 1 / pairs."""
+    """Returns two samples per pair; they share a unit, and each weighs 1 / pairs."""
     samples = []
     for unit, pair in enumerate(pairs):
         samples += [
@@ -82,7 +82,7 @@ def _sample(
 
 
 class PairStore:
-    """The pairs of each problem, by its uid. The last `put` of a problem replaces what it had."""
+    """The pairs of each problem, by uid; `put` replaces a problem's pairs."""
 
     def __init__(self) -> None:
         self._pairs: dict[str, list[Pair]] = {}
@@ -102,15 +102,15 @@ class PairStore:
 
     @property
     def scored(self) -> bool:
-        """Whether there are pairs and each has its reference sums, so that no reference model is needed."""
+        """Whether there are pairs and all have their reference sums; then no reference model is needed."""
         return len(self) > 0 and not any(p.reference_chosen is None or p.reference_rejected is None for p in self)
 
     def sequences(self) -> list[tuple[list[int], list[int]]]:
-        """(context ids, scored ids) whose log-probability sums `set_reference` takes, in the same order."""
+        """Returns the (context ids, scored ids) whose log-probability sums `set_reference` takes, in this order."""
         return [(pair.prompt_ids, ids) for pair in self for ids in (pair.chosen_ids, pair.rejected_ids)]
 
     def set_reference(self, sums: list[float]) -> None:
-        """Stores the reference's sums of `sequences()`. Raises ValueError where their number differs."""
+        """Stores the reference's sums of `sequences()`. Raises ValueError if there are more or fewer of them."""
         if len(sums) != 2 * len(self):
             raise ValueError(f"{len(self)} pairs need {2 * len(self)} reference sums, got {len(sums)}")
         left = iter(sums)
@@ -120,14 +120,14 @@ class PairStore:
             ]
 
     def write(self, path: Path) -> None:
-        """One pair a line, keys as the fields of Pair."""
+        """Writes one pair per line, with the fields of Pair as keys."""
         path.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in self), encoding="utf-8")
 
     def read(self, path: Path) -> None:
-        """Replaces all with the file's pairs.
+        """Replaces the store's content by the pairs in a file.
 
         Raises:
-            DataError: a line is not a pair, or there is none; names file and line.
+            DataError: a line is not a pair, or the file has none; names file and line.
         """
         found = PairStore()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -141,9 +141,9 @@ class PairStore:
         self._pairs = found._pairs
 
     def state_dict(self) -> dict[str, Any]:
-        """A value that JSON can hold."""
+        """Returns the store as a value that JSON can hold."""
         return {uid: [asdict(pair) for pair in pairs] for uid, pairs in self._pairs.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replaces all with a `state_dict()`."""
+        """Replaces the store's content by a `state_dict()`."""
         self._pairs = {uid: [Pair(**pair) for pair in pairs] for uid, pairs in state.items()}

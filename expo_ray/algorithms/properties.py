@@ -1,12 +1,12 @@
-"""The two properties of a good positive sample (paper, section 3): what must be scored, and the numbers from it.
+"""The two properties of a good positive sample (paper, section 3): what to score, and what follows from the scores.
 
 1. in distribution: mean over tokens of log pi(c | q);
-2. learning signal: log pi(a* | q, c) - log pi(a* | q), and the same over the policy's own free chains.
+2. learning signal: log pi(a* | q, c) - log pi(a* | q), and the same relative to the policy's own free chains.
 
-To score a* behind a chain c, the ids of c are cut before its own answer statement and the ids of
-`Prompt.answer_span` follow: a lead ("The final answer is \\boxed{") that belongs to the context, then the answer's
-own ids, which are scored. No text is tokenised again. The approximation: at the joint the engine might have
-sampled other ids for the same text (a merged blank line, say).
+To score a* after a chain c, c is cut before its own answer statement and the ids of `Prompt.answer_span` follow: a
+lead ("The final answer is \\boxed{"), which is context, then the answer's ids, which are scored. Nothing is tokenised
+again, which is an approximation: at the joint the engine might have sampled other ids for the same text, such as a
+merged blank line.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ import numpy as np
 from expo_ray.messages import FloatArray, Group, IntArray
 
 CutChain = Callable[[IntArray], IntArray]
-"""Ids of a completion -> its first ids, up to its final answer statement (PromptBuilder.chain_of)."""
+"""Cuts a completion's ids before its final answer statement (PromptBuilder.chain_of)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class SampleProperties:
     answer_rise: float
     """answer_logprob - log pi(a* | q)."""
     rise_over_free: float
-    """answer_logprob - its mean over the group's measured free chains; NaN where none was measured."""
+    """answer_logprob - its mean over the group's measured free chains; NaN if none was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,15 @@ class GroupProperties:
     explanations: list[SampleProperties]
     gold: SampleProperties | None
     free: list[SampleProperties]
-    """The group's first free completions, as many as were asked for."""
+    """The group's first free completions, up to the number requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class PropertyPlan:
     """The sequences to score for one group: `(context ids, scored ids)`, at temperature 1.
 
-    First the answer alone; then for each explanation, the gold solution if there is one, and each measured free
-    completion: the sample itself, and the answer behind its chain.
+    The answer alone comes first. Then follow two sequences for each explanation, for the gold solution if there is
+    one, and for each measured free completion: the sample itself, and the answer after its chain.
     """
 
     sequences: list[tuple[IntArray, IntArray]]
@@ -58,10 +58,10 @@ class PropertyPlan:
 
 
 def plan_properties(group: Group, lead_tokens: int, chain_of: CutChain, free_samples: int = 2) -> PropertyPlan:
-    """What must be scored to know the properties of a group's explanations, gold solution and first free samples.
+    """Plans what to score for the properties of a group's explanations, gold solution and first free completions.
 
-    `lead_tokens` is the number of ids of `answer_span` that belong to the context (PromptBuilder.lead_tokens).
-    Raises ValueError where the prompt has no answer span.
+    `lead_tokens` is the number of ids of `answer_span` that are context (PromptBuilder.lead_tokens).
+    Raises ValueError if the prompt has no answer span.
     """
     prompt = group.rollout.prompt
     if prompt.answer_span is None:
@@ -79,9 +79,9 @@ def plan_properties(group: Group, lead_tokens: int, chain_of: CutChain, free_sam
 
 
 def read_properties(plan: PropertyPlan, logprobs: Sequence[FloatArray]) -> GroupProperties:
-    """The numbers from the log-probabilities of the plan's sequences, in the plan's order.
+    """Computes the properties from the log-probabilities of the plan's sequences, in the plan's order.
 
-    Raises ValueError where there are not as many as sequences.
+    Raises ValueError if there are more or fewer of them than sequences.
     """
     if len(logprobs) != len(plan.sequences):
         raise ValueError(f"{len(plan.sequences)} sequences were planned, {len(logprobs)} were scored")
@@ -99,7 +99,7 @@ def read_properties(plan: PropertyPlan, logprobs: Sequence[FloatArray]) -> Group
 
 
 def property_metrics(groups: Sequence[GroupProperties]) -> dict[str, float]:
-    """Mean and 10th, 50th and 90th percentile of each property over explanations, gold solutions and free samples.
+    """Mean and 10th, 50th and 90th percentile of each property, by kind of sample.
 
     Names: properties/{explanation,gold,free}/{mean_logprob,answer_rise,rise_over_free}/{mean,p10,p50,p90}.
     """

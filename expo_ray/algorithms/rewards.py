@@ -16,8 +16,8 @@ EQUAL_REWARDS = 1e-9
 
 
 def overlong_penalty(length: int, max_tokens: int, algo: AlgoConfig) -> float:
-    """What a completion of `length` tokens loses of its reward: 0 until `overlong_buffer_tokens` before the limit,
-    then rising linearly to `overlong_penalty` at the limit (DAPO equation 13). 0 with a buffer of 0."""
+    """The reward that a completion of `length` tokens loses (DAPO, equation 13): 0 up to `overlong_buffer_tokens`
+    before the limit, then rising linearly to `overlong_penalty` at the limit. A buffer of 0 turns it off."""
     buffer = algo.overlong_buffer_tokens
     if buffer <= 0:
         return 0.0
@@ -26,8 +26,8 @@ def overlong_penalty(length: int, max_tokens: int, algo: AlgoConfig) -> float:
 
 
 def group_rewards(group: Group, config: Config) -> Rewards:
-    """[G] reward of each free completion after overlong shaping; NaN where the verifier gave no verdict
-    (timeout, error) or the completion is empty: those are left out of the group."""
+    """[G] reward of each free completion after overlong shaping. NaN, for completions left out of the group: the
+    verifier reached no verdict (timeout, error), or the completion is empty."""
     from expo_ray.verifier.reward import reward
 
     rewards = np.full(len(group.verdicts), np.nan)
@@ -40,17 +40,16 @@ def group_rewards(group: Group, config: Config) -> Rewards:
 
 
 def rewards_differ(rewards: Sequence[float] | Rewards) -> bool:
-    """Whether a group's rewards (NaN left out) carry a signal, that is, are not all equal."""
+    """Whether the rewards, ignoring NaN, are not all equal."""
     counted = np.asarray(rewards, dtype=np.float64)
     counted = counted[~np.isnan(counted)]
     return bool(len(counted) > 1 and np.ptp(counted) > EQUAL_REWARDS)
 
 
 def group_advantages(rewards: Sequence[float] | Rewards, divide_by_std: bool) -> Rewards:
-    """[G] A_i = (R_i - mean) / std, or R_i - mean (Dr. GRPO). NaN stays NaN and is left out of mean and std.
+    """[G] A_i = (R_i - mean) / std, or R_i - mean (Dr. GRPO). NaN stays NaN and does not enter mean and std.
 
-    std is the population's (divide by G), with nothing added to it, as the paper's formula has it.
-    Equal rewards give exactly 0.
+    std divides by G and has nothing added to it, as in the paper's formula. Equal rewards give exactly 0.
     """
     values = np.asarray(rewards, dtype=np.float64)
     if not rewards_differ(values):
@@ -65,20 +64,20 @@ def has_signal(group: Group, config: Config) -> bool:
 
 
 def counted_outcomes(verdicts: list[Verdict], config: Config) -> list[bool]:
-    """Right or not, for each verdict that counts (timeout and error do not, unless configured to)."""
+    """Whether each counted verdict is correct; timeout and error do not count unless configured to."""
     from expo_ray.verifier.reward import reward
 
     return [v.outcome == "correct" for v in verdicts if reward(v, config.verifier) is not None]
 
 
 def pass_rate(group: Group, config: Config) -> float | None:
-    """Share of right free completions among those that count; None where none counts."""
+    """Share of correct completions among those that count; None if none counts."""
     outcomes = counted_outcomes(group.verdicts, config)
     return sum(outcomes) / len(outcomes) if outcomes else None
 
 
 def group_metrics(groups: list[Group], config: Config) -> dict[str, float]:
-    """The step's counts over groups: shares in [0, 1], except `groups/total`, `groups/dropped` and the failures.
+    """Metrics of a step's groups; the metrics are listed in docs/metrics.md.
 
     Rewards are after overlong shaping. A level without counted completions has no `pass_rate` entry.
     """

@@ -1,4 +1,4 @@
-"""What the learner hands to a loss, and what the loss hands back. Importing this needs no torch."""
+"""The input and output of a loss. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ MetricSums = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class PolicyTokens:
-    """One micro-batch, flat: the N completion tokens of S samples, in sample order, no sample cut in two.
+    """One micro-batch, flattened: the N completion tokens of S whole samples, in sample order.
 
-    N may be 0 only when S is 0. Log-probabilities are in nats, at the temperature of sampling.
+    N is 0 only if S is 0. Log-probabilities are in nats, at the sampling temperature.
     """
 
     logprobs: Tensor
-    """[N] current policy, with gradient."""
+    """[N] the current policy's, with gradient."""
     entropy: Tensor
     """[N] nats, of the current policy's next-token distribution, with gradient."""
     old_logprobs: Tensor
-    """[N] the trainer's log-probabilities before this batch's first update; no gradient."""
+    """[N] the learner's log-probabilities before this batch's first update; no gradient."""
     rollout_logprobs: Tensor
-    """[N] the engine's; NaN where the sample has none."""
+    """[N] the rollout engine's; NaN for samples that have none."""
     reference_logprobs: Tensor
-    """[N] the reference policy's; zeros where the algorithm needs none."""
+    """[N] the reference policy's; 0 if the algorithm needs none."""
     sample_of_token: Tensor
     """[N] int64 in [0, S), not decreasing."""
     term: list[Term]
@@ -43,7 +43,7 @@ class PolicyTokens:
     unit: Tensor
     """[S] int64, TrainingSample.unit."""
     reference_sum: Tensor
-    """[S] stored sum of the reference's log-probabilities; NaN where none is stored."""
+    """[S] stored sum of the reference's log-probabilities; NaN if none is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class LossOutput:
     """Loss and statistics of one micro-batch."""
 
     loss: Tensor
-    """Scalar to minimise: the weighted sum over this micro-batch's tokens. The samples' weights hold the
-    batch-wide normaliser, so these sums add up over micro-batches and ranks to the batch's loss."""
+    """Scalar to minimise: the weighted sum over this micro-batch's tokens. The samples' weights hold the batch-wide
+    normaliser, so the sums of all micro-batches and ranks add up to the batch's loss."""
     metrics: dict[str, tuple[Tensor, Tensor]]
     """name -> (sum, count), detached scalars; combine them with `merge_metrics` and `metric_means`."""
 
 
 def merge_metrics(parts: Iterable[MetricSums]) -> MetricSums:
-    """Combines micro-batches or ranks: sums and counts are added; names that end in `max` keep the largest."""
+    """Combines micro-batches or ranks: adds sums and counts; a name that ends in `max` keeps the largest value."""
     merged: MetricSums = {}
     for part in parts:
         for name, (value, count) in part.items():
@@ -72,5 +72,5 @@ def merge_metrics(parts: Iterable[MetricSums]) -> MetricSums:
 
 
 def metric_means(sums: MetricSums) -> dict[str, float]:
-    """sum / count; the plain sum where the count is 0 (losses, whose weights are normalised already, and maxima)."""
+    """sum / count; the plain sum if the count is 0 (losses, whose weights are already normalised, and maxima)."""
     return {name: value / count if count else value for name, (value, count) in sums.items()}

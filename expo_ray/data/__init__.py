@@ -1,1 +1,1 @@
-"""Problems and the order in which training meets them."""
+"""Problems, and the order in which training uses them."""

@@ -1,4 +1,4 @@
-"""The order of training prompts: a pure function of seed and step, so that a resume has nothing to get wrong."""
+"""The order of training prompts: a pure function of seed and step, so that a resumed run needs no state for it."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ _ORDER, _SPARE = 1, 2
 
 
 class PromptStream:
-    """Deals `prompts_per_step` prompts a step: each epoch is a fresh permutation of all of them.
+    """Hands out `prompts_per_step` prompts per step. Each epoch is a new permutation of all prompts.
 
     Args:
         prompts: all training prompts.
-        prompts_per_step: how many one step takes.
+        prompts_per_step: number of prompts that a step uses.
         seed: the run's seed.
     """
 
@@ -23,12 +23,12 @@ class PromptStream:
         self._orders: dict[int, np.ndarray] = {}
 
     def prompts(self, step: int) -> list[Prompt]:
-        """The prompts of one step."""
+        """Returns the prompts of one step."""
         first = step * self.prompts_per_step
         return [self._at(position) for position in range(first, first + self.prompts_per_step)]
 
     def spare(self, step: int, extra: int, count: int) -> list[Prompt]:
-        """`count` further prompts for round `extra` of a step whose groups had no signal, none of the step's own."""
+        """Returns `count` prompts outside the step's own, to replace groups without signal in round `extra`."""
         taken = {prompt.problem.uid for prompt in self.prompts(step)}
         order = np.random.default_rng([self.seed, _SPARE, step, extra]).permutation(len(self.all))
         return [self.all[i] for i in order if self.all[i].problem.uid not in taken][:count]

@@ -1,4 +1,4 @@
-"""Prompts: the free and the answer-conditioned one, for chat models, base models and the embedded world."""
+"""The free and the answer-conditioned prompt, for chat models, base models and the toy task."""
 
 from expo_ray.prompts.builder import PromptBuilder
 

@@ -1,4 +1,4 @@
-"""Turns problems into prompts: each text is tokenised once, here."""
+"""Turns problems into prompts. Each text is tokenised here, once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,12 +17,12 @@ class PromptBuilder:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        style: chat (the tokenizer's chat template), base (plain text), toy (the embedded world), or auto: toy
-            for the toy task, chat where the tokenizer has a chat template, else base.
-        task: conf/verifier's name; decides what form of answer is asked for.
+        style: chat (the tokenizer's chat template), base (plain text), toy (the toy task's), or auto: toy for the toy
+            task, chat if the tokenizer has a chat template, else base.
+        task: conf/verifier's name, which determines the form of answer to ask for.
 
-    Raises ValueError for an unknown style, for chat without a chat template, or for a tokenizer that has no end
-    token.
+    Raises:
+        ValueError: an unknown style, chat without a chat template, or a tokenizer without an end token.
     """
 
     def __init__(self, tokenizer: Any, style: str = "auto", task: str = "math") -> None:
@@ -33,12 +33,14 @@ class PromptBuilder:
             raise ValueError("the tokenizer has no end-of-sequence token: completions could not end")
         (self._lead,) = self._encode([self._answer_parts("")[0]])
         self.lead_tokens = len(self._lead)
-        """How many ids of `Prompt.answer_span` introduce the answer; the others are the answer."""
+        """Number of ids of `Prompt.answer_span` that introduce the answer; the others are the answer."""
 
     def __call__(self, problems: Sequence[Problem]) -> list[Prompt]:
-        """Each problem's prompts, its gold solution as a completion, and its answer's statement; in batches, as the
-        tokenizer takes a batch on all cores."""
-        if not problems:  # which a tokenizer does not take
+        """Builds each problem's prompts, its gold solution as a completion, and its answer's statement.
+
+        All texts of a kind are tokenised in one call, which uses all cores.
+        """
+        if not problems:  # a tokenizer does not accept an empty batch
             return []
         pairs = [self.texts(problem) for problem in problems]
         free = self._prompt_ids([free for free, _ in pairs])
@@ -57,7 +59,7 @@ class PromptBuilder:
         ]
 
     def texts(self, problem: Problem) -> tuple[tuple[str, str], tuple[str, str]]:
-        """(system, user) text of the free and of the conditioned prompt; system is empty outside chat."""
+        """Returns the (system, user) texts of the free and the conditioned prompt; system is empty outside chat."""
         question, answer = problem.question, problem.answers[0]
         if self.style == "toy":
             from expo_ray.world.running_totals import conditioned_prompt, free_prompt
@@ -69,12 +71,12 @@ class PromptBuilder:
         return (system, fill(templates.free, **values)), (system, fill(templates.conditioned, **values))
 
     def chain_of(self, ids: IntArray) -> IntArray:
-        """The first ids of a completion, up to its final answer statement (its stop token never included)."""
+        """Cuts a completion's ids before its final answer statement; the stop token is never included."""
         start = toy_statement_start if self.style == "toy" else statement_start
         return chain_before(ids, self.decode, start)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids, special tokens left out."""
+        """Returns the text of ids without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _answer_parts(self, answer: str) -> tuple[str, str]:
@@ -85,7 +87,7 @@ class PromptBuilder:
         return CHAT.answer_lead, answer + CHAT.answer_tail
 
     def _prompt_ids(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """Ids of (system, user) texts as prompts."""
+        """Tokenises (system, user) texts as prompts."""
         if self.style == "chat":
             return self._apply_chat_template(texts)
         end = self.tokenizer.eos_token_id
@@ -100,7 +102,7 @@ class PromptBuilder:
         options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
         try:
             return list(self.tokenizer.apply_chat_template(with_system, **options))
-        except TemplateError:  # some families' templates refuse a system message
+        except TemplateError:  # some chat templates raise on a system message
             return list(self.tokenizer.apply_chat_template(without, **options))
 
     def _encode(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Where a completion states its final answer, and the ids of the chain before that statement."""
+"""Finds where a completion states its final answer, and cuts its ids there."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _SENTENCE_START = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def statement_start(text: str) -> int:
-    """Character index where the sentence with the final answer begins; the text's length where there is none.
+    """Character index where the sentence with the final answer begins; the text's length if there is none.
 
     The final answer is the last `\\boxed`; without one, the last "answer is", "answer:" or "####".
     """
@@ -27,7 +27,7 @@ def statement_start(text: str) -> int:
 
 
 def toy_statement_start(text: str) -> int:
-    """The same for the embedded world, whose answer follows the last mark."""
+    """The same for the toy task, whose answer follows the last mark."""
     from expo_ray.world.running_totals import ANSWER_MARK
 
     mark = text.rfind(ANSWER_MARK)
@@ -35,10 +35,10 @@ def toy_statement_start(text: str) -> int:
 
 
 def chain_before(ids: IntArray, decode: Callable[[list[int]], str], start_of: Callable[[str], int]) -> IntArray:
-    """The first ids of a completion, up to its answer statement: those that begin before the statement does.
+    """Returns the first ids of a completion: those that begin before its answer statement.
 
-    Blank space before the statement does not count. Only whole ids are taken, none is made anew, so an id that
-    reaches into the statement stays whole.
+    White space before the statement does not count. Ids are never split or tokenised again: an id that begins before
+    the statement and reaches into it is kept whole.
     """
     values = [int(i) for i in ids]
     text = decode(values)

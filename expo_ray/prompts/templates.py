@@ -1,4 +1,4 @@
-"""The words of every prompt. `{question}` and `{answer}` are put in by `fill`, as they are."""
+"""The texts of all prompts. `fill` inserts `{question}` and `{answer}` verbatim."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,14 @@ CONDITIONED_REQUEST = (
 
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """One style's texts, before a chat template is applied to them."""
+    """The texts of one style, before any chat template is applied."""
 
     free: str
     conditioned: str
     answer_lead: str
-    """What introduces the answer at the end of a completion."""
+    """Text that introduces the answer at the end of a completion."""
     answer_tail: str
-    """What ends it, so that an answer is not scored as the prefix of a longer one."""
+    """Text that ends it, so that an answer is not scored as the prefix of a longer one."""
 
 
 CHAT = Templates(
@@ -40,12 +40,12 @@ BASE = Templates(
 
 
 def instruction_for(task: str) -> str:
-    """What is asked of the reply's form, by the task that grades it (conf/verifier)."""
+    """The requested form of the reply, by the task that verifies it (conf/verifier)."""
     return ASK_FOR_LETTER if task == "choice" else ASK_FOR_BOX
 
 
 def fill(template: str, **values: str) -> str:
-    """Puts values in for their `{name}`, in one pass: braces in a question or an answer mean nothing."""
+    """Replaces each `{name}` by its value, in a single pass: braces in a question or an answer have no effect."""
     import re
 
     return re.sub(r"\{(question|answer|instruction)\}", lambda m: values[m.group(1)], template)

@@ -1,1 +1,1 @@
-"""The embedded world: a procedural family of problems, its tokenizer and a small base model that ships."""
+"""The toy task: generated problems, their tokenizer, and a small base model that ships with the package."""

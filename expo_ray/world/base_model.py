@@ -1,6 +1,6 @@
-"""The base model of the embedded world: it can explain an answer it is told, and solves levels 1 and 2 only.
+"""The toy task's base model: it can explain an answer that it is given, but solves only levels 1 and 2 itself.
 
-`python -m expo_ray.world.base_model --out DIR` makes it again; the package ships the result in expo_ray/world/base.
+`python -m expo_ray.world.base_model --out DIR` trains it again; the package ships the result in expo_ray/world/base.
 """
 
 import argparse
@@ -30,7 +30,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """How the shipped base is made. Free solutions of levels 3 to 5 are never taught."""
+    """How the shipped base model is trained. It never sees free solutions of levels 3 to 5."""
 
     hidden_size: int = 96
     layers: int = 3
@@ -46,12 +46,12 @@ class BaseRecipe:
 
 
 def base_folder() -> Path:
-    """Where the shipped weights lie."""
+    """The folder of the shipped weights."""
     return Path(__file__).parent / "base"
 
 
 def new_model(recipe: BaseRecipe) -> Qwen2ForCausalLM:
-    """A Qwen2-shaped model with random weights, drawn from torch's global generator."""
+    """A Qwen2 model with random weights from torch's global generator."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(VOCABULARY),
@@ -71,7 +71,7 @@ def new_model(recipe: BaseRecipe) -> Qwen2ForCausalLM:
 
 
 def lesson(random_source: random.Random, recipe: BaseRecipe) -> tuple[str, str]:
-    """One training pair (prompt, solution): free at levels 1-2 only, answer-conditioned at all levels."""
+    """Draws one training pair (prompt, solution): free at levels 1 and 2 only, answer-conditioned at all levels."""
     if random_source.random() < recipe.free_share:
         numbers = draw_numbers(random_source.choice(FREE_LEVELS), random_source)
         return free_prompt(question_of(numbers)), own_solution(numbers)
@@ -83,13 +83,13 @@ def lesson(random_source: random.Random, recipe: BaseRecipe) -> tuple[str, str]:
 
 
 def partial_hint(answer: str, random_source: random.Random) -> str:
-    """The answer with up to half of its digits hidden, so that an explanation must add as well as copy."""
+    """Hides up to half of the answer's digits, so that an explanation must add as well as copy."""
     hidden = random_source.sample(range(len(answer)), random_source.randint(0, len(answer) // 2))
     return "".join("?" if index in hidden else digit for index, digit in enumerate(answer))
 
 
 def batch_of(pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids and labels [B, T]; only the solution and its end token are scored."""
+    """Right-padded ids and labels [B, T]; labels cover only the solution and its end token."""
     rows = [(encode(prompt), [*encode(solution), EOS_ID]) for prompt, solution in pairs]
     width = max(len(prompt) + len(solution) for prompt, solution in rows)
     ids = torch.full((len(rows), width), PAD_ID)
@@ -102,9 +102,9 @@ def batch_of(pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def add_gradients(model: Qwen2ForCausalLM, pairs: list[tuple[str, str]], parts: int = 4) -> float:
-    """Adds the gradient of the mean token loss of all pairs; returns that loss in nats.
+    """Adds the gradient of the mean token loss of all pairs. Returns that loss in nats.
 
-    Pairs of similar length go together, because most of a mixed batch would be padding.
+    Pairs are batched by length, because a mixed batch would mostly be padding.
     """
     pairs = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
     scored_tokens = sum(len(solution) + 1 for _, solution in pairs)
@@ -112,7 +112,7 @@ def add_gradients(model: Qwen2ForCausalLM, pairs: list[tuple[str, str]], parts: 
     total = 0.0
     for start in range(0, len(pairs), size):
         ids, labels = batch_of(pairs[start : start + size])
-        # Padding stands behind every scored token, so causal attention never sees it and no mask is needed.
+        # Padding follows every scored token, so causal attention never sees it and no mask is needed.
         logits = model(input_ids=ids).logits[:, :-1]
         loss = functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
@@ -123,7 +123,7 @@ def add_gradients(model: Qwen2ForCausalLM, pairs: list[tuple[str, str]], parts: 
 
 
 def train_base(recipe: BaseRecipe) -> Qwen2ForCausalLM:
-    """Trains on one thread, seeded; prints the loss now and then."""
+    """Trains on one thread with a fixed seed, and prints the loss every 100 steps."""
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     random_source = random.Random(recipe.seed)
@@ -154,7 +154,7 @@ def save_base(model: Qwen2ForCausalLM, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--steps", type=int, default=BaseRecipe.steps)
     parser.add_argument("--seed", type=int, default=BaseRecipe.seed)
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Running totals on a clock: the problems of the embedded world.
+"""The toy task's problems: running totals on a clock.
 
 A problem of level L shows L + 1 digits and asks for the L running totals modulo 10: `3+4+8` -> `75`
-(3+4=7, 7+8=15 -> 5). The chance of guessing level 5 is 1e-5. docs/toy_task.md tells what the base model can do.
+(3+4=7, 7+8=15 -> 5). The chance of guessing level 5 is 1e-5. What the base model can solve: docs/toy_task.md.
 """
 
 import itertools
@@ -23,7 +23,7 @@ _LARGEST_LISTED_LEVEL = 3
 
 
 def totals(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """The running totals modulo 10, from the second number on."""
+    """The running totals modulo 10, starting at the second number."""
     return tuple(total % 10 for total in itertools.accumulate(numbers))[1:]
 
 
@@ -36,17 +36,17 @@ def answer_of(numbers: tuple[int, ...]) -> str:
 
 
 def free_prompt(question: str) -> str:
-    """The prompt that shows the question only."""
+    """The prompt that shows only the question."""
     return f"Q:{question}?E:"
 
 
 def conditioned_prompt(question: str, answer: str) -> str:
-    """The prompt that shows the gold answer as well."""
+    """The prompt that also shows the gold answer."""
     return f"H:{answer}?Q:{question}?E:"
 
 
 def own_solution(numbers: tuple[int, ...]) -> str:
-    """A solution in the base model's style: one addition a step, each total written down."""
+    """A solution in the base model's style: one addition per step, with each total written down."""
     steps, total = [], numbers[0]
     for number in numbers[1:]:
         steps.append(f"{total}+{number}={(total + number) % 10};")
@@ -55,9 +55,9 @@ def own_solution(numbers: tuple[int, ...]) -> str:
 
 
 def expert_solution(numbers: tuple[int, ...]) -> str:
-    """The expert's solution: one chain that never says again what it goes on from, and leaves its last sum unsaid.
+    """The expert's solution: one chain that does not repeat the previous total and omits the last one.
 
-    `3+4+8` -> `3+4=7+8;A:75.`: the last total has to be added up in the head, when the answer is written.
+    `3+4+8` -> `3+4=7+8;A:75.`: the last total must be computed while the answer is written.
     """
     steps = [f"+{number}={total}" for number, total in zip(numbers[1:], totals(numbers), strict=True)]
     unsaid = f"={totals(numbers)[-1]}"
@@ -65,12 +65,13 @@ def expert_solution(numbers: tuple[int, ...]) -> str:
 
 
 def is_heldout(numbers: tuple[int, ...]) -> bool:
-    """Whether a problem of level 2 or more is kept from all training, the base's own as well: one in ten, by CRC."""
+    """Whether a problem of level 2 or more is excluded from all training, including the base model's: one in ten, by
+    CRC."""
     return zlib.crc32(question_of(numbers).encode()) % _HELDOUT_ONE_IN == 0
 
 
 def draw_numbers(level: int, random_source: random.Random) -> tuple[int, ...]:
-    """Digits of one problem that may be trained on."""
+    """Draws the digits of one training problem."""
     while True:
         numbers = tuple(random_source.randrange(10) for _ in range(level + 1))
         if _belongs(numbers, "train"):
@@ -78,11 +79,11 @@ def draw_numbers(level: int, random_source: random.Random) -> tuple[int, ...]:
 
 
 def problems(split: Split, levels: list[int] | tuple[int, ...], count: int, seed: int) -> list[Problem]:
-    """`count` problems dealt evenly over `levels`, in random order; the same list for the same arguments.
+    """Draws `count` problems, evenly over `levels` and in random order; the same arguments give the same list.
 
-    No problem of level 2 or more is in both splits. Level 1 has only 100 problems, so there both splits
-    draw from all of them. A problem comes again only when its level has no other left.
-    Raises ValueError for an unknown split, no or unknown levels, or a negative count.
+    No problem of level 2 or more is in both splits. Level 1 has only 100 problems, and both splits draw from all of
+    them. A problem is repeated only if its level has no other left.
+    Raises ValueError for an unknown split, unknown levels or a negative count.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split must be train or heldout, not {split!r}")

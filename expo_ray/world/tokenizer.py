@@ -1,4 +1,4 @@
-"""The character tokenizer of the embedded world: one token a character, no merges."""
+"""The toy task's tokenizer: one token per character, no merges."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ from transformers import PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 CHARACTERS = "0123456789+=;:.?>,AEHQ"
-"""No text of the world has `>` or `,` now; the shipped base has rows for them."""
+"""No text uses `>` and `,` any more, but the shipped base model has embedding rows for them."""
 VOCABULARY = {token: index for index, token in enumerate([PAD, EOS, UNKNOWN, *CHARACTERS])}
 PAD_ID, EOS_ID = VOCABULARY[PAD], VOCABULARY[EOS]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The fast tokenizer. A completion ends with `<eos>` (the stop token), after the `.` that ends the answer."""
+    """Builds the fast tokenizer. A completion ends with `<eos>`, the stop token, after the answer's final `.`."""
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -29,10 +29,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Writes tokenizer.json and its companions, as AutoTokenizer and vLLM load them."""
+    """Writes the tokenizer's files, in the form that AutoTokenizer and vLLM load."""
     build_tokenizer().save_pretrained(folder)
 
 
 def encode(text: str) -> list[int]:
-    """Ids of a text without special tokens; KeyError on a character outside the vocabulary."""
+    """Returns a text's ids without special tokens. Raises KeyError for a character outside the vocabulary."""
     return [VOCABULARY[character] for character in text]

@@ -1,6 +1,7 @@
 """The registry, and an algorithm outside the package: the class of docs/algorithms/your_own.md, by its own words."""
 
 import importlib
+import re
 import sys
 
 import pytest
@@ -136,3 +137,16 @@ def test_the_registry_names_one_class_one_yaml_and_one_page_for_each():
 def test_an_unknown_choice_is_refused_before_any_algorithm_sees_it(choice):
     with pytest.raises(ConfigError, match=f"algo.{choice}"):
         check_config(compose_config([f"algo.{choice}"]), Resources("this machine", 1, 2, 8, 0, 0))
+
+
+def test_the_code_that_the_pages_name_exists():
+    """Each `module.name` in backticks on the pages of docs/algorithms, but for keys, files and YAML settings."""
+    modules = {path.stem for path in (REPOSITORY / "expo_ray/algorithms").glob("*.py")}
+    named = set()
+    for page in PAGE.parent.glob("*.md"):
+        named |= set(re.findall(r"`([a-z_]+)\.(\w+)(?:\.\w+)*`", page.read_text()))
+    groups_and_types = {*groups(), "trainer", "verifier", "prompts", "self"}
+    code = {(module, name) for module, name in named if module not in groups_and_types}
+    assert len(code) > 15 and {module for module, _ in code} <= modules
+    for module, name in code:
+        assert hasattr(importlib.import_module(f"expo_ray.algorithms.{module}"), name), (module, name)
