@@ -89,7 +89,8 @@ class Actors:
             ranks = {name: self._start(name) for name in self.names("learner", self.ranks)}
             verifiers = {name: self._start(name) for name in self.names("verifier", config.verifier.workers)}
             self.verifiers = VerifierFleet(verifiers, self.replace, self.waiter, wait_s, start_s)
-            self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s, self.plan.colocated)
+            self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s)
+            self.rollouts.shares_cards = self.plan.colocated
             self.learners = LearnerGroup(ranks, self.waiter, wait_s, sync_s + SYNC_GRACE_S)
             if self.plan.colocated:
                 # vLLM sizes its KV cache by the memory that is free when it starts, so engines start on empty cards

@@ -8,7 +8,6 @@ import numpy as np
 from expo_ray.messages import Rollout, RolloutRequest, Sampling
 from expo_ray.rollout.requests import share_out
 from expo_ray.runtime.dispatch import Fleet
-from expo_ray.runtime.waits import Waiter
 
 Share = tuple[int, list[RolloutRequest]]
 """A share's number, in [0, rollout.workers), and its requests."""
@@ -19,28 +18,13 @@ class RolloutFleet(Fleet):
 
     A share's completions depend on its number, not on the worker that samples it, so a lost worker changes
     nothing but the time. Its replacement serves after the next weight sync has proved its weights.
-
-    Args:
-        workers, replace, waiter, wait_s, start_s: see Fleet; `wait_s` bounds one share.
-        shares_cards: whether an engine and a learner rank take turns on each card.
     """
 
     kind: ClassVar[str] = "rollout"
-
-    def __init__(
-        self,
-        workers: dict[str, Any],
-        replace: Callable[[str, str], Any],
-        waiter: Waiter,
-        wait_s: float,
-        start_s: float,
-        shares_cards: bool = False,
-    ) -> None:
-        super().__init__(workers, replace, waiter, wait_s, start_s)
-        self.shares = len(workers)
-        self.shares_cards = shares_cards
-        self.refresh: Callable[[], object] | None = None
-        """Syncs the current weights to replacements; None where engines keep the weights they were started with."""
+    shares_cards = False
+    """Whether an engine and a learner rank take turns on each card."""
+    refresh: Callable[[], object] | None = None
+    """Syncs the current weights to replacements; None if engines keep the weights that they start with."""
 
     def generate(self, requests: list[RolloutRequest], sampling: Sampling, seed: tuple[int, ...]) -> list[Rollout]:
         """Samples all requests.
@@ -56,7 +40,7 @@ class RolloutFleet(Fleet):
         Raises:
             ActorFailed, WaitExpired: workers were lost more often than trainer.max_restarts, or not replaced in time.
         """
-        places = share_out(requests, self.shares)
+        places = share_out(requests, self.size)
         shares = [(number, [requests[i] for i in indices]) for number, indices in enumerate(places)]
 
         def submit(worker: Any, share: Share) -> Any:

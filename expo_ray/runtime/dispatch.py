@@ -51,6 +51,8 @@ class Fleet:
         start_s: float,
     ) -> None:
         self.workers, self.waiter, self.wait_s, self.start_s = dict(workers), waiter, wait_s, start_s
+        self.size = len(workers)
+        """Number of workers, lost ones included."""
         self._replace = replace
         self._joining: dict[str, tuple[Any, Any]] = {}
         """Replacements that do not serve yet: name -> handle, and the reference that says it has started."""

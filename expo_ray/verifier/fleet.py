@@ -36,8 +36,7 @@ class VerifierFleet(Fleet):
             ActorFailed: an actor was lost more often than trainer.max_restarts.
             WaitExpired: no actor is left and no replacement came up in time.
         """
-        actors = max(1, len(self.workers))
-        size = max(1, min(MAX_BLOCK, -(-len(items) // (BLOCKS_PER_ACTOR * actors))))
+        size = max(1, min(MAX_BLOCK, -(-len(items) // (BLOCKS_PER_ACTOR * self.size))))
         blocks = [items[start : start + size] for start in range(0, len(items), size)]
         answers = self.dispatch(
             blocks, lambda actor, block: actor.judge.remote(block), f"verifying {len(items)} responses"
