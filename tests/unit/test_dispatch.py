@@ -2,53 +2,15 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import ray.exceptions
+from simulated_ray import NEVER, Clock, Ref
 
 from expo_ray.runtime import dispatch, waits
 from expo_ray.runtime.dispatch import Fleet
 from expo_ray.runtime.process import Place
 from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
-
-NEVER = float("inf")
-
-
-class Clock:
-    """Stands in for ray and time in the modules under test: waiting moves the time on."""
-
-    exceptions = ray.exceptions
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def wait(self, refs, num_returns=1, timeout=None):
-        assert refs and len(set(refs)) == len(refs)
-        first = min(ref.at for ref in refs)
-        assert timeout is not None, "every wait has a bound"
-        self.now = max(self.now, min(first, self.now + timeout))
-        ready = [ref for ref in refs if ref.at <= self.now][:1]
-        return ready, [ref for ref in refs if ref not in ready]
-
-    def get(self, ref, timeout):
-        assert ref.at <= self.now, "only what is ready is fetched"
-        if isinstance(ref.value, Exception):
-            raise ref.value
-        return ref.value
-
-    def cluster_resources(self):
-        return {"CPU": 2.0, "node:here": 1.0}
-
-
-@dataclass(eq=False)
-class Ref:
-    at: float
-    value: Any
 
 
 class Worker:
