@@ -1,5 +1,6 @@
 """Checkpoints: only complete ones are found, damage is named, the one before is used, settings are compared."""
 
+import dataclasses
 import functools
 import json
 import random
@@ -9,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from expo_ray.algorithms import make_algorithm
 from expo_ray.checkpoint.find import changed_settings, checkpoints_in, find_checkpoint, newest_valid
 from expo_ray.checkpoint.manifest import damage, read_manifest, seal
 from expo_ray.checkpoint.state import RECORDS, DriverState, Identity, identify, record_lengths, rewind, set_aside
+from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import as_settings, differences
 from expo_ray.config.schema import Config
+from expo_ray.data.sources import Problems
 from expo_ray.messages import Problem, Prompt
+from expo_ray.prompts.loading import load_prompts, load_tokenizer, make_builder
 
 SAME = Identity("model", "prompts")
 
@@ -238,3 +243,73 @@ def test_records_of_an_abandoned_run_are_kept_under_another_name(tmp_path):
     assert (tmp_path / "metrics.jsonl.1").read_text() == "first"
     assert (tmp_path / "metrics.jsonl.2").read_text() == "second"
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+OLD = Path(__file__).parents[1] / "data" / "old_checkpoint"
+"""Written by the version before the schema's facts (commit 2032bb8): the demo on 20 problems, after two steps."""
+
+
+@pytest.fixture
+def old_run(tmp_path) -> Path:
+    shutil.copytree(OLD, tmp_path / "run" / "checkpoints" / "step_000002")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[Config, Identity]:
+    config = compose_config(["experiment=demo", "profile=cpu", "data.max_problems=20"])
+    builder = make_builder(load_tokenizer(config), config)
+    training, _ = load_prompts(config, builder, Problems(config.data, config.seed), context=None)
+    return config, identify(config.model.path, training)
+
+
+def resettle(checkpoint: Path, **changes: object) -> None:
+    """Changes the settings that a checkpoint holds; a value of None takes a key out."""
+    state = DriverState.read(checkpoint)
+    changed = state.settings | {key.replace("__", "."): value for key, value in changes.items()}
+    kept = {key: value for key, value in changed.items() if key.replace(".", "__") not in changes or value is not None}
+    dataclasses.replace(state, settings=kept).write(checkpoint)
+    seal(checkpoint, state.steps_done, None)
+
+
+def test_a_checkpoint_of_the_version_before_resumes(old_run, demo):
+    config, identity = demo
+    found = find_checkpoint(config, old_run, identity, pytest.fail)
+    assert found == old_run / "checkpoints" / "step_000002"
+    assert changed_settings(found, config) == ["rollout.max_sequences: 64 -> 0"]
+    state = DriverState.read(found)
+    algorithm = make_algorithm(config)
+    algorithm.load_state_dict(state.algorithm)
+    assert (state.steps_done, algorithm.state_dict()) == (2, state.algorithm)
+
+
+@pytest.mark.parametrize(
+    ("algo", "state"),
+    [
+        ("grpo", {}),
+        ("sft_gt_grpo", {}),
+        ("exp_dpo", {"pairs": {}}),
+        ("dpo_gt", {"pairs": {}}),
+        ("explanation_sft", {"explanations": {}}),
+    ],
+)
+def test_what_an_algorithm_of_the_version_before_remembered_is_read(algo, state):
+    algorithm = make_algorithm(compose_config(["experiment=demo", f"algo={algo}"]))
+    algorithm.load_state_dict(state)
+    assert algorithm.state_dict() == state
+
+
+def test_a_key_that_an_old_checkpoint_lacks_counts_as_its_default(old_run, demo):
+    config, identity = demo
+    checkpoint = old_run / "checkpoints" / "step_000002"
+    resettle(checkpoint, algo__overlong_penalty=None, trainer__max_mismatch=None)
+    assert find_checkpoint(config, old_run, identity, pytest.fail) == checkpoint
+    assert changed_settings(checkpoint, config) == ["rollout.max_sequences: 64 -> 0"]
+
+
+def test_a_key_that_this_version_lacks_is_refused_in_one_sentence(old_run, demo):
+    config, identity = demo
+    resettle(old_run / "checkpoints" / "step_000002", logging__gone=3, algo__gone=3)
+    with pytest.raises(ConfigError, match=r"algo\.gone: 3 -> None") as caught:
+        find_checkpoint(config, old_run, identity, pytest.fail)
+    assert "logging" not in str(caught.value) and "\n" not in str(caught.value)
