@@ -4,7 +4,7 @@ import numpy as np
 
 from expo_ray.algorithms.base import Algorithm, Properties
 from expo_ray.algorithms.losses import grpo_loss
-from expo_ray.algorithms.rewards import group_advantages, group_metrics, group_rewards, rewards_differ
+from expo_ray.algorithms.rewards import group_metrics, has_signal, shaped_advantages
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, TrainingBatch, TrainingSample
@@ -22,10 +22,9 @@ def policy_samples(groups: list[Group], config: Config) -> list[TrainingSample]:
     algo = config.algo
     chosen = []
     for group in groups:
-        rewards = group_rewards(group, config)
-        if algo.dynamic_sampling != "none" and not rewards_differ(rewards):
+        if algo.dynamic_sampling != "none" and not has_signal(group, config):
             continue
-        advantages = group_advantages(rewards, algo.divide_by_std)
+        advantages = shaped_advantages(group, config)
         chosen += [
             (group.rollout.prompt, completion, float(advantage))
             for completion, advantage in zip(group.rollout.completions, advantages, strict=True)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from expo_ray.messages import Term
 
 
+LOG_RATIO_BOUND = 20.0
+"""Log ratios are clamped to [-20, 20] before exp, as in verl: float32 overflows at 88, and inf * 0 is NaN. Beyond the
+bound a ratio has no gradient; the tokens are counted."""
+
 Metrics = dict[str, "tuple[Tensor, Tensor]"]
 
 
@@ -63,6 +67,7 @@ def _policy_terms(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metri
     metrics["loss/policy"] = (policy.detach(), nothing)
     metrics["policy/entropy"] = (entropy.detach().sum(), count)
     metrics["policy/clip_fraction"] = (result.clipped.sum(), count)
+    metrics["policy/ratio_bounded"] = (result.beyond_bound.sum(), count)
     metrics["policy/ratio_mean"] = (result.ratio.sum(), count)
     if algo.entropy_bonus:
         loss = loss - algo.entropy_bonus * (weight * entropy).sum()
@@ -92,7 +97,7 @@ def importance_weights(
 
     known = ~torch.isnan(rollout)
     difference = torch.where(known, old - rollout, torch.zeros_like(old)).detach()
-    ratio = difference.exp()
+    ratio = _bounded(difference).exp()
     ones = torch.ones_like(ratio)
     truncated, masked = torch.zeros_like(known), torch.zeros_like(known)
     factor = ones
@@ -113,6 +118,7 @@ def importance_weights(
         "mismatch/mean_abs": (difference.abs().sum(), count),
         "mismatch/max": (largest, torch.zeros_like(count)),
         "mismatch/ratio_mean": ((ratio * known).sum(), count),
+        "mismatch/bounded": (_beyond_bound(difference).sum(), count),
         "mismatch/truncated": ((truncated & known).sum(), count),
         "mismatch/masked": ((masked & known).sum(), count),
     }
@@ -129,6 +135,8 @@ class Surrogate:
     """[N] importance ratio to the old policy (GSPO: of the token's sequence), without gradient."""
     clipped: Tensor
     """[N] bool: the clip determines this token's gradient."""
+    beyond_bound: Tensor
+    """[N] bool: the log ratio was clamped (LOG_RATIO_BOUND)."""
 
 
 def surrogate(
@@ -144,12 +152,14 @@ def surrogate(
     import torch
 
     log_ratio = logprobs - old
+    if algo.policy_loss == "gspo":
+        log_ratio = segment_mean(log_ratio, sample_of_token, samples)[sample_of_token]
+    beyond_bound = _beyond_bound(log_ratio)
+    log_ratio = _bounded(log_ratio)
     if algo.policy_loss == "cispo":
         ratio = log_ratio.detach().exp()
         bounded = ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high)
-        return Surrogate(bounded * advantage * logprobs, ratio, bounded != ratio)
-    if algo.policy_loss == "gspo":
-        log_ratio = segment_mean(log_ratio, sample_of_token, samples)[sample_of_token]
+        return Surrogate(bounded * advantage * logprobs, ratio, bounded != ratio, beyond_bound)
     ratio = log_ratio.exp()
     plain = ratio * advantage
     bounded = ratio.clamp(1 - algo.clip_low, 1 + algo.clip_high) * advantage
@@ -160,7 +170,7 @@ def surrogate(
         below = (advantage < 0) & (objective < floor)
         objective = torch.where(below, floor, objective)
         clipped = clipped | below
-    return Surrogate(objective, ratio.detach(), clipped)
+    return Surrogate(objective, ratio.detach(), clipped, beyond_bound)
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
@@ -168,9 +178,11 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
 
     With d = log ref - log pi: k1 = -d; k2 = d^2 / 2; k3 = exp(d) - 1 - d.
     As a loss, k1's expected gradient is zero (it only adds noise); k2's is the KL's own; k3's is close to it
-    near the reference.
+    near the reference. k3's d is bounded (LOG_RATIO_BOUND).
     """
     difference = reference - logprobs
+    if estimator == "k3":
+        difference = _bounded(difference)
     if estimator == "k1":
         return -difference
     if estimator == "k2":
@@ -257,6 +269,14 @@ def _tokens_of(tokens: PolicyTokens, term: Term) -> Tensor:
 
     members = torch.tensor([name == term for name in tokens.term], device=tokens.logprobs.device, dtype=torch.bool)
     return members[tokens.sample_of_token]
+
+
+def _bounded(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+
+def _beyond_bound(log_ratio: Tensor) -> Tensor:
+    return log_ratio.detach().abs() > LOG_RATIO_BOUND
 
 
 def segment_sum(values: Tensor, segment: Tensor, count: int) -> Tensor:

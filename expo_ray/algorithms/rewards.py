@@ -25,18 +25,23 @@ def overlong_penalty(length: int, max_tokens: int, algo: AlgoConfig) -> float:
     return algo.overlong_penalty * min(max(excess / buffer, 0.0), 1.0)
 
 
-def group_rewards(group: Group, config: Config) -> Rewards:
-    """[G] reward of each free completion after overlong shaping. NaN, for completions left out of the group: the
-    verifier reached no verdict (timeout, error), or the completion is empty."""
+def verifier_rewards(group: Group, config: Config) -> Rewards:
+    """[G] the verifier's reward of each free completion. NaN, for completions left out of the group: the verifier
+    reached no verdict (timeout, error), or the completion is empty."""
     from expo_ray.verifier.reward import reward
 
-    rewards = np.full(len(group.verdicts), np.nan)
-    for i, (completion, verdict) in enumerate(zip(group.rollout.completions, group.verdicts, strict=True)):
-        value = reward(verdict, config.verifier)
-        if value is not None and len(completion.token_ids):
-            length = len(completion.token_ids)
-            rewards[i] = value - overlong_penalty(length, config.rollout.max_completion_tokens, config.algo)
-    return rewards
+    values = [
+        reward(verdict, config.verifier) if len(completion.token_ids) else None
+        for completion, verdict in zip(group.rollout.completions, group.verdicts, strict=True)
+    ]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def group_rewards(group: Group, config: Config) -> Rewards:
+    """[G] `verifier_rewards` after overlong shaping."""
+    limit = config.rollout.max_completion_tokens
+    lengths = [len(completion.token_ids) for completion in group.rollout.completions]
+    return verifier_rewards(group, config) - [overlong_penalty(length, limit, config.algo) for length in lengths]
 
 
 def rewards_differ(rewards: Sequence[float] | Rewards) -> bool:
@@ -59,8 +64,18 @@ def group_advantages(rewards: Sequence[float] | Rewards, divide_by_std: bool) ->
 
 
 def has_signal(group: Group, config: Config) -> bool:
-    """Whether the group's rewards, after overlong shaping, are not all equal."""
-    return rewards_differ(group_rewards(group, config))
+    """Whether the verifier's rewards, before overlong shaping, are not all equal.
+
+    With shaping, the shorter of two wrong completions would be reinforced although nothing is correct (DAPO's
+    dynamic sampling judges by correctness too).
+    """
+    return rewards_differ(verifier_rewards(group, config))
+
+
+def shaped_advantages(group: Group, config: Config) -> Rewards:
+    """[G] advantages of the shaped rewards; exactly 0 in a group without signal, NaN for completions left out."""
+    rewards = group_rewards(group, config) if has_signal(group, config) else verifier_rewards(group, config)
+    return group_advantages(rewards, config.algo.divide_by_std)
 
 
 def counted_outcomes(verdicts: list[Verdict], config: Config) -> list[bool]:
@@ -84,7 +99,7 @@ def group_metrics(groups: list[Group], config: Config) -> dict[str, float]:
     rewards = [group_rewards(group, config) for group in groups]
     counted = np.concatenate([r[~np.isnan(r)] for r in rewards]) if groups else np.empty(0)
     rates = [pass_rate(group, config) for group in groups]
-    without_signal = sum(not rewards_differ(r) for r in rewards)
+    without_signal = sum(not has_signal(group, config) for group in groups)
     total = max(len(groups), 1)
     completions = [c for group in groups for c in group.rollout.completions]
     metrics = {

@@ -9,7 +9,16 @@ from algorithm_cases import config_with, group
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expo_ray.algorithms.rewards import group_advantages, group_metrics, group_rewards, has_signal, overlong_penalty
+from expo_ray.algorithms import make_algorithm
+from expo_ray.algorithms.rewards import (
+    group_advantages,
+    group_metrics,
+    group_rewards,
+    has_signal,
+    overlong_penalty,
+    rewards_differ,
+    shaped_advantages,
+)
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 0.25, -0.5, None]), min_size=1, max_size=12), st.booleans())
@@ -60,12 +69,26 @@ def test_overlong_shaping(length, lost):
     assert overlong_penalty(length, 16, config_with().algo) == 0
 
 
-def test_overlong_shaping_makes_a_signal_in_an_all_right_group():
+@pytest.mark.parametrize("outcome", ["correct", "wrong"])
+def test_overlong_shaping_is_no_signal_among_equally_correct_completions(outcome):
+    """Else the shorter of two wrong completions would get a positive advantage."""
     shaped = config_with(overlong_buffer_tokens=8)
-    both_right = group(["correct", "correct"], lengths=[4, 16])
-    assert not has_signal(both_right, config_with())
-    assert has_signal(both_right, shaped)
-    np.testing.assert_allclose(group_rewards(both_right, shaped), [1, 0])
+    alike = group([outcome, outcome, "timeout"], lengths=[4, 16, 4])
+    assert rewards_differ(group_rewards(alike, shaped)) and not has_signal(alike, shaped)
+    np.testing.assert_array_equal(shaped_advantages(alike, shaped), [0, 0, np.nan])
+    assert group_metrics([alike], shaped)["groups/no_signal"] == 1
+    batch = make_algorithm(shaped).training_batch([alike], 0)
+    assert [sample.advantage for sample in batch.samples if sample.term == "policy"] == [0, 0]
+
+
+def test_overlong_shaping_acts_on_the_rewards_of_a_mixed_group():
+    shaped = config_with(overlong_buffer_tokens=8)
+    mixed = group(["correct", "correct", "wrong"], lengths=[4, 12, 16])
+    assert has_signal(mixed, shaped)
+    np.testing.assert_allclose(group_rewards(mixed, shaped), [1, 0.5, -1])
+    mean, deviation = 0.5 / 3, statistics.pstdev([1, 0.5, -1])
+    expected = [(reward - mean) / deviation for reward in (1, 0.5, -1)]
+    np.testing.assert_allclose(shaped_advantages(mixed, shaped), expected, rtol=1e-12)
 
 
 def test_group_metrics_count_by_hand():

@@ -11,7 +11,7 @@ import torch
 from algorithm_cases import Arrays, config_with, random_arrays
 
 from expo_ray.algorithms.losses import grpo_loss
-from expo_ray.algorithms.tokens import merge_metrics, metric_means
+from expo_ray.algorithms.tokens import PolicyTokens, merge_metrics, metric_means
 
 TERMS = ["policy", "sft", "policy", "conditioned", "policy", "sft", "policy", "policy", "conditioned", "policy"]
 
@@ -191,6 +191,44 @@ def test_conditioned_samples_have_no_gradient_without_their_coefficient():
     output = grpo_loss(tokens, config_with(kl_conditioned_coef=0.0).algo)
     output.loss.backward()
     assert output.loss.item() == 0 and not tokens.logprobs.grad.any()
+
+
+@pytest.mark.parametrize("policy_loss", ["clip", "gspo", "cispo"])
+@pytest.mark.parametrize("advantage", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("log_ratio", [100.0, -100.0])
+def test_a_log_ratio_beyond_float32_is_bounded_and_counted(policy_loss, advantage, log_ratio):
+    """In float32 exp(100) is inf. Sample 0 has the log ratio, sample 1 has none."""
+    algo = config_with(policy_loss=policy_loss, kl_coef=0.1, importance_correction="truncate").algo
+    logprobs = torch.tensor([-1.0, -1.0, -2.0, -2.0], requires_grad=True)
+    still = logprobs.detach().clone()
+    old = still - torch.tensor([log_ratio, log_ratio, 0, 0])
+    tokens = PolicyTokens(
+        logprobs=logprobs,
+        entropy=torch.zeros(4),
+        old_logprobs=old,
+        rollout_logprobs=torch.where(torch.arange(4) < 2, old - log_ratio, still),
+        reference_logprobs=torch.where(torch.arange(4) < 2, still + log_ratio, still),
+        sample_of_token=torch.tensor([0, 0, 1, 1]),
+        term=["policy", "policy"],
+        weight=torch.tensor([0.25, 0.25]),
+        advantage=torch.tensor([advantage, advantage]),
+        unit=torch.tensor([-1, -1]),
+        reference_sum=torch.full((2,), torch.nan),
+    )
+    output = grpo_loss(tokens, algo)
+    output.loss.backward()
+    metrics = metric_means(floats(output))
+    assert torch.isfinite(output.loss) and torch.isfinite(logprobs.grad).all()
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert metrics["policy/ratio_bounded"] == metrics["mismatch/bounded"] == 0.5
+    # min(c, 2) J of the two bounded tokens; of the others r = c = 1; k3 with d = +-20 and 0.
+    ratio, correction = np.exp(np.sign(log_ratio) * 20), min(np.exp(np.sign(log_ratio) * 20), 2)
+    clipped = min(max(ratio, 0.8), 1.2)
+    bounded = clipped * advantage * -1.0 if policy_loss == "cispo" else min(ratio * advantage, clipped * advantage)
+    plain = advantage * -2.0 if policy_loss == "cispo" else advantage
+    kl = 2 * (np.exp(np.sign(log_ratio) * 20) - 1 - np.sign(log_ratio) * 20)
+    expected = -0.25 * (2 * correction * bounded + 2 * plain) + 0.25 * 0.1 * kl
+    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_samples_of_another_objective_are_refused():
