@@ -1,11 +1,11 @@
-"""The figures of one GPU, on a machine that has one: where a step's time goes, MFU, sampling, sync, mismatch.
+"""Measures one GPU: where a step's time goes, MFU, sampling, sync, mismatch.
 
     python -m bench.gpu model.path=FOLDER data.path=math_train.jsonl            # about 20 minutes on one card
-    python -m bench.gpu --dry-run                                               # says what would be run; needs no card
+    python -m bench.gpu --dry-run                                               # prints what would run; needs no card
 
-Three parts, each a process of its own: a training run of the level-5 recipe with engine and learner on the same card;
-the rollout phase beside bare `vllm.LLM.generate` (bench.rollout); the card's own copy of as many bytes as a sync moves.
-Everything printed is read from the run's metrics.jsonl, or measured here.
+Runs three separate processes: a training run of the level-5 recipe with engine and learner on the same card; the
+rollout phase against bare `vllm.LLM.generate` (bench.rollout); a copy on the card of as many bytes as a sync moves.
+Everything printed comes from the run's metrics.jsonl or is measured here.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from expo_ray.preflight.values import check_config
 RECIPE = ["experiment=math_l5_qwen2.5_3b", "cluster=1xh100", "trainer.steps=24", "trainer.checkpoint_every=0"]
 PART_S = 3600.0
 UNMEASURED = 2
-"""First steps of the run, in which kernels compile and caches fill."""
+"""Number of first steps left out: kernels compile and caches fill."""
 SHOWN = {
     "time/step": "s", "time/generate": "s", "time/verify": "s", "time/properties": "s", "time/update": "s",
     "time/sync": "s", "sync/seconds": "s", "sync/max_difference": "nats", "sync/mean_difference": "nats",
@@ -33,11 +33,11 @@ SHOWN = {
     "tokens/mean_sequence": "tokens", "mismatch/mean_abs": "nats", "mismatch/max": "nats",
 }  # fmt: skip
 GOAL_OF_COPY = 0.7
-"""Of what a device-to-device copy of the same bytes would allow."""
+"""Share of the speed of a device-to-device copy of the same bytes."""
 
 
 def commands(overrides: list[str], folder: Path) -> dict[str, list[str]]:
-    """Part -> its command."""
+    """Returns the parts' commands by name."""
     python = [sys.executable, "-m"]
     return {
         "training": [*python, "expo_ray.train", *RECIPE, *overrides, f"run_dir={folder}"],
@@ -47,7 +47,7 @@ def commands(overrides: list[str], folder: Path) -> dict[str, list[str]]:
 
 
 def training_figures(folder: Path) -> dict[str, float]:
-    """Median over the measured steps of each shown metric; those that no step had are left out.
+    """Returns each shown metric's median over the measured steps, without metrics that no step has.
 
     Args:
         folder: the run folder.
@@ -59,7 +59,7 @@ def training_figures(folder: Path) -> dict[str, float]:
 
 
 def copy_seconds(size: int) -> float:
-    """Seconds in which the card copies `size` bytes to another place in its own memory, best of 10."""
+    """Returns the time in seconds of a copy of `size` bytes within the card's memory, best of 10."""
     import torch
 
     source = torch.empty(size, dtype=torch.uint8, device="cuda")
@@ -75,7 +75,7 @@ def copy_seconds(size: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the parts one after the other and prints their figures. Returns the exit code."""
+    """Runs the parts one after the other, prints their figures and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="plan and print, start nothing")
     parser.add_argument("--copy-bytes", type=int, metavar="N", help="only measure the card's copy of N bytes")

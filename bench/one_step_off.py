@@ -1,10 +1,10 @@
-"""One-step-off against in-turn training: steps a minute, and whether the result is the same.
+"""One-step-off against in-turn training: steps per minute, and whether the result is the same.
 
-    python -m bench.one_step_off                 # three seeds, in turns; about 40 minutes on two cores
+    python -m bench.one_step_off                 # three seeds, alternating; about 40 minutes on two cores
     python -m bench.one_step_off --seeds 1 trainer.steps=10
 
-One core for the engine and one for the learner. The two phases should take equally long, or the longer one decides:
-the share of the shorter one is printed, and what it would allow at best.
+One core for the engine and one for the learner. The gain is largest if both phases take equally long, so the largest
+possible gain, with the shorter phase hidden completely, is printed too.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tempfile import mkdtemp
 BAR = 1.6
 SETTINGS = ["experiment=demo", "learner.ranks=1", "rollout.max_sequences=256", "logging.tensorboard=false"]
 UNMEASURED = 2
-"""First steps of a run, in which caches fill."""
+"""Number of first steps left out: caches fill."""
 RUN_S = 3600.0
 
 
@@ -37,7 +37,7 @@ def train(folder: Path, seed: int, ahead: int, more: list[str]) -> dict:
 
 
 def main() -> int:
-    """Prints a line a run and the ratio. Returns 1 where it is below the bar."""
+    """Prints a line per run and the ratio. Returns 1 if it is below the bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     arguments, more = parser.parse_known_args()
@@ -48,14 +48,14 @@ def main() -> int:
         for ahead in (0, 1) if seed % 2 == 0 else (1, 0):
             pair[ahead] = train(folder / f"{seed}_{ahead}", seed, ahead, more)
             results[ahead].append(pair[ahead]["pass"])
-            told = "  ".join(f"{name} {value:.3f}" for name, value in pair[ahead].items())
-            print(f"seed {seed}  async_steps={ahead}  {told}", flush=True)
+            figures = "  ".join(f"{name} {value:.3f}" for name, value in pair[ahead].items())
+            print(f"seed {seed}  async_steps={ahead}  {figures}", flush=True)
         ratios.append(pair[0]["step"] / pair[1]["step"])
         phases = sorted((pair[0]["generate"], pair[0]["update"]))
         best = pair[0]["step"] / (pair[0]["step"] - phases[0])
-        print(f"seed {seed}  {ratios[-1]:.2f} times the steps a minute; at best, the shorter phase hidden: {best:.2f}")
+        print(f"seed {seed}  {ratios[-1]:.2f} times the steps per minute; with the shorter phase hidden: {best:.2f}")
     ratio = statistics.median(ratios)
-    print(f"steps a minute, one step off over in turn: {ratio:.2f} (median of {len(ratios)}; bar {BAR})")
+    print(f"steps per minute, one step off over in turn: {ratio:.2f} (median of {len(ratios)}; bar {BAR})")
     for ahead, passes in results.items():
         spread = f" ± {statistics.stdev(passes):.3f}" if len(passes) > 1 else ""
         print(f"async_steps={ahead}: final pass@k, all levels: {statistics.fmean(passes):.3f}{spread}")

@@ -1,8 +1,8 @@
 """Rollout phase against bare vLLM: `python -m bench.rollout [pairs [key=value ...]]`, the demo by default.
 
-The same requests, in turns in one run: through the fleet (Ray, one batch of requests, token ids and
-log-probabilities back as messages, texts decoded) and straight to `vllm.LLM.generate` inside the same actor.
-Bar: the fleet costs at most 10 % more.
+The same requests alternate in one run between the fleet (Ray, one batch of requests, token ids and log-probabilities
+returned as messages, texts decoded) and `vllm.LLM.generate` inside the same actor. Bar: the fleet takes at most 10 %
+more.
 """
 
 import statistics
@@ -30,7 +30,7 @@ class MeasuredWorker(worker.RolloutWorker):
     """A rollout worker that can also run the bare engine on the same requests."""
 
     def bare(self, requests: list[RolloutRequest], sampling: Sampling, seed: int) -> float:
-        """Seconds that `LLM.generate` takes for the requests, with the same sampling parameters."""
+        """Returns the seconds that `LLM.generate` takes for the requests with the same sampling parameters."""
         import torch
 
         torch.manual_seed(seed)
@@ -50,7 +50,7 @@ class MeasuredWorker(worker.RolloutWorker):
 
 
 def measure(config: Config, pairs: int) -> list[tuple[float, float]]:
-    """`(fleet seconds, bare seconds)` of each pair, after one unmeasured pair."""
+    """Returns `(fleet seconds, bare seconds)` of each pair after one warm-up pair."""
     import ray
 
     tokenizer = load_tokenizer(config)

@@ -1,8 +1,8 @@
 """From the command to the first generated token: `python -m bench.startup [--runs 3] [KEY=VALUE ...]`.
 
 Each run is `python -m expo_ray.train experiment=demo` for one step. Its status.json says when the first generation
-began and when it was over; the first token lies between, and the later moment is held against the bar of 60 s. The
-first run may read its packages from disk, the later ones find them in memory: both are told.
+began and ended; the first token comes in between, and the end is compared with the bar of 60 s. The first run may read
+its packages from disk while later ones find them in the page cache, so every run is printed.
 """
 
 import argparse
@@ -26,22 +26,22 @@ class Start:
     """Seconds from the command to each moment."""
 
     folder: float
-    """The configuration is checked, the run has a folder."""
+    """The configuration is checked and the run has a folder."""
     actors: float
-    """Actors are up, and the first phase of the loop or the first evaluation begins."""
+    """Actors are up; the first phase of the loop or the first evaluation begins."""
     asked: float
-    """The engines are asked for the first completions: no token is there yet."""
+    """The engines are asked for the first completions; there is no token yet."""
     answered: float
-    """They have answered: the first token is there."""
+    """They have answered, so the first token exists."""
 
 
 def moments(changes: list[tuple[str, float]], began: float, folder: float) -> Start | None:
-    """The moments from status.json's phases in order; None while the first generation is not over.
+    """Derives the moments from status.json's phases; None until the first generation has ended.
 
     Args:
-        changes: `(phase, since)` as they were seen, seconds since the epoch.
-        began: when the command was given.
-        folder: when the run's folder was there.
+        changes: `(phase, since)` in order, in seconds since the epoch.
+        began: when the command started.
+        folder: when the run's folder appeared.
     """
     phases = [phase for phase, _ in changes]
     if "generate" not in phases:
@@ -57,7 +57,7 @@ def measure(overrides: list[str], folder: Path) -> Start:
     """Runs the command once.
 
     Raises:
-        RuntimeError: it ended or took 15 minutes without a first token.
+        RuntimeError: it ended, or took 15 minutes, without a first token.
     """
     arguments = [
         "experiment=demo",
@@ -101,7 +101,7 @@ def _status(folder: Path) -> tuple[str, float] | None:
     file = folder / "status.json"
     if not file.exists():
         return None
-    found = json.loads(file.read_text())  # written aside and renamed: never half of it
+    found = json.loads(file.read_text())  # replaced atomically, so never half a file
     return found["phase"], found["since"]
 
 

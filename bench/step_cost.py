@@ -1,11 +1,11 @@
-"""What self-explanations add to a step, and whether verification holds it up.
+"""How much self-explanations add to a step, and how long a step waits for verification.
 
-    python -m bench.step_cost cost [--pairs 4] [--steps 8] [KEY=VALUE ...]    GRPO and ExP-GRPO in turns, same prompts
+    python -m bench.step_cost cost [--pairs 4] [--steps 8] [KEY=VALUE ...]    GRPO and ExP-GRPO by turns, same prompts
     python -m bench.step_cost verify RUN_FOLDER ...                           share of step time that waits for verdicts
 
 `cost` runs one sweep whose jobs alternate between the two algorithms on the same actors; the learning rate is so small
-that both stay at the base model. Bars: ExP-GRPO's step costs at most (G + explanations) / G of GRPO's plus 10 %;
-verification that nothing overlaps takes under 5 % of step time. Exit code: 0; 1 where a bar is missed.
+that both stay at the base model. Bars: ExP-GRPO's step takes at most (G + explanations) / G times GRPO's plus 10 %;
+verification that does not overlap other phases takes under 5 % of step time. Exit code: 0, or 1 if a bar is missed.
 """
 
 import argparse
@@ -25,14 +25,15 @@ WARM_STEPS = 1
 
 
 def allowed(samples: int, explanations: int) -> float:
-    """The largest ratio of steps that the bar allows."""
+    """Returns the largest ratio of step times that the bar allows."""
     return (samples + explanations) / samples * SLACK
 
 
 def pair_ratios(runs: Sequence[RunFolder]) -> list[float]:
-    """ExP-GRPO's median step over GRPO's, of runs in turns: GRPO, ExP-GRPO, GRPO, ...
+    """Returns ExP-GRPO's median step time over GRPO's for alternating runs: GRPO, ExP-GRPO, GRPO, ...
 
-    ValueError: they do not alternate, a pair's prompts differ, or a run has no step behind the warm-up.
+    Raises:
+        ValueError: the runs do not alternate, a pair's prompts differ, or a run has no step after the warm-up.
     """
     ratios = []
     for plain, explained in zip(runs[::2], runs[1::2], strict=True):
@@ -45,9 +46,10 @@ def pair_ratios(runs: Sequence[RunFolder]) -> list[float]:
 
 
 def verify_share(run: RunFolder) -> float:
-    """Share of the steps' time in which the step stood in phase verify; what overlaps other phases is not in it.
+    """Returns the share of step time in phase verify; time that overlaps other phases does not count.
 
-    ValueError: no step is recorded.
+    Raises:
+        ValueError: no step is recorded.
     """
     steps = list(run.curve("time/step").values())
     verifying = list(run.curve("time/verify").values())
@@ -59,17 +61,17 @@ def verify_share(run: RunFolder) -> float:
 def _step(run: RunFolder) -> float:
     seconds = list(run.curve("time/step").values())
     if len(seconds) <= WARM_STEPS:
-        raise ValueError(f"{run.path} has {len(seconds)} steps; the first {WARM_STEPS} do not count")
+        raise ValueError(f"{run.path} has {len(seconds)} steps, but the first {WARM_STEPS} does not count")
     return median(seconds[WARM_STEPS:])
 
 
 def cost(pairs: int, steps: int, overrides: list[str], folder: Path) -> int:
-    """Runs the sweep and prints the ratios. Returns the exit code."""
+    """Runs the sweep, prints the ratios and returns the exit code."""
     arguments = [
         "-m",
         "experiment=demo",
         f"seed={','.join(str(seed) for seed in range(pairs))}",
-        f"algo={','.join(ALGORITHMS)}",  # the last key varies fastest: the algorithms take turns
+        f"algo={','.join(ALGORITHMS)}",  # the last key varies fastest, so the algorithms alternate
         f"trainer.steps={steps}",
         "trainer.resume=never",
         *STEPS_ONLY,
@@ -83,7 +85,7 @@ def cost(pairs: int, steps: int, overrides: list[str], folder: Path) -> int:
     bar = allowed(rollout.samples_per_prompt, rollout.explanations_per_prompt)
     for name, of in zip(ALGORITHMS, (runs[::2], runs[1::2]), strict=True):
         tokens = fmean(value for run in of for value in run.curve("tokens/generated").values())
-        print(f"{name:9} {median(map(_step, of)):.3f} s a step, {tokens:.0f} tokens generated")
+        print(f"{name:9} {median(map(_step, of)):.3f} s/step, {tokens:.0f} tokens generated")
     found = median(ratios)
     print(f"ratio of pairs: min {min(ratios):.3f}, median {found:.3f}, max {max(ratios):.3f}; bar {bar:.3f}")
     shares = [verify_share(run) for run in runs]
@@ -93,7 +95,7 @@ def cost(pairs: int, steps: int, overrides: list[str], folder: Path) -> int:
 
 
 def verify(folders: Sequence[Path]) -> int:
-    """Prints the share of each run. Returns the exit code."""
+    """Prints each run's share and returns the exit code."""
     shares = [verify_share(read_run(folder)) for folder in folders]
     for folder, share in zip(folders, shares, strict=True):
         print(f"{share:6.2%} {folder}")

@@ -1,10 +1,10 @@
-"""Bytes a second of a whole sync beside a plain Gloo broadcast of the same tensors, in pairs.
+"""Throughput of a whole sync against a plain Gloo broadcast of the same tensors, in pairs.
 
-    python bench/sync.py [--model PATH] [--rounds 5] [--bucket-mib 64]
+    python -m bench.sync [--model PATH] [--rounds 5] [--bucket-mib 64]
 
 Two processes, as in a run: a sending learner and a rollout engine. Each round times, one after the other,
-(a) `broadcast` of every tensor, one by one, into memory that is already there, and (b) a full sync: packing,
-transfer, loading through vLLM's layerwise reload with its repacking for oneDNN, mending, version.
+(a) `broadcast` of every tensor, one by one, into allocated memory, and (b) a full sync: packing, transfer, loading
+through vLLM's layerwise reload with its repacking for oneDNN, repairing tied heads, version.
 Without --model: random weights in the shape of SmolLM2-135M (Llama, 30 layers, width 576, tied).
 """
 
@@ -27,7 +27,7 @@ WAIT_S = 600.0
 
 
 def save_model(folder: str) -> str:
-    """A model of SmolLM2-135M's shape, float32, random weights."""
+    """Saves a model of SmolLM2-135M's shape with random float32 weights, and returns the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -64,7 +64,7 @@ class PlainBroadcast:
         self.tensors = [torch.full(shape, float(rank), dtype=dtype) for shape, dtype in shapes]
 
     def run(self) -> float:
-        """Wall-clock seconds, from a barrier to a barrier."""
+        """Returns the wall-clock seconds between two barriers."""
         self.group.barrier().wait()
         began = time.perf_counter()
         for tensor in self.tensors:
@@ -74,7 +74,7 @@ class PlainBroadcast:
 
 
 def actors() -> tuple[Any, Any]:
-    """The two actor classes."""
+    """Returns the two actor classes."""
     import ray
 
     from expo_ray.rollout.engine import EngineLoop
@@ -178,7 +178,7 @@ def main() -> None:
 
 
 def measure(path: str, rounds: int, bucket_bytes: int) -> None:
-    """Print one line a round, then the medians and their ratio."""
+    """Prints a line per round, then the median ratio."""
     import ray
 
     from expo_ray.sync.proof import prove_sync
@@ -227,7 +227,7 @@ def measure(path: str, rounds: int, bucket_bytes: int) -> None:
 
 
 def _cpu(*actors: Any) -> float:
-    """CPU seconds that the actors' processes have used so far: what a busy machine does not blur."""
+    """Returns the CPU seconds of the actors' processes so far, which other load on the machine hardly affects."""
     import ray
 
     return sum(ray.get([actor.cpu.remote() for actor in actors], timeout=WAIT_S))

@@ -1,4 +1,4 @@
-"""The training command as the benches run it: for its step times, with nothing around the steps."""
+"""The training command as the benchmarks run it: only for its step times."""
 
 import os
 import subprocess
@@ -17,14 +17,15 @@ STEPS_ONLY = (
     "logging.tensorboard=false",
     "logging.progress=false",
 )
-"""No checkpoint, no property, hardly an evaluation, and a policy that stays where it is."""
+"""No checkpoint, no properties, a minimal evaluation, and a policy that hardly changes."""
 
 
 def train(arguments: Sequence[str]) -> None:
     """Runs `python -m expo_ray.train`.
 
     Raises:
-        CalledProcessError, TimeoutExpired: it failed, or took more than an hour.
+        CalledProcessError: it failed.
+        TimeoutExpired: it took more than an hour.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-m", "expo_ray.train", *arguments], env=environment, check=True, timeout=RUN_S)

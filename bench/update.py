@@ -1,8 +1,8 @@
 """Update phase against a bare DeepSpeed loop: `python -m bench.update [pairs]`.
 
-The same micro-batches on the same ranks, in turns in one run: `LearnerGroup.update` (batch through the object
-store, dealing, layout, scoring, losses, metrics) and forward, cross-entropy, backward, step of the plain
-Hugging Face model in an engine of its own. Bar: the update costs at most 15 % more.
+The same micro-batches on the same ranks alternate in one run between `LearnerGroup.update` (batch through the object
+store, assignment to ranks, layout, scoring, losses, metrics) and forward, cross-entropy, backward, step of the plain
+Hugging Face model in a second engine. Bar: the update takes at most 15 % more.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from expo_ray.runtime.waits import Waiter
 
 
 class MeasuredRank(LearnerRank):
-    """A learner rank with a second, bare engine beside its own."""
+    """A learner rank with a second, bare DeepSpeed engine."""
 
     def build(self) -> None:
         super().build()
@@ -36,7 +36,7 @@ class MeasuredRank(LearnerRank):
         self.plain, *_ = deepspeed.initialize(model=lm, model_parameters=lm.parameters(), config=settings)
 
     def bare(self, batch: TrainingBatch) -> float:
-        """Seconds of a bare loop over this rank's micro-batches of the batch."""
+        """Returns the seconds of a bare loop over this rank's micro-batches of the batch."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -54,7 +54,7 @@ class MeasuredRank(LearnerRank):
 
 
 def make_batch(config: Config, seed: int) -> TrainingBatch:
-    """A batch of a step's size: random ids, lengths as in the toy task."""
+    """Makes a batch of a step's size with random ids and lengths as in the toy task."""
     random = np.random.default_rng(seed)
     count = config.trainer.prompts_per_step * (config.rollout.samples_per_prompt + 1)
     samples = []

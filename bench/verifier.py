@@ -1,12 +1,12 @@
-"""Speed of the verifier beside bare math-verify, and its time with items that hang.
+"""Speed of the verifier against bare math-verify, and its time with items that hang.
 
     python -m bench.verifier speed [--items 2000]
     python -m bench.verifier hang [--items 10000] [--timeout 1]
     python -m bench.verifier pairs
 
-`speed` and `hang` take their items from the MATH training file, $EXPO_SHARED/data/math_train.jsonl, where it is
-(without the variable: in a folder `shared` beside the repository), else they make arithmetic ones. `pairs` prints
-agreement with the labelled lists for both verifiers.
+`speed` and `hang` take their items from the MATH training file $EXPO_SHARED/data/math_train.jsonl if it exists (default
+of the variable: `shared` next to the repository), else they make arithmetic ones. `pairs` prints the agreement of both
+verifiers with the labelled lists.
 """
 
 import argparse
@@ -27,7 +27,7 @@ HANG = "this item hangs"
 
 
 class HangingMath(MathTask):
-    """Mathematics, except that a marked response never ends: a regular expression that backtracks for ever in C."""
+    """The math task, but a marked response never returns: a regular expression backtracks without end in C."""
 
     def extract(self, response: str) -> str | None:
         if response.startswith(HANG):
@@ -41,7 +41,7 @@ def _other_notation(answer: str, draw: random.Random) -> str:
 
 
 def items(count: int, seed: int = 0) -> list[Item]:
-    """Responses of whole sentences: 40 % end in the gold answer, 20 % in another notation, 40 % in a wrong answer."""
+    """Makes responses: 40 % end in the gold answer, 20 % in another notation of it, 40 % in a wrong answer."""
     draw = random.Random(seed)
     path = Path(os.environ.get("EXPO_SHARED", ROOT.parent / "shared")) / "data" / "math_train.jsonl"
     if path.exists():
@@ -66,7 +66,7 @@ def _timed(pool: VerifierPool, todo: list[Item]) -> float:
 
 
 def _cpu_seconds(pool: VerifierPool) -> float:
-    """CPU time so far of this process and of the pool's; says more than the clock on a shared machine."""
+    """Returns the CPU seconds of this process and the pool's; more telling than the clock on a shared machine."""
     ticks = 0
     for pid in pool.ping()["pids"]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -84,26 +84,26 @@ def _bare(todo: list[Item]) -> float:
 
 
 def speed(count: int) -> dict[str, float]:
-    """Items a second of bare math-verify and of one and two processes, cold and on repeats."""
+    """Returns items/s of bare math-verify and of one and two processes, cold and on repeats."""
     todo = items(count)
     rates: dict[str, float] = {}
-    _bare(items(50, seed=1))  # its own imports and grammar tables, as our processes are warmed too
+    _bare(items(50, seed=1))  # loads its imports and grammar tables; our processes are warmed up too
     cpu = time.process_time()
     rates["math-verify, first pass"] = count / _bare(todo)
-    rates["math-verify, first pass, a CPU second"] = count / (time.process_time() - cpu)
+    rates["math-verify, first pass, per CPU second"] = count / (time.process_time() - cpu)
     rates["math-verify, second pass"] = count / _bare(todo)
     for processes in (1, 2):
         pool = VerifierPool(VerifierConfig(processes=processes))
         cpu = _cpu_seconds(pool)
         rates[f"{processes} processes, first pass"] = count / _timed(pool, todo)
-        rates[f"{processes} processes, first pass, a CPU second"] = count / (_cpu_seconds(pool) - cpu)
+        rates[f"{processes} processes, first pass, per CPU second"] = count / (_cpu_seconds(pool) - cpu)
         rates[f"{processes} processes, second pass"] = count / _timed(pool, todo)
         pool.close()
     return rates
 
 
 def hang(count: int, timeout_s: float, processes: int = 2) -> dict[str, Any]:
-    """Time of `count` items with 1 % that hang against the same items without them."""
+    """Compares the time of `count` items, 1 % of which hang, with the same items without those."""
     todo = items(count)
     hanging = set(random.Random(2).sample(range(count), count // 100))
     config = VerifierConfig(name="bench.verifier:HangingMath", processes=processes, timeout_s=timeout_s)
@@ -136,7 +136,7 @@ def hang(count: int, timeout_s: float, processes: int = 2) -> dict[str, Any]:
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    """(answer, gold, equal) of a labelled list in tests/data."""
+    """Reads a labelled list of tests/data as (answer, gold, equal)."""
     pairs = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
@@ -147,7 +147,7 @@ def read_pairs(path: Path) -> list[tuple[str, str, bool]]:
 
 
 def pairs() -> dict[str, str]:
-    """Agreement with each labelled list, ours and bare math-verify's."""
+    """Returns our agreement with each labelled list, and bare math-verify's."""
     from math_verify import parse, verify
 
     found: dict[str, str] = {}
@@ -171,7 +171,7 @@ def pairs() -> dict[str, str]:
 
 
 def main() -> None:
-    """Print one measurement, a line for each figure."""
+    """Prints one measurement, a line per figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("speed", "hang", "pairs"))
     parser.add_argument("--items", type=int)

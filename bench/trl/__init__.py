@@ -1,1 +1,1 @@
-"""The same training steps here and in TRL's GRPOTrainer, side by side on one machine: `python -m bench.trl --help`."""
+"""The same training steps here and in TRL's GRPOTrainer on one machine: `python -m bench.trl --help`."""

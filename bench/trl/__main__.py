@@ -1,9 +1,9 @@
-"""Beside TRL's GRPOTrainer: `python -m bench.trl fixed|mixed|smollm2 [--model FOLDER] [KEY=VALUE ...]`.
+"""Comparison with TRL's GRPOTrainer: `python -m bench.trl fixed|mixed|smollm2 [--model FOLDER] [KEY=VALUE ...]`.
 
-Same machine, model, prompts, lengths, group size, reward, optimizer and number of updates; TRL generates with
-Hugging Face transformers, in `.venv-trl` (bench/trl/setup.sh makes it), with the threads and the micro-batch that a
-short trial finds best for it. Rounds in turns: ours, TRL, ours, TRL, ... KEY=VALUE are further overrides for ours.
-Exit code: 0; 1 where the bar is missed, or where the two sides did not do the same work.
+Both sides have the same machine, model, prompts, lengths, group size, reward, optimizer and number of updates. TRL
+generates with Hugging Face transformers, in `.venv-trl` (made by bench/trl/setup.sh), with the threads and the
+micro-batch that a short trial finds best for it. Rounds alternate: ours, TRL, ours, TRL, ... KEY=VALUE are further
+overrides for ours. Exit code: 0, or 1 if the bar is missed or the two sides did not do the same work.
 """
 
 import argparse
@@ -23,34 +23,34 @@ THREADS = (1, 2)
 
 
 def best_of_trl(case: Case, overrides: list[str], folder: Path) -> tuple[int, int]:
-    """`(threads, micro-batch)` with which TRL's steps are shortest, from a short run of each choice."""
+    """Returns the `(threads, micro-batch)` with TRL's shortest steps, from a short run of each choice."""
     spec = peer_spec(case, overrides, TRIAL_UPDATES, seed=0, scratch=folder)
     found: dict[tuple[int, int], float] = {}
     for threads in THREADS:
         for micro_batch in case.micro_batches:
             run = run_trl(spec, threads, micro_batch, folder / f"trial_{threads}_{micro_batch}")
             found[threads, micro_batch] = run.steady_seconds
-            tell(f"TRL trial: {threads} threads, {micro_batch} at once: {run.steady_seconds:.2f} s a step")
+            say(f"TRL trial: {threads} threads, {micro_batch} at once: {run.steady_seconds:.2f} s/step")
     return min(found, key=found.__getitem__)
 
 
 def rounds(
     case: Case, overrides: list[str], folder: Path, choice: tuple[int, int]
 ) -> tuple[list[SideRun], list[SideRun]]:
-    """Runs both sides in turns, each round on prompts of its own."""
+    """Runs both sides alternately, each round on different prompts."""
     ours: list[SideRun] = []
     trl: list[SideRun] = []
     for number in range(case.rounds):
         ours.append(run_ours(overrides, case.updates, number, folder / f"ours_{number}"))
-        tell(f"round {number + 1}: ours {ours[-1].steady_seconds:.2f} s a step, {ours[-1].total_seconds:.0f} s in all")
+        say(f"round {number + 1}: ours {ours[-1].steady_seconds:.2f} s/step, {ours[-1].total_seconds:.0f} s in total")
         spec = peer_spec(case, overrides, case.updates, number, folder)
         trl.append(run_trl(spec, *choice, folder / f"trl_{number}"))
-        tell(f"round {number + 1}: TRL  {trl[-1].steady_seconds:.2f} s a step, {trl[-1].total_seconds:.0f} s in all")
+        say(f"round {number + 1}: TRL  {trl[-1].steady_seconds:.2f} s/step, {trl[-1].total_seconds:.0f} s in total")
     return ours, trl
 
 
 def show(case: Case, found: Verdict, ours: list[SideRun], trl: list[SideRun]) -> None:
-    """Prints what a case showed."""
+    """Prints a case's results."""
     print(f"{case.name}: {case.updates} updates of {case.prompts_per_step} prompts x {case.group} completions")
     for name, runs, speed, total in (
         ("ours", ours, found.ours_samples_per_s, found.ours_total_s),
@@ -60,8 +60,8 @@ def show(case: Case, found: Verdict, ours: list[SideRun], trl: list[SideRun]) ->
         mean = sum(run.mean_tokens for run in runs) / len(runs)
         start = sum(run.start_seconds for run in runs) / len(runs)
         print(
-            f"  {name:4} {speed:7.1f} samples/s steady; {total:6.1f} s to {case.updates} updates from the command on, "
-            f"the first ends after {start:5.1f} s; {tokens} tokens, {mean:.1f} a completion"
+            f"  {name:4} {speed:7.1f} samples/s steady; {total:6.1f} s to {case.updates} updates from the command, "
+            f"the first ends after {start:5.1f} s; {tokens} tokens, {mean:.1f} per completion"
         )
     spread = f"{min(found.ratios):.2f} to {max(found.ratios):.2f}"
     print(f"  steady state: {found.ratio:.2f} times TRL's samples/s (rounds: {spread}; bar {case.bar})")
@@ -69,8 +69,8 @@ def show(case: Case, found: Verdict, ours: list[SideRun], trl: list[SideRun]) ->
     print(f"  with start-up: {found.total_ratio:.2f} times as fast to {case.updates} updates; ours is ahead: {even}")
 
 
-def tell(sentence: str) -> None:
-    """Progress, on standard error."""
+def say(sentence: str) -> None:
+    """Prints progress on standard error."""
     print(sentence, file=sys.stderr, flush=True)
 
 
@@ -87,7 +87,7 @@ def main() -> int:
     case = Case(**asdict(CASES[arguments.case]) | chosen)
     if case.name == "smollm2" and arguments.model is None:
         parser.error("smollm2 needs --model FOLDER")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a side that runs is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running side is ended too
     folder = (arguments.folder / f"{case.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute()
     folder.mkdir(parents=True)
     write_problems(folder / "problems.jsonl")
@@ -98,7 +98,7 @@ def main() -> int:
         choice = best_of_trl(case, overrides, folder) if trial else (arguments.threads, case.micro_batches[0])
         ours, trl = rounds(case, overrides, folder, choice)
     except SideFailed as error:
-        tell(f"error: {error}")
+        say(f"error: {error}")
         return 1
     found = compare(ours, trl, case.max_completion_tokens, case.exact)
     record = {"case": asdict(case), "trl_threads": choice[0], "trl_micro_batch": choice[1], "verdict": asdict(found)}

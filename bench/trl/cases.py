@@ -1,4 +1,4 @@
-"""The three cases, and what each side is told of one: overrides for ours, a JSON specification for TRL's."""
+"""The three cases, and each side's description of one: overrides for ours, a JSON specification for TRL's."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from expo_ray.data.stream import PromptStream
 from expo_ray.prompts.loading import load_prompts, load_tokenizer, make_builder
 
 LEARNING_RATE = 1e-6
-"""Small, so that lengths stay as they are while both sides train."""
+"""Small, so that lengths stay the same while both sides train."""
 NAMES = ["Ada", "Ben", "Chloe", "Dan", "Eva", "Finn", "Grace", "Hugo"]
 THINGS = ["apples", "books", "coins", "stamps", "marbles", "pencils", "tickets", "shells"]
 
@@ -28,15 +28,15 @@ class Case:
     exact: bool
     """Whether every completion must have exactly that many tokens."""
     bar: float
-    """At least this many times TRL's samples a second."""
+    """At least this many times TRL's samples/s."""
     micro_batches: tuple[int, ...]
-    """Completions that TRL's update takes at once: its trial chooses among them."""
+    """Sizes of TRL's micro-batch of completions, from which its trial chooses."""
     rounds: int
     updates: int
 
     @property
     def completions(self) -> int:
-        """Completions of one step."""
+        """Returns the number of completions in a step."""
         return self.prompts_per_step * self.group
 
 
@@ -51,7 +51,7 @@ CASES = {
 
 
 def our_overrides(case: Case, model: Path, scratch: Path, more: list[str]) -> list[str]:
-    """The arguments of `python -m expo_ray.train` for a case; `more` comes last and wins."""
+    """Returns the arguments of `python -m expo_ray.train` for a case; `more` comes last and wins."""
     small = case.name != "smollm2"
     data = (
         ["data=toy"] if small else ["data=jsonl", f"data.path={scratch / 'problems.jsonl'}", "data.solution_key=null"]
@@ -88,7 +88,7 @@ def our_overrides(case: Case, model: Path, scratch: Path, more: list[str]) -> li
 
 
 def write_problems(file: Path, count: int = 400) -> None:
-    """Word problems of one or two steps, as JSON Lines with `question` and `answer`; always the same ones."""
+    """Writes word problems of one or two steps as JSON Lines with `question` and `answer`, always the same ones."""
     source = random.Random("bench/problems")
     lines = []
     for _ in range(count):
@@ -108,10 +108,10 @@ def write_problems(file: Path, count: int = 400) -> None:
 
 
 def peer_spec(case: Case, overrides: list[str], updates: int, seed: int, scratch: Path) -> dict[str, Any]:
-    """What TRL is told: the prompts that our run's own stream deals at each step, as text.
+    """Returns TRL's specification, with the prompts of each step of our run as text.
 
     Raises:
-        ValueError: a prompt's text does not tokenise to the ids that ours samples from.
+        ValueError: a prompt's text does not tokenise to the ids that our side uses.
     """
     config = compose_config([*overrides, f"seed={seed}"])
     tokenizer = load_tokenizer(config)

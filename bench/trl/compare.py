@@ -1,11 +1,11 @@
-"""Sums one case up: samples a second, time to the same number of updates, and whether both sides did the same work."""
+"""The result of a case: samples/s, time to the same number of updates, and whether both sides did the same work."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 MOST_DIFFERENCE = 0.10
-"""Of the mean lengths, beyond which the two sides did not do the same work."""
+"""If the mean lengths differ by more, the two sides did not do the same work."""
 
 
 @dataclass(frozen=True)
@@ -13,20 +13,21 @@ class SideRun:
     """One run of one side. Moments are seconds since the epoch."""
 
     began: float
-    """When its command was given."""
+    """When its command started."""
     ends: tuple[float, ...]
     """The end of each update."""
     step_tokens: tuple[int, ...]
     """Tokens sampled in each step."""
     completions_per_step: int
     longest: int
-    """The longest completion; 0 where only its steps' sums are known."""
+    """Tokens of the longest completion; 0 if only the steps' sums are known."""
 
     @property
     def steady_seconds(self) -> float:
-        """Seconds of a step once warm: from the end of the first update to the end of the last, over those between.
+        """Returns the mean seconds per step after the first update.
 
-        ValueError: fewer than two updates.
+        Raises:
+            ValueError: there are fewer than two updates.
         """
         if len(self.ends) < 2:
             raise ValueError("a steady state needs at least two updates")
@@ -34,23 +35,23 @@ class SideRun:
 
     @property
     def total_seconds(self) -> float:
-        """Seconds from the command to the end of the last update."""
+        """Returns the seconds from the command to the end of the last update."""
         return self.ends[-1] - self.began
 
     @property
     def start_seconds(self) -> float:
-        """Seconds from the command to the end of the first update."""
+        """Returns the seconds from the command to the end of the first update."""
         return self.ends[0] - self.began
 
     @property
     def mean_tokens(self) -> float:
-        """Mean length of a completion."""
+        """Returns the mean length of a completion."""
         return sum(self.step_tokens) / (len(self.step_tokens) * self.completions_per_step)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a case showed."""
+    """The result of a case."""
 
     ours_samples_per_s: float
     trl_samples_per_s: float
@@ -61,23 +62,23 @@ class Verdict:
     trl_total_s: float
     ours_total_s: float
     even_updates: float | None
-    """Updates from which ours is ahead in total; None: never. 0 where it is ahead from the first on."""
+    """Number of updates after which ours is ahead in total time: 0 for always, None for never."""
     refusals: tuple[str, ...]
-    """Why the comparison does not count; empty when it does."""
+    """Reasons why the comparison does not count; empty if it does."""
 
     @property
     def ratio(self) -> float:
-        """The median of the rounds."""
+        """Returns the median over the rounds."""
         return statistics.median(self.ratios)
 
 
 def compare(ours: Sequence[SideRun], trl: Sequence[SideRun], tokens: int, exact: bool) -> Verdict:
-    """Compares rounds taken in turns.
+    """Compares alternating rounds.
 
     Args:
         ours: our rounds.
-        trl: TRL's, as many.
-        tokens: the case's limit of a completion.
+        trl: TRL's rounds, as many.
+        tokens: the case's limit on a completion's tokens.
         exact: whether every completion must reach it.
     """
     ours_s = statistics.median(run.completions_per_step / run.steady_seconds for run in ours)
@@ -100,7 +101,7 @@ def compare(ours: Sequence[SideRun], trl: Sequence[SideRun], tokens: int, exact:
 
 
 def _even(ours: Sequence[SideRun], trl: Sequence[SideRun]) -> float | None:
-    """Updates after which both took equally long, start-up counted: first + (n - 1) step is equal on both sides."""
+    """Returns the number n of updates after which both took equally long: first + (n - 1) * step is the same."""
     later = statistics.median(r.start_seconds for r in ours) - statistics.median(r.start_seconds for r in trl)
     gain = statistics.median(r.steady_seconds for r in trl) - statistics.median(r.steady_seconds for r in ours)
     if later <= 0:

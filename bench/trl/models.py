@@ -1,4 +1,4 @@
-"""The comparison's two small models, shaped as the toy task's base model: `python -m bench.trl.models FOLDER`.
+"""The comparison's two small models, in the shape of the toy task's base model: `python -m bench.trl.models FOLDER`.
 
 `fixed` never ends a completion, `mixed` ends them at lengths that it was taught: a log-normal distribution, most far
 shorter than the limit. Both continue the toy task's free prompts with random digits and signs.
@@ -22,20 +22,20 @@ IGNORED = -100
 POSITIONS = 512
 MEDIAN_TOKENS, SPREAD, MOST_TOKENS = 40.0, 0.75, 256
 FIXED_TOKENS = 96
-"""Longer than the 64 tokens of the case, so that no position there is new to the model."""
+"""Longer than the case's 64 tokens, so that the model has seen every position."""
 BATCH, STEPS = 48, {"fixed": 60, "mixed": 300}
 LEARNING_RATE = 3e-3
 NEVER = 40.0
-"""Factor on the end token's embedding: a logit of -2 becomes one of -80."""
+"""Factor on the end token's embedding; it turns a logit of -2 into -80."""
 
 
 def mixed_length(source: random.Random) -> int:
-    """A completion's length in tokens, its end token included."""
+    """Draws a completion's length in tokens, including the end token."""
     return max(2, min(MOST_TOKENS, round(source.lognormvariate(math.log(MEDIAN_TOKENS), SPREAD))))
 
 
 def lesson(kind: str, source: random.Random) -> tuple[list[int], list[int]]:
-    """`(prompt ids, completion ids)` of one training example."""
+    """Makes one training example: `(prompt ids, completion ids)`."""
     prompt = encode(free_prompt(question_of(draw_numbers(source.choice(LEVELS), source))))
     if kind == "fixed":
         return prompt, encode("".join(source.choices(CHARACTERS, k=FIXED_TOKENS)))
@@ -43,7 +43,7 @@ def lesson(kind: str, source: random.Random) -> tuple[list[int], list[int]]:
 
 
 def batch_of(pairs: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids and labels [B, T]; only completions are scored."""
+    """Returns right-padded ids and labels [B, T]; only completions are scored."""
     width = max(len(prompt) + len(completion) for prompt, completion in pairs)
     ids, labels = torch.full((len(pairs), width), PAD_ID), torch.full((len(pairs), width), IGNORED)
     for row, (prompt, completion) in enumerate(pairs):
@@ -54,7 +54,11 @@ def batch_of(pairs: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, to
 
 
 def taught(kind: str) -> Any:
-    """A model trained on `kind`, one thread, seeded. RuntimeError: a fixed one could end after all."""
+    """Trains a model on `kind`, seeded and on one thread.
+
+    Raises:
+        RuntimeError: a fixed model could end a completion after all.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     source = random.Random(f"bench/{kind}")
@@ -64,7 +68,7 @@ def taught(kind: str) -> Any:
     for step in range(STEPS[kind]):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 20) * (1.0 - step / STEPS[kind])
-        # Pairs of similar length go together, because most of a mixed batch would be padding.
+        # Pairs of similar length share a batch, because most of a mixed one would be padding.
         pairs = sorted((lesson(kind, source) for _ in range(BATCH)), key=lambda pair: sum(map(len, pair)))
         scored = sum(len(completion) for _, completion in pairs)
         for part in (pairs[: BATCH // 2], pairs[BATCH // 2 :]):
@@ -81,7 +85,7 @@ def taught(kind: str) -> Any:
 
 
 def _never_end(model: Any, source: random.Random) -> None:
-    """Makes the end token impossible: its embedding, which is the head's row too, is never read as an input."""
+    """Makes the end token impossible through its tied embedding, which is never read as an input."""
     with torch.no_grad():
         model.get_input_embeddings().weight[EOS_ID] *= NEVER
         ids, labels = batch_of([lesson("fixed", source) for _ in range(BATCH)])
@@ -92,7 +96,7 @@ def _never_end(model: Any, source: random.Random) -> None:
 
 
 def make(kind: str, folder: Path) -> Path:
-    """The model's folder under `folder`, made where it is not there yet."""
+    """Returns the model's folder under `folder`, and makes the model if it does not exist."""
     made = folder / kind
     if not (made / "model.safetensors").is_file():
         save_base(taught(kind), made)

@@ -1,8 +1,8 @@
 """TRL's side: one GRPOTrainer run, in TRL's own environment: `.venv-trl/bin/python -m bench.trl.peer SPEC RESULT`.
 
-SPEC is a JSON file (`bench.trl.cases.peer_spec`), RESULT gets the moments at which updates ended and what was
-sampled. Nothing of expo_ray is imported. Settings equal ours; what TRL adds by default and ours does not do is off
-(gradient checkpointing, bfloat16, shuffling, reports, checkpoints), so that it is TRL at its fastest.
+SPEC is a JSON file (`bench.trl.cases.peer_spec`); RESULT gets the times at which updates ended and the numbers of
+sampled tokens. This imports nothing of expo_ray. Settings equal ours; TRL's defaults that ours does not have are off
+(gradient checkpointing, bfloat16, shuffling, reports, checkpoints), so that TRL is at its fastest.
 """
 
 import json
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:
-    """Runs the updates of a spec; times are seconds since the epoch."""
+    """Runs the updates of a specification; times are seconds since the epoch."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -65,14 +65,14 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings(spec: dict[str, Any]) -> Any:
-    """TRL's arguments for a spec: GRPO with the loss of conf/algo/grpo.yaml and the optimizer of conf/learner."""
+    """Returns TRL's arguments: GRPO with the loss of conf/algo/grpo.yaml and the optimizer of conf/learner."""
     from trl import GRPOConfig
 
     completions = len(spec["prompts"][0]) * spec["group"]
     return GRPOConfig(
         output_dir=spec["scratch"],
         max_steps=spec["updates"],
-        # One generation batch a step, cut into micro-batches for the update alone.
+        # One generation batch per step; only the update is split into micro-batches.
         per_device_train_batch_size=spec["micro_batch"],
         gradient_accumulation_steps=completions // spec["micro_batch"],
         num_generations=spec["group"],

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv-trl with TRL beside .venv, for `python -m bench.trl`. A second call installs nothing.
-# TRL lives apart: it would decide versions of packages that the pipeline pins.
-# PyTorch's CPU build comes from a folder of wheels that pip is told of (PIP_FIND_LINKS), else from TORCH_CPU_INDEX.
+# Makes .venv-trl with TRL for `python -m bench.trl`. A second call installs nothing.
+# TRL has a separate environment because it would change versions of packages that the pipeline pins.
+# PyTorch's CPU build comes from a folder of wheels in pip's settings (PIP_FIND_LINKS), else from TORCH_CPU_INDEX.
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -11,13 +11,13 @@ STAMP=.venv-trl/bench_trl.stamp
 TORCH_CPU_INDEX=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 
 if [[ ! -x $UV ]]; then
-    echo "bench/trl/setup.sh: .venv is not there: run make setup first" >&2
+    echo "bench/trl/setup.sh: .venv does not exist: run make setup first" >&2
     exit 1
 fi
 stamp="$PWD $(cat "$LOCK" bench/trl/setup.sh | sha256sum | cut -d' ' -f1)"
 if [[ -f $STAMP && "$(<"$STAMP")" == "$stamp" ]]; then exit 0; fi
 
-# As in launch/setup.sh: the folder that pip knows and that has the wheel, else PyTorch's index.
+# As in launch/setup.sh: a folder in pip's settings that has the wheel, else PyTorch's index.
 version=$(sed -n 's/^torch==//p' "$LOCK")
 options=(--index "$TORCH_CPU_INDEX" --index-strategy unsafe-best-match)
 for folder in ${PIP_FIND_LINKS:-} $(.venv/bin/python -m pip config get global.find-links 2>/dev/null || true) ${UV_FIND_LINKS:-}; do

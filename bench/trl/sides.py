@@ -1,4 +1,4 @@
-"""Runs one side as a process of its own and reads when its updates ended."""
+"""Runs one side as a separate process and reads when its updates ended."""
 
 import json
 import os
@@ -24,7 +24,7 @@ class SideFailed(RuntimeError):
 
 
 def run_ours(overrides: list[str], updates: int, seed: int, folder: Path) -> SideRun:
-    """A training run by the command that users give. Updates end when their lines appear in metrics.jsonl."""
+    """Runs the users' training command. An update ends when its line appears in metrics.jsonl."""
     arguments = [*overrides, f"trainer.steps={updates}", f"seed={seed}", f"run_dir={folder}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     began = time.time()
@@ -43,7 +43,7 @@ def run_ours(overrides: list[str], updates: int, seed: int, folder: Path) -> Sid
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]
     counts = {int(step["completions/total"]) for step in steps}
     if len(counts) != 1:
-        raise SideFailed(f"the steps had {sorted(counts)} completions; they must all have as many")
+        raise SideFailed(f"the steps had {sorted(counts)} completions; all steps must have the same number")
     return SideRun(
         began=began,
         ends=tuple(ends),
@@ -54,9 +54,9 @@ def run_ours(overrides: list[str], updates: int, seed: int, folder: Path) -> Sid
 
 
 def run_trl(spec: dict[str, Any], threads: int, micro_batch: int, folder: Path) -> SideRun:
-    """A GRPOTrainer run in .venv-trl with so many OpenMP threads."""
+    """Runs GRPOTrainer in .venv-trl with the given number of OpenMP threads."""
     if not TRL_PYTHON.is_file():
-        raise SideFailed(f"{TRL_PYTHON} is not there: run bench/trl/setup.sh")
+        raise SideFailed(f"{TRL_PYTHON} does not exist: run bench/trl/setup.sh")
     folder.mkdir(parents=True, exist_ok=True)
     asked, answered, log = folder / "spec.json", folder / "result.json", folder / "trl.log"
     asked.write_text(json.dumps(spec | {"micro_batch": micro_batch}))
@@ -109,7 +109,7 @@ def _finish(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and what it started, when it still runs."""
+    """Ends a process and its children if it is still running."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

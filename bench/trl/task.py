@@ -7,7 +7,7 @@ from expo_ray.verifier.tasks import Graded, Task
 
 
 class CoinTask(Task):
-    """Right where the coin shows heads. It goes through verifier actors and their processes as any answer does."""
+    """Correct if the coin shows heads; verified by actors and their processes like any answer."""
 
     def extract(self, response: str) -> str | None:
         return "heads" if coin(response) else "tails"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.verifier import read_pairs
 from expo_ray.verifier.extract import boxed
 from expo_ray.verifier.math.number import NotDecided
 from expo_ray.verifier.tasks import make_task
@@ -11,18 +12,8 @@ from expo_ray.verifier.tasks import make_task
 LISTS = sorted((Path(__file__).parent.parent / "data").glob("pairs_*.txt"))
 
 
-def read(path: Path) -> list[tuple[str, str, bool]]:
-    pairs = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            equal = " <=> " in line
-            answer, gold = line.split(" <=> " if equal else " <!> ")
-            pairs.append((answer, gold, equal))
-    return pairs
-
-
 def test_the_lists_are_large_and_balanced() -> None:
-    pairs = [pair for path in LISTS for pair in read(path)]
+    pairs = [pair for path in LISTS for pair in read_pairs(path)]
     equal = sum(pair[2] for pair in pairs)
     assert len(pairs) >= 600
     assert 0.4 < equal / len(pairs) < 0.6
@@ -32,7 +23,7 @@ def test_the_lists_are_large_and_balanced() -> None:
 def test_labelled_pairs(path: Path) -> None:
     task = make_task("math", {"name": "math"})
     accepted, refused = [], []
-    pairs = read(path)
+    pairs = read_pairs(path)
     for answer, gold, equal in pairs:
         extracted = task.extract(f"So the answer is $\\boxed{{{answer}}}$.")
         assert extracted is not None
