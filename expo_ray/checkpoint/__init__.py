@@ -1,1 +1,1 @@
-"""Checkpoints: complete or not there, checked by content when read, and found again."""
+"""Checkpoints: written completely or not at all, verified when read, and found again on resume."""

@@ -1,4 +1,4 @@
-"""What a complete checkpoint is: every file of it listed with size and SHA-256 in manifest.json, written last."""
+"""The manifest of a checkpoint: manifest.json, written last, lists every file with size and SHA-256."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 FORMAT = 2
 MANIFEST = "manifest.json"
 THREADS = 8
-"""Files hashed at once; hashing lets go of Python's lock."""
+"""Files hashed at once; hashing releases Python's global lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Manifest:
 
     steps_done: int
     score: float | None
-    """pass@k on the held-out problems at that step; None where none was measured."""
+    """pass@k on the held-out problems at that step; None if it was not measured."""
     files: dict[str, dict[str, Any]]
     """Path inside the folder -> bytes, sha256."""
 
@@ -31,7 +31,7 @@ class Manifest:
 
 
 def seal(folder: Path, steps_done: int, score: float | None) -> Manifest:
-    """Brings every file of `folder` to the disk, and writes the manifest.
+    """Flushes every file of `folder` to the disk, then writes the manifest.
 
     Raises:
         OSError: something could not be read or written.
@@ -47,10 +47,10 @@ def seal(folder: Path, steps_done: int, score: float | None) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest, without a look at the files.
+    """Reads the manifest without checking the files.
 
     Raises:
-        ValueError: there is none that this version reads; the message says why.
+        ValueError: this version cannot read it; the message says why.
     """
     path = folder / MANIFEST
     try:
@@ -59,13 +59,13 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"it has format {found['format']}, this version reads {FORMAT}")
         return Manifest(int(found["steps_done"]), found["score"], dict(found["files"]))
     except FileNotFoundError as error:
-        raise ValueError(f"it has no {MANIFEST}, so it was not written to its end") from error
+        raise ValueError(f"it has no {MANIFEST}, so it is incomplete") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"its {MANIFEST} cannot be read ({error!r})") from error
 
 
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint must not be loaded; None when every file is as it was written."""
+    """Returns why a checkpoint must not be loaded; None if every file is as it was written."""
     try:
         manifest = read_manifest(folder)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""driver.json: what of a run's state is not in the learners."""
+"""driver.json: the part of a run's state that is not in the learners, and the run's record files."""
 
 import hashlib
 import json
@@ -12,21 +12,21 @@ from expo_ray.files import write_whole
 from expo_ray.messages import Prompt
 
 ENDS = 1 << 20
-"""Bytes hashed at each end of a weight file; hashing all of a large model takes minutes."""
+"""Bytes hashed at each end of a weight file: hashing a whole large model takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Of one run's inputs."""
+    """Digests of a run's inputs."""
 
     model: str
-    """The base model, which also is the reference policy."""
+    """The base model, which is also the reference policy."""
     prompts: str
     """The training prompts, in their order."""
 
 
 def identify(model_path: str, prompts: Sequence[Prompt]) -> Identity:
-    """The identity of a base model (folder or hub id) and of training prompts."""
+    """Computes the identity of a base model (folder or hub id) and of training prompts."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(f"{prompt.problem.uid}\n{prompt.problem.answers}\n".encode())
@@ -55,7 +55,7 @@ def _ends(path: Path) -> bytes:
 
 
 def _commit(hub_id: str) -> str:
-    """The commit of the hub's snapshot in the local cache."""
+    """The commit of the hub snapshot in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(hub_id, "config.json")
@@ -68,12 +68,15 @@ RECORDS = ("metrics.jsonl", "samples.jsonl", "batches.jsonl", "evaluations.jsonl
 
 @dataclass(frozen=True)
 class DriverState:
-    """The order of prompts, learning rate, beta and every sampler's seed are functions of `settings` and the step."""
+    """The driver's state after a step.
+
+    Prompt order, learning rate, beta and all seeds are functions of `settings` and the step, so they need no state.
+    """
 
     steps_done: int
-    """Also the weight version."""
+    """Completed steps; also the weight version."""
     algorithm: dict[str, Any]
-    """What the algorithm remembers: kept explanations, pairs."""
+    """The algorithm's state: kept explanations, pairs."""
     records: dict[str, int]
     """Record file -> its length in bytes after `steps_done` steps."""
     settings: dict[str, Any]
@@ -81,28 +84,28 @@ class DriverState:
     identity: Identity
 
     def write(self, folder: Path) -> None:
-        """Writes it into a checkpoint's folder."""
+        """Writes the state to a checkpoint's folder."""
         (folder / STATE).write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, checkpoint: Path) -> "DriverState":
-        """Reads it from a checkpoint that was found undamaged."""
+        """Reads the state from a checkpoint that was found undamaged."""
         found = json.loads((checkpoint / STATE).read_text())
         return cls(**{**found, "identity": Identity(**found["identity"])})
 
 
 def record_lengths(run_folder: Path) -> dict[str, int]:
-    """The present length of each record file, in bytes."""
+    """Returns the current length of each record file, in bytes."""
     return {name: path.stat().st_size for name in RECORDS if (path := run_folder / name).exists()}
 
 
 def rewind(run_folder: Path, records: dict[str, int], source: Path | None = None) -> None:
-    """Brings the run's record files to the given lengths; what follows is dropped, torn lines with it.
+    """Truncates the run's record files to the given lengths, which also drops torn lines.
 
     Args:
         run_folder: the run's folder.
-        records: file name -> bytes; a file that is not named is removed.
-        source: the folder of the run to take them from; the same by default.
+        records: file name -> bytes; a file that is not listed is removed.
+        source: folder of the run to copy them from; None for `run_folder`.
     """
     for name in RECORDS:
         path = (source or run_folder) / name
@@ -114,7 +117,7 @@ def rewind(run_folder: Path, records: dict[str, int], source: Path | None = None
 
 
 def set_aside(run_folder: Path) -> None:
-    """Renames the records of a run that is started anew in its folder: metrics.jsonl.1 and so on."""
+    """Renames the records of an earlier run in this folder to metrics.jsonl.1 and so on."""
     for name in RECORDS:
         path = run_folder / name
         if path.exists():

@@ -1,4 +1,4 @@
-"""Writes a run's checkpoints and keeps the ones it was asked to keep."""
+"""Writes a run's checkpoints and removes those that need not be kept."""
 
 import os
 import shutil
@@ -20,12 +20,12 @@ POLL_S = 0.2
 
 
 class CheckpointFailed(RuntimeError):
-    """A checkpoint could not be written. Those before it are as they were."""
+    """A checkpoint could not be written. Earlier ones are unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A checkpoint on its way: written `aside`, `final` once it is complete."""
+    """A checkpoint that is being written to `aside` and renamed to `final` once it is complete."""
 
     aside: Path
     final: Path
@@ -39,11 +39,11 @@ class Checkpoints:
 
     Args:
         config: the run's configuration.
-        run_folder: they lie in its `checkpoints/`.
+        run_folder: the run folder; checkpoints go to its `checkpoints/`.
         learners: write their part.
-        algorithm: has something to remember.
-        identity: of model and prompts.
-        events: where each is told.
+        algorithm: its state is saved too.
+        identity: identity of model and prompts.
+        events: records each checkpoint.
     """
 
     def __init__(
@@ -65,19 +65,19 @@ class Checkpoints:
             shutil.rmtree(left)
 
     def due(self, done: int) -> bool:
-        """Whether trainer.checkpoint_every or trainer.checkpoint_minutes asks for one after `done` steps."""
+        """Whether trainer.checkpoint_every or trainer.checkpoint_minutes requires one after `done` steps."""
         trainer = self.config.trainer
         minutes = (time.monotonic() - self._last) / 60
         by_time = trainer.checkpoint_minutes > 0 and minutes >= trainer.checkpoint_minutes
         return by_time or (trainer.checkpoint_every > 0 and done % trainer.checkpoint_every == 0)
 
     def save(self, done: int, score: float | None, last: bool) -> None:
-        """Writes the state after `done` steps. One that cannot be written is told, and the run goes on.
+        """Writes the state after `done` steps. If that fails, the run continues with an event that says so.
 
         Args:
-            done: steps that the policy has had.
-            score: held-out pass@k of this policy; None where it was not evaluated.
-            last: no further one will be tried: wait for it, and raise where it fails.
+            done: number of updates that the policy has had.
+            score: held-out pass@k of this policy; None if it was not evaluated.
+            last: the run's last checkpoint: wait for it, and raise if it fails.
 
         Raises:
             CheckpointFailed: the last one could not be written.
@@ -96,7 +96,7 @@ class Checkpoints:
                 raise CheckpointFailed(self._sentence(draft, error)) from error
 
     def settle(self) -> None:
-        """Waits for a checkpoint that is being written beside the training."""
+        """Waits for a checkpoint that is being written in the background."""
         if self._pending is not None:
             self._pending.result(timeout=self.config.trainer.wait_s)
             self._pending = None
@@ -132,7 +132,7 @@ class Checkpoints:
                 time.sleep(POLL_S)
             _refuse(problems)
             self._finish(draft)
-        except (OSError, RuntimeError) as error:  # a lost learner too: the main thread meets it by itself
+        except (OSError, RuntimeError) as error:  # also a lost learner, which the main thread will notice itself
             self._failed(draft, error)
 
     def _finish(self, draft: _Draft) -> None:
@@ -168,7 +168,7 @@ class Checkpoints:
             try:
                 found.append((path, read_manifest(path)))
             except ValueError:
-                continue  # not ours to judge: reading it will say what is wrong
+                continue  # damaged: kept, since `find` reports it
         scored = [(m.score, m.steps_done, path) for path, m in found if m.score is not None]
         best = [path for *_, path in sorted(scored, reverse=True)[: self.config.trainer.keep_best]]
         newest = [path for path, _ in found[-self.config.trainer.keep_checkpoints :]]
@@ -178,7 +178,7 @@ class Checkpoints:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Renames first, so that a half-removed one is never taken for a damaged one."""
+    """Renames it first, so that one that is removed only in part does not look like a damaged one."""
     aside = checkpoint.with_name(f".{checkpoint.name}.old")
     os.rename(checkpoint, aside)
     shutil.rmtree(aside)

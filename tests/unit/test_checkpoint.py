@@ -84,7 +84,7 @@ DAMAGES = [
     (flip, r"shard_0\.pt was changed: its SHA-256"),
     (lose_shard, r"shard_1\.pt is missing"),
     (other_version, r"it has format 99, this version reads 2"),
-    (no_manifest, r"no manifest\.json, so it was not written to its end"),
+    (no_manifest, r"no manifest\.json, so it is incomplete"),
     (torn_manifest, r"its manifest\.json cannot be read"),
     (change_state, r"driver\.json was changed"),
 ]
@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_reason_and_the_one_before_is_use
     assert len(told) == 1
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(told[0])
-    assert "step_000004 is passed over" in told[0]
+    assert "step_000004 is skipped" in told[0]
 
     config = Config()
     config.trainer.resume = str(run / "checkpoints" / "step_000004")
@@ -120,7 +120,7 @@ def test_with_all_damaged_auto_starts_anew_and_a_path_is_refused(run):
     assert len(told) == 2
     config = Config()
     config.trainer.resume = str(run)
-    with pytest.raises(ConfigError, match="no valid checkpoint there"):
+    with pytest.raises(ConfigError, match="has no valid checkpoint"):
         find_checkpoint(config, run, SAME, told.append)
 
 
@@ -147,7 +147,7 @@ def changed(key: str, value: object) -> Config:
 )
 def test_what_cannot_change_is_refused_with_key_and_both_values(run, key, value):
     before = as_settings(Config())[key]
-    with pytest.raises(ConfigError, match=rf"{key}: {before} -> {value}: put it back, or start anew"):
+    with pytest.raises(ConfigError, match=rf"{key}: {before} -> {value}: put it back, or start a new run"):
         find_checkpoint(changed(key, value), run, SAME, pytest.fail)
 
 
