@@ -1,6 +1,6 @@
 """The launchers that conf/hydra/launcher chooses. Hydra finds launchers in this folder only.
 
-Hydra imports this module at every start, so it stays light; the work is in expo_ray/sweep.
+Hydra imports this module at every start, so its heavy imports are inside the functions; expo_ray/sweep does the work.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class LocalLauncher(Launcher):
-    """hydra/launcher=local: jobs as processes of this machine, as many at once as fit by the plan.
+    """hydra/launcher=local: jobs as processes on this machine, as many in parallel as the plan says fit.
 
     Args:
-        max_jobs: at most so many at once; 0: as many as fit.
+        max_jobs: limit on parallel jobs; 0: as many as fit.
         job_s, stop_s, poll_s: bounds in seconds (expo_ray.sweep.side_by_side.Limits).
     """
 
@@ -52,7 +52,7 @@ class LocalLauncher(Launcher):
         return [_job_return(end) for end in ends]
 
     def place(self, jobs: "Sequence[Job]") -> "tuple[Backend, Room, Resources]":
-        """Where these jobs run, how much there is for all of them, and what one may count on."""
+        """Returns where these jobs run, the resources for all of them, and the resources to plan one job for."""
         import os
 
         from expo_ray.config.resources import this_machine
@@ -64,22 +64,22 @@ class LocalLauncher(Launcher):
         return Processes(), Room(cores, list(range(machine.gpus)), machine.memory_gib, self.max_jobs), machine
 
     def limits(self) -> "Limits":
-        """The bounds of all waits."""
+        """Returns the bounds of all waits."""
         from expo_ray.sweep.side_by_side import Limits
 
         return Limits(self.job_s, self.stop_s, self.poll_s)
 
 
 class RayJobsLauncher(LocalLauncher):
-    """hydra/launcher=ray_jobs: jobs of a running Ray cluster, as many at once as fit by the plan.
+    """hydra/launcher=ray_jobs: jobs of a running Ray cluster, as many in parallel as the plan says fit.
 
     Args:
-        address: of the cluster's dashboard; None: RAY_API_SERVER_ADDRESS, or this machine's.
+        address: the cluster's dashboard; None: RAY_API_SERVER_ADDRESS, or this machine's.
         python: the interpreter's name on the cluster.
         runtime_env: Ray's runtime environment for each job.
         request_s: bound on one request.
-        lost_s: how long the dashboard may be out of reach before a job is given up.
-        bounds: as of LocalLauncher.
+        lost_s: how long the dashboard may be unreachable before a job is given up.
+        bounds: the arguments of LocalLauncher.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class RayJobsLauncher(LocalLauncher):
         self.request_s, self.lost_s = request_s, lost_s
 
     def place(self, jobs: "Sequence[Job]") -> "tuple[Backend, Room, Resources]":
-        """The cluster; what conf/cluster says of it goes before what its nodes say."""
+        """Returns the cluster; resources in conf/cluster take precedence over what its nodes report."""
         from expo_ray.config.resources import of_cluster
         from expo_ray.sweep.backends import RayJobs
         from expo_ray.sweep.side_by_side import Room
@@ -109,7 +109,7 @@ class RayJobsLauncher(LocalLauncher):
         return backend, Room(cores, cards, there.memory_gib, self.max_jobs), there
 
     def environment(self) -> dict[str, Any]:
-        """Each job's runtime environment, with `stop_s` for a job that is stopped where it does not say how long."""
+        """Returns each job's runtime environment; unless it sets the time for stopping a job, `stop_s` does."""
         from expo_ray.submission.dashboard import time_to_stop
 
         found: Any = OmegaConf.to_container(self.runtime_env)
@@ -117,5 +117,5 @@ class RayJobsLauncher(LocalLauncher):
 
 
 def _job_return(end: "JobEnd") -> JobReturn:
-    """What a sweeper sees: the objective, or None, which a sweeper that optimises takes for a failed trial."""
+    """Returns the objective to the sweeper, or None, which an optimising sweeper counts as a failed trial."""
     return JobReturn(overrides=end.overrides, status=JobStatus.COMPLETED, _return_value=end.objective)

@@ -142,66 +142,62 @@ SPEED = (
 
 def all_sections(groups: Sequence[RunGroup]) -> list[Section]:
     """Returns the sections in the page's order, empty ones included."""
-    legend, names = group_legend(groups), [group.label for group in groups]
-
-    def section(
-        key: str,
-        title: str,
-        charts: list[dict[str, Any]],
-        intro: str,
-        empty: str,
-        tables: Sequence[Table] = (),
-        folded: bool = False,
-    ) -> Section:
-        return Section(key, title, intro, empty, charts, legend, names, folded=folded, tables=list(tables))
-
     return [
-        section(
-            "levels", "Pass rate by level while training", _by_level(groups),
+        _of_groups(
+            groups, "levels", "Pass rate by level while training", _by_level(groups),
             "Right completions among those sampled for training, at the training temperature.",
             "No step with graded completions is recorded yet.",
         ),
-        section(
-            "held_out", "Held-out evaluations", held_out_charts(groups),
+        _of_groups(
+            groups, "held_out", "Held-out evaluations", held_out_charts(groups),
             "Problems that were not trained on; 0 updates is the base model. pass@k is unbiased.",
             "No evaluation is recorded yet (trainer.eval_every, eval.before).", held_out_tables(groups),
         ),
-        section(
-            "learning", "Learning", spec_charts(LEARNING, groups),
+        _of_groups(
+            groups, "learning", "Learning", spec_charts(LEARNING, groups),
             "What the updates do. docs/metrics.md explains each number.",
             "No step is recorded yet.",
         ),
-        section(
-            "explanations", "Self-explanations", _explanation_charts(groups),
+        _of_groups(
+            groups, "explanations", "Self-explanations", _explanation_charts(groups),
             "Explanations are sampled with the answer given, graded, and kept after the filters.",
             "These runs sample no self-explanations.",
         ),
         likelihood_section(groups),
         properties_section(groups),
         time_section(groups),
-        section(
-            "speed", "Speed", spec_charts(SPEED, groups),
+        _of_groups(
+            groups, "speed", "Speed", spec_charts(SPEED, groups),
             "The time of a step excludes evaluations and checkpoints.", "No step is recorded yet.",
         ),
-        section(
-            "sync", "Weight sync and mismatch", spec_charts(SYNC, groups),
+        _of_groups(
+            groups, "sync", "Weight sync and mismatch", spec_charts(SYNC, groups),
             "After each update the engines get the new weights; a probe compares them with the learner's and "
             "records the largest difference of a token's log-probability. The mismatch is the absolute difference of "
             "each sampled token's log-probability in learner and engine. Dotted line: the bound. Log axes "
             "show 0 at the bottom.",
             "No step is recorded yet.",
         ),
-        section(
-            "memory", "Memory and processes", usage_charts(groups),
+        _of_groups(
+            groups, "memory", "Memory and processes", usage_charts(groups),
             "Measured over the actors' processes and the processes that they started.",
             "Not measured in these runs (logging.usage_every).",
         ),
-        section(
-            "other", "Other recorded numbers", spec_charts(_other_specs(groups), groups),
+        _of_groups(
+            groups, "other", "Other recorded numbers", spec_charts(_other_specs(groups), groups),
             "All other numbers in metrics.jsonl by their names; docs/metrics.md gives the units.",
             "Nothing else is recorded.", folded=True,
         ),
     ]  # fmt: skip
+
+
+def _of_groups(
+    groups: Sequence[RunGroup], key: str, title: str, charts: list[dict[str, Any]], intro: str, empty: str,
+    tables: Sequence[Table] = (), folded: bool = False,
+) -> Section:  # fmt: skip
+    """Makes a section whose charts have a line per group."""
+    names = [group.label for group in groups]
+    return Section(key, title, intro, empty, charts, group_legend(groups), names, folded=folded, tables=list(tables))
 
 
 def held_out_charts(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the report reads: run folders that may be torn, groups over seeds, curves, samples and what became of them."""
+"""What the report reads: incomplete run folders, groups over seeds, curves, samples and their use in training."""
 
 import json
 

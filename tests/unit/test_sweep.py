@@ -1,4 +1,4 @@
-"""Sweeps in one process: what is skipped, gone on with, refused, listed; the objective; the table."""
+"""Sweeps in one process: which jobs are skipped, resumed, refused and listed; the objective; the table."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_the_same_command_skips_finished_jobs_and_goes_on_with_the_others(tmp_pa
 
 
 def test_jobs_of_a_sweep_never_go_on_from_each_other(tmp_path, argv):
-    """Even where a sibling has equal settings and a checkpoint, which is what trainer.resume=auto looks for beside."""
+    """Not even if a sibling has equal settings and a checkpoint, which trainer.resume=auto searches for."""
     resumed = []
 
     def job(config, folder):

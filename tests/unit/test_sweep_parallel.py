@@ -1,4 +1,4 @@
-"""Jobs side by side: room, bounds, stopping; processes with their share; jobs of a Ray cluster (a stand-in for it)."""
+"""Parallel jobs: resources, bounds, stopping; processes with their share; jobs of a simulated Ray cluster."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_a_job_that_asks_for_more_than_there_is_runs_alone():
 
 
 class Backend:
-    """Jobs that end after so many polls; `how` may make one fail, or never stop."""
+    """Simulates jobs that end after `polls` polls; `how` may make one fail, or never stop."""
 
     def __init__(self, polls=3, how=None):
         self.polls, self.how = polls, how or {}
