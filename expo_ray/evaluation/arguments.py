@@ -1,4 +1,4 @@
-"""The short forms that `python -m expo_ray.evaluate` takes beside Hydra's: data=FILE, model=FOLDER."""
+"""Short forms of overrides for `python -m expo_ray.evaluate`: data=FILE, model=FOLDER."""
 
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ GOES_WITH = {
     "data=gsm8k": ("verifier=gsm8k",),
     "model=toy": ("rollout.max_prompt_tokens=32", "rollout.max_completion_tokens=48"),
 }
-"""What a choice needs to work at all; the user's own words win."""
+"""Overrides that a choice implies; the user's own overrides win."""
 _QUESTIONS, _KINDS = ("problem", "question"), ("type", "subject", "kind")
 
 
 def expand(arguments: list[str]) -> list[str]:
-    """Hydra overrides of a command line.
+    """Turns a command line into Hydra overrides.
 
     `data=FILE` becomes data=jsonl with the file's path and the keys that its first record has; `model=FOLDER` becomes
-    model.path. Everything implied stands before everything written, so that what is written wins.
+    model.path. Implied overrides come first, so that the user's own ones win.
 
     Raises:
-        DataError: a file that is named and not there, not JSON Lines, or without a question or an answer.
+        DataError: the data file is missing, is not JSON Lines, or has no question or answer.
     """
     implied, written = list(DEFAULTS), []
     for argument in arguments:
@@ -63,7 +63,7 @@ def _keys_of(file: Path) -> list[str]:
 
 
 def _answer_keys(fields: dict[str, Any], file: Path) -> list[str]:
-    """Where the answer is: its own field, behind #### as in GSM8K, or in the solution's box as in MATH."""
+    """Finds where the answer is: in its own field, after #### as in GSM8K, or in the solution's box as in MATH."""
     answer, solution = fields.get("answer"), fields.get("solution")
     if isinstance(answer, str) and "####" in answer:
         return ["data.answer_from=hashes", "data.solution_key=answer", *GOES_WITH["data=gsm8k"]]

@@ -1,4 +1,4 @@
-"""Samples held-out problems with the rollout workers and has the verifier grade them."""
+"""Samples completions of held-out problems, verifies them, and scores the result."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ _EVALUATION = 3
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found."""
+    """The result of one evaluation."""
 
     samples: int
     """Completions per problem, n."""
     groups: list[Group]
-    """As graded; empty for an evaluation that was read from its file."""
+    """The verified completions; empty for an evaluation that was read from its file."""
     scored: list[ProblemScores]
     """One for each problem."""
 
     @cached_property
     def by_level(self) -> dict[str, Scores]:
-        """Scores of each level ("1".. "5", "?" where the data has none) and of "all"; empty without problems."""
+        """Scores of each level ("1" to "5", or "?" if the data has none) and of "all"; empty without problems."""
         parts = _parts(self.scored, ["?" if problem.level is None else str(problem.level) for problem in self.scored])
         return parts | ({"all": scores_of(self.scored)} if self.scored else {})
 
     @cached_property
     def by_kind(self) -> dict[str, Scores]:
-        """Scores of each kind ("Algebra"), "?" where a problem has none; empty where no problem has one."""
+        """Scores of each kind ("Algebra"), "?" for problems without one; empty if no problem has one."""
         if not any(problem.kind for problem in self.scored):
             return {}
         return _parts(self.scored, [problem.kind or "?" for problem in self.scored])
@@ -51,7 +51,7 @@ class Evaluation:
         return {level: of.problems for level, of in self.by_level.items()}
 
     def summary(self) -> dict[str, Any]:
-        """The JSON form, as it stands in evaluation.json, evaluations.jsonl and summary.json."""
+        """The JSON form that is written to evaluation.json, evaluations.jsonl and summary.json."""
         return {
             "samples": self.samples,
             "problems": self.problems,
@@ -63,37 +63,39 @@ class Evaluation:
 
 
 class Evaluator:
-    """Args:
-    config: the run's configuration.
-    prompts: the held-out prompts.
-    rollouts: who samples.
-    verifiers: who grades.
+    """Evaluates the weights that the rollout workers hold.
+
+    Args:
+        config: the run's configuration.
+        prompts: the held-out prompts.
+        rollouts: sample the completions.
+        verifiers: verify them.
     """
 
     def __init__(self, config: Config, prompts: list[Prompt], rollouts: RolloutFleet, verifiers: VerifierFleet) -> None:
         self.config, self.prompts, self.rollouts, self.verifiers = config, prompts, rollouts, verifiers
 
     def evaluate(self) -> Evaluation:
-        """Samples and grades all prompts at once with the weights that the rollout workers hold.
+        """Samples and verifies all prompts at once.
 
-        The seed does not depend on the step: evaluations of one run differ by their weights alone.
+        The seed does not depend on the step, so that evaluations of one run differ only in their weights.
         """
         return summarise(self.grade(self.prompts, 0), self.config.eval.samples, self.config.verifier.name)
 
     def grade(self, prompts: Sequence[Prompt], chunk: int) -> list[Group]:
-        """`eval.samples` graded completions of each prompt; the seed is a function of `seed` and `chunk` alone."""
+        """Samples and verifies `eval.samples` completions of each prompt, seeded by `seed` and `chunk` only."""
         requests = [RolloutRequest(prompt, self.config.eval.samples, 0) for prompt in prompts]
         seed = (self.config.seed, _EVALUATION, chunk)
         return self.verifiers.verify(self.rollouts.generate(requests, evaluation_sampling(self.config), seed))
 
 
 def summarise(groups: list[Group], samples: int, task: str = "math") -> Evaluation:
-    """The evaluation that graded groups of `samples` completions each make.
+    """Scores verified groups.
 
     Args:
         groups: one for each problem.
-        samples: completions of each.
-        task: conf/verifier's name; decides which answers are the same vote (majority@k).
+        samples: completions in each group.
+        task: name of the verifier task, by which answers count as the same vote (majority@k).
     """
     return Evaluation(samples, groups, [score_problem(samples_of(group), task) for group in groups])
 

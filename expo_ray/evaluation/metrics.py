@@ -1,4 +1,4 @@
-"""From samples to numbers: the scores of each problem, then their means over a set of problems with intervals."""
+"""Scores of an evaluation: pass@k and majority@k of each problem, and means over problems with bootstrap intervals."""
 
 import math
 from collections import Counter
@@ -21,11 +21,11 @@ class Sample:
     """One line of an evaluation's samples.jsonl; the fields are its keys."""
 
     uid: str
-    """The problem's."""
+    """The problem's identifier."""
     level: int | None
     kind: str
     sample: int
-    """Which of the problem's completions, from 0."""
+    """Index of the completion among the problem's, from 0."""
     answers: list[str]
     """The gold answers."""
     text: str
@@ -36,9 +36,9 @@ class Sample:
 
 
 def samples_of(group: Group) -> list[Sample]:
-    """The free completions of a graded group, in their order."""
+    """Lists the free completions of a verified group, in their order."""
     problem = group.rollout.prompt.problem
-    graded = zip(group.rollout.completions, group.verdicts, strict=True)
+    verified = zip(group.rollout.completions, group.verdicts, strict=True)
     return [
         Sample(
             uid=problem.uid,
@@ -52,31 +52,31 @@ def samples_of(group: Group) -> list[Sample]:
             tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
         )
-        for index, (completion, verdict) in enumerate(graded)
+        for index, (completion, verdict) in enumerate(verified)
     ]
 
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 2507
-"""Always the same, so that the same samples give the same intervals whatever the run's seed is."""
+"""Fixed, so that the same samples give the same intervals whatever the run's seed is."""
 _BLOCK = 4_000_000
-"""Draws held in memory at once."""
+"""Number of draws held in memory at once."""
 
 
 def bootstrap_interval(
     values: NDArray[np.float64], confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lower and upper bounds of the mean of each column; whole rows (problems) are drawn with replacement.
+    """Bootstraps lower and upper bounds of the mean of each column; rows (problems) are drawn with replacement.
 
     Args:
         values: [P, M] of M quantities for each of P problems; P at least 1.
         confidence: share of the resampled means between the bounds.
         resamples: how many times P problems are drawn.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
-        [M] and [M].
+        [M] lower and [M] upper bounds.
     """
     random = np.random.default_rng(seed)
     problems = len(values)
@@ -93,18 +93,18 @@ def bootstrap_interval(
 
 
 MATHEMATICAL = ("math", "gsm8k")
-"""Tasks whose answers are written in many ways; those of all others are compared as texts."""
+"""Tasks whose answers can be written in many ways; answers of all others are compared as text."""
 MAX_NORMALISED = 200
-"""Characters of an answer that is brought into normal form; a longer one is compared as it stands."""
+"""Longest answer, in characters, that is normalised; a longer one is compared as it is."""
 
 
 @lru_cache(maxsize=1 << 14)
 def normal_form(answer: str, task: str) -> str | Fraction:
-    """One spelling for answers that say the same: the number's exact value, else the verifier's clean LaTeX.
+    """Normalises an answer so that equal answers compare equal: a number's exact value, or the verifier's clean LaTeX.
 
     Args:
-        answer: what the verifier extracted.
-        task: conf/verifier's name.
+        answer: the answer that the verifier extracted.
+        task: name of the verifier task.
     """
     text = answer.strip()
     if task not in MATHEMATICAL or len(text) > MAX_NORMALISED:
@@ -118,10 +118,10 @@ def normal_form(answer: str, task: str) -> str | Fraction:
 
 
 def votes(samples: Sequence[Sample], task: str) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Votes for each right answer, votes for each wrong one (both ascending), and samples without an answer.
+    """Counts the votes for each right answer and for each wrong one (both ascending), and samples without an answer.
 
-    Two samples vote for the same answer when its normal forms are equal and the verifier judged them alike. An
-    answer that the verifier could not decide on has its votes and is not right.
+    Two samples vote for the same answer if its normal forms and the verifier's decisions are equal. An answer that
+    the verifier could not decide on gets its votes, but does not count as right.
     """
     counts: Counter[tuple[str | Fraction, bool]] = Counter()
     silent = 0
@@ -139,9 +139,9 @@ def votes(samples: Sequence[Sample], task: str) -> tuple[tuple[int, ...], tuple[
 def majority_at_k(right: tuple[int, ...], wrong: tuple[int, ...], silent: int) -> tuple[float, ...]:
     """Probability that the plurality answer of k samples, drawn without replacement from n, is right; k = 1 to n.
 
-    Among tied answers one is drawn at random, all equally likely. Samples without an answer do not vote; where no
-    sample has one, the result is wrong. The value is exact: all subsets are counted, none is drawn. Every subset in
-    which a right answer has t votes, r others have t as well and all the rest fewer, counts 1 / (1 + r).
+    Ties are broken at random, all tied answers being equally likely. Samples without an answer do not vote; if no
+    sample has one, the result is wrong. The value is exact, because all subsets are counted: a subset in which a right
+    answer has t votes, r others have t votes too and all the rest fewer counts 1 / (1 + r).
 
     Args:
         right: votes for each right answer.
@@ -149,11 +149,11 @@ def majority_at_k(right: tuple[int, ...], wrong: tuple[int, ...], silent: int) -
         silent: samples without an answer.
 
     Raises:
-        ValueError: no sample at all, or an answer without a vote.
+        ValueError: there is no sample, or an answer without a vote.
     """
     samples = sum(right) + sum(wrong) + silent
     if samples < 1 or silent < 0 or min((*right, *wrong), default=1) < 1:
-        raise ValueError(f"votes {right} and {wrong} with {silent} silent samples are no vote")
+        raise ValueError(f"votes {right} and {wrong} with {silent} silent samples are not a valid vote")
     subsets = np.zeros(samples + 1)
     for index, most in enumerate(right):
         rivals = (*right[:index], *right[index + 1 :], *wrong)
@@ -165,7 +165,7 @@ def majority_at_k(right: tuple[int, ...], wrong: tuple[int, ...], silent: int) -
 
 def _draws_of_others(count: int, rivals: tuple[int, ...], silent: int, total: int) -> NDArray[np.float64]:
     """Ways to draw x of the `total` other samples with no rival above `count` votes, each over 1 + the ties; [x]."""
-    # Whoever cannot reach `count` votes is drawn freely, like the silent samples.
+    # Rivals that cannot reach `count` votes are drawn freely, like samples without an answer.
     free = silent + sum(rival for rival in rivals if rival < count)
     strong = [rival for rival in rivals if rival >= count]
     ways = np.zeros((total + 1, len(strong) + 1))  # [x, ties]
@@ -194,20 +194,20 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ProblemScores:
-    """What the n samples of one problem come to."""
+    """The scores of one problem's n samples."""
 
     level: int | None
     kind: str
     pass_at_k: list[float]
-    """[n], k from 1."""
+    """[n] values for k = 1 to n."""
     majority_at_k: Sequence[float]
-    """[n], k from 1."""
+    """[n] values for k = 1 to n."""
     truncated: float
     """Share of the samples cut off at the length limit."""
     no_answer: float
     """Share of the samples in which the verifier found no answer."""
     tokens: float
-    """Mean length."""
+    """Mean length of the samples, in tokens."""
     timeouts: int
     errors: int
 
@@ -236,7 +236,7 @@ class Scores:
     no_answer: Estimate
     tokens: Estimate
     timeouts: int
-    """Samples that the verifier gave up on; not right in any of the numbers above."""
+    """Samples that the verifier gave up on; none of the numbers above counts them as right."""
     errors: int
 
     def summary(self) -> dict[str, Any]:
@@ -255,11 +255,11 @@ class Scores:
 
 
 def score_problem(samples: Sequence[Sample], task: str) -> ProblemScores:
-    """The scores of one problem's samples.
+    """Scores one problem's samples.
 
     Args:
         samples: all n of them, at least one.
-        task: conf/verifier's name; decides which answers are the same vote.
+        task: name of the verifier task, by which answers count as the same vote.
     """
     count = len(samples)
     outcomes = [sample.outcome for sample in samples]
@@ -278,7 +278,7 @@ def score_problem(samples: Sequence[Sample], task: str) -> ProblemScores:
 
 
 def scores_of(problems: Sequence[ProblemScores]) -> Scores:
-    """Means over problems, at least one, all with the same number of samples."""
+    """Averages over problems, at least one, all with the same number of samples."""
     values: NDArray[np.float64] = np.array(
         [[*p.pass_at_k, *p.majority_at_k, p.truncated, p.no_answer, p.tokens] for p in problems]
     )

@@ -1,4 +1,4 @@
-"""samples.jsonl of an evaluation: written a chunk at a time, and gone on with after any kind of stop."""
+"""samples.jsonl of an evaluation: written a chunk at a time and resumable after any interruption."""
 
 import json
 import os
@@ -16,13 +16,13 @@ _KEYS = {field.name for field in fields(Sample)}
 
 
 class SampleFile:
-    """The samples of all prompts in their order, `samples` lines a prompt, `chunk` prompts a write.
+    """The samples of all prompts in their order, `samples` lines for each, written `chunk` prompts at a time.
 
     Args:
-        path: the file; it need not be there yet.
+        path: the file; it may not exist yet.
         prompts: all prompts of the evaluation.
-        samples: completions of each.
-        chunk: prompts that are sampled, graded and written at once.
+        samples: completions of each prompt.
+        chunk: number of prompts that are sampled, verified and written at once.
     """
 
     def __init__(self, path: Path, prompts: list[Prompt], samples: int, chunk: int) -> None:
@@ -30,10 +30,10 @@ class SampleFile:
         self.chunks = [prompts[start : start + chunk] for start in range(0, len(prompts), chunk)]
 
     def finished(self) -> int:
-        """How many chunks are complete; whatever a stop left behind them is cut off.
+        """Counts the complete chunks and cuts off whatever an interruption left after them.
 
         Raises:
-            DataError: a line that is not the sample that belongs there.
+            DataError: a line is not the sample that belongs there.
         """
         if not self.path.exists():
             return 0
@@ -48,20 +48,20 @@ class SampleFile:
         return done
 
     def append(self, groups: Sequence[Group]) -> None:
-        """Writes a chunk's graded groups; they are on the disk when this returns."""
+        """Appends a chunk's verified groups; they are on the disk when this returns."""
         samples = (asdict(sample) for group in groups for sample in samples_of(group))
         append_lines(self.path, samples, flush_to_disk=True)
 
     def evaluation(self, task: str) -> Evaluation:
-        """What all the samples come to; the texts are read a problem at a time.
+        """Scores all samples, reading one problem at a time.
 
         Args:
-            task: conf/verifier's name; decides which answers are the same vote.
+            task: name of the verifier task, by which answers count as the same vote.
         """
         return Evaluation(self.samples, [], [score_problem(samples, task) for samples in self._problems()])
 
     def _ends(self) -> list[int]:
-        """Where each line ends, in bytes; a torn last line is left out."""
+        """Finds where each line ends, in bytes, except a torn last line."""
         ends: list[int] = []
         with self.path.open("rb") as file:
             for line in file:

@@ -1,4 +1,4 @@
-"""What an evaluation's samples depend on; it lies in the folder, so that only the same evaluation goes on there."""
+"""The settings that an evaluation's samples depend on, stored in its folder: only the same evaluation resumes there."""
 
 import json
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from expo_ray.preflight.estimate import sequences_at_once
 
 FILE = "settings.json"
 OTHERS = ("config.yaml", "samples.jsonl", "metrics.jsonl", "checkpoints")
-"""Any of these without FILE: the folder is another command's."""
+"""A folder that has one of these but not FILE belongs to another command."""
 CHUNK = "eval.chunk"
 _ROUNDS = 4
-"""Times that a chunk fills all engines where eval.chunk=0: the engines idle only at the end of the last one."""
+"""With eval.chunk=0 a chunk fills all engines this many times; they idle only at the end of each chunk."""
 
 
 def settle(config: Config, folder: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """This evaluation's settings, equal to those of the evaluation that the folder holds, if it holds one.
+    """Determines this evaluation's settings, and checks that they equal those that the folder holds, if any.
 
     Returns:
-        Dotted key -> value, with `model` and `prompts`, digests of their content. `eval.chunk` is the number of
-        prompts of one chunk, chosen here where it was 0.
+        Dotted key -> value, with digests of model and prompts under `model` and `prompts`. `eval.chunk` is the number
+        of prompts of one chunk, chosen here if it was 0.
 
     Raises:
-        ConfigError: another evaluation's folder, or another command's.
+        ConfigError: the folder belongs to another evaluation or another command.
     """
     before = _stored(folder)
     settings = {key: value_of(config, key) for key in defaults() if facts_of(key).evaluation}
@@ -43,7 +43,7 @@ def settle(config: Config, folder: Path, prompts: Sequence[Prompt]) -> dict[str,
 
 
 def store(settings: dict[str, Any], folder: Path) -> None:
-    """Writes the settings into the folder, all or nothing."""
+    """Writes the settings to the folder."""
     write_whole(folder / FILE, json.dumps(settings, indent=2) + "\n")
 
 
@@ -52,10 +52,10 @@ def _stored(folder: Path) -> dict[str, Any] | None:
     if file.exists():
         stored = json.loads(file.read_text())
         if not isinstance(stored, dict):
-            raise ConfigError(f"{file} is not an evaluation's: give a new run_dir=FOLDER")
+            raise ConfigError(f"{file} does not belong to an evaluation: give a new run_dir=FOLDER")
         return stored
     if found := [name for name in OTHERS if (folder / name).exists()]:
-        raise ConfigError(f"run_dir={folder} holds {found[0]} of something else: give a new run_dir=FOLDER")
+        raise ConfigError(f"run_dir={folder} holds {found[0]} of another command: give a new run_dir=FOLDER")
     return None
 
 
@@ -66,9 +66,9 @@ def _difference(key: str, before: Any, now: Any, folder: Path) -> str:
         what = "the files of model.path are not those"
     else:
         what = f"{key}={now} is not the {before}"
-    return f"{what} that run_dir={folder} was begun with: use the same, or a new run_dir=FOLDER"
+    return f"{what} that run_dir={folder} was started with: use the same, or a new run_dir=FOLDER"
 
 
 def _whole_engines(config: Config) -> int:
-    at_once = sequences_at_once(config, shape=None)  # a cache that holds fewer makes more rounds of it
+    at_once = sequences_at_once(config, shape=None)  # if the cache holds fewer, a chunk takes more rounds
     return max(1, _ROUNDS * at_once * config.rollout.workers // config.eval.samples)

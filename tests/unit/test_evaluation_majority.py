@@ -76,7 +76,7 @@ def test_large_numbers_of_samples_stay_finite_and_in_bounds():
 
 @pytest.mark.parametrize("bad", [((), (), 0), ((0,), (), 1), ((), (), -1)])
 def test_no_votes_are_refused(bad):
-    with pytest.raises(ValueError, match="no vote"):
+    with pytest.raises(ValueError, match="not a valid vote"):
         majority_at_k(*bad)
 
 

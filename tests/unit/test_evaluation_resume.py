@@ -153,7 +153,7 @@ def test_another_model_in_the_same_folder_is_refused(begun, model):
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "samples.jsonl"])
 def test_another_command_s_folder_is_refused(tmp_path, model, name):
     (tmp_path / name).touch()
-    assert f"holds {name} of something else" in refusal(config(model), tmp_path)
+    assert f"holds {name} of another command" in refusal(config(model), tmp_path)
 
 
 def write(tmp_path, record) -> str:
