@@ -109,7 +109,7 @@ class Recording:
         self.asked.append((requests, sampling, seed))
         return [graded(request.prompt, [right()] * request.samples).rollout for request in requests]
 
-    def judge(self, rollouts):
+    def verify(self, rollouts):
         return [graded(rollout.prompt, [right()] * len(rollout.completions)) for rollout in rollouts]
 
 
