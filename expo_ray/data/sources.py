@@ -1,12 +1,13 @@
-"""Problems from JSON Lines, the Hugging Face hub or the embedded world, told apart by conf/data."""
+"""Reads problems from JSON Lines or the Hugging Face hub, or generates the toy task's, as conf/data says."""
 
 import json
 import logging
 import os
 import random
 import re
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from expo_ray.verifier.extract import boxed, hashed
 log = logging.getLogger(__name__)
 
 TOY_PROBLEMS = {False: 4000, True: 500}
-"""How many problems the embedded world deals to training and to the held-out set; `max_problems` lowers it."""
+"""Number of the toy task's training (False) and held-out (True) problems; `max_problems` lowers the former."""
 MOST_WITHOUT_ANSWER = 0.01
-"""Share of a file's records that may have no gold answer and are left out."""
+"""Share of the records that may lack a gold answer; they are left out. With more, the data is refused."""
 _SPLIT_SEED = 2507
-"""Of the held-out share of a local file: the same problems for each `seed`, so that seeds can be compared."""
+"""Chooses the held-out share of a local file. It does not depend on `seed`, so that seeds can be compared."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _LEVEL = re.compile(r"(?:level\s*)?([1-5])", re.IGNORECASE)
 _UNKNOWN_LEVEL = re.compile(r"(?:level\s*)?\?", re.IGNORECASE)
@@ -31,7 +32,7 @@ _UNKNOWN_LEVEL = re.compile(r"(?:level\s*)?\?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Record:
-    """One record and where it stands: "FILE line N" or "DATA SET record N"."""
+    """One record and its place: "FILE line N" or "DATA SET record N"."""
 
     where: str
     number: int
@@ -111,7 +112,7 @@ def _toy(data: DataConfig, held_out: bool, levels: list[int], seed: int) -> list
 
 
 def _share(records: list[Record], share: float, held_out: bool) -> list[Record]:
-    """Cuts one file in two: training and held-out records have none in common."""
+    """Divides one file into training and held-out records."""
     if len(records) < 2:
         return [] if held_out else records
     count = min(len(records) - 1, max(1, round(share * len(records))))
@@ -120,7 +121,7 @@ def _share(records: list[Record], share: float, held_out: bool) -> list[Record]:
 
 
 def read_json_lines(file: Path, key: str) -> Iterator[Record]:
-    """The objects of a JSON Lines file, empty lines left out.
+    """Reads the objects of a JSON Lines file, skipping empty lines.
 
     Args:
         file: the file.
@@ -130,7 +131,7 @@ def read_json_lines(file: Path, key: str) -> Iterator[Record]:
         DataError: missing, empty, not UTF-8, or a line that is not a JSON object.
     """
     if not file.is_file():
-        raise DataError(f"{key}={file} is not there: give a file of JSON Lines (one JSON object a line)")
+        raise DataError(f"{key}={file} does not exist: give a file of JSON Lines (one JSON object per line)")
     empty = True
     try:
         with file.open(encoding="utf-8") as lines:
@@ -141,21 +142,21 @@ def read_json_lines(file: Path, key: str) -> Iterator[Record]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{key}={file} cannot be read as UTF-8 text ({error}): give a file of JSON Lines") from error
     if empty:
-        raise DataError(f"{key}={file} is empty: give a file with one JSON object a line")
+        raise DataError(f"{key}={file} is empty: give a file with one JSON object per line")
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}): write one JSON object a line") from error
+        raise DataError(f"{where} is not JSON ({error}): write one JSON object per line") from error
     if not isinstance(value, dict):
-        raise DataError(f"{where} is not a JSON object but {type(value).__name__}: write one JSON object a line")
+        raise DataError(f"{where} is not a JSON object but {type(value).__name__}: write one JSON object per line")
     return value
 
 
 def _hub(data: DataConfig, split: str) -> Iterator[Record]:
-    # The client makes progress bars on the terminal, which belongs to the run's own progress.
+    # The client would draw progress bars over the run's own progress on the terminal.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     remedy = "give a local file by data.path=FILE"
@@ -175,8 +176,11 @@ def _hub(data: DataConfig, split: str) -> Iterator[Record]:
 
 
 def _problems(records: list[Record], data: DataConfig, level_needed: bool) -> list[Problem]:
-    """Problems with a gold answer. MATH itself has two whose box is empty; a file with many is refused."""
-    problems = [_problem(record, data, level_needed) for record in records]
+    """Returns the problems that have a gold answer, with unique uids.
+
+    A few may lack an answer: MATH itself has two whose box is empty. A file with many such records is refused.
+    """
+    problems = _with_unique_uids([_problem(record, data, level_needed) for record in records], records)
     without = [record for record, problem in zip(records, problems, strict=True) if not problem.answers]
     if len(without) > MOST_WITHOUT_ANSWER * len(records):
         wanted = {"field": "nothing in it", "boxed": r"no \boxed{...} in it", "hashes": "no '#### answer' in it"}
@@ -188,6 +192,32 @@ def _problems(records: list[Record], data: DataConfig, level_needed: bool) -> li
     if without:
         log.info("%d records without an answer are left out, first %s", len(without), without[0].where)
     return [problem for problem in problems if problem.answers]
+
+
+def _with_unique_uids(problems: list[Problem], records: list[Record]) -> list[Problem]:
+    """Appends the record's number to a uid that an earlier record has, and reports the first.
+
+    Explanations, pairs and lengths are stored by uid: problems that share one would exchange them.
+    """
+    first: dict[str, Record] = {}
+    repeated: list[tuple[Record, str]] = []
+    unique = []
+    for problem, record in zip(problems, records, strict=True):
+        uid = problem.uid
+        if uid in first:
+            repeated.append((record, uid))
+            while uid in first:
+                uid = f"{uid}-{record.number}"
+        first[uid] = record
+        unique.append(replace(problem, uid=uid))
+    if repeated:
+        record, uid = repeated[0]
+        print(
+            f"{len(repeated)} problems repeat the uid of another, first {record.where} ('{uid}', as in "
+            f"{first[uid].where}): their numbers are appended",
+            file=sys.stderr,
+        )
+    return unique
 
 
 def _problem(record: Record, data: DataConfig, level_needed: bool) -> Problem:
@@ -228,14 +258,14 @@ def _text(record: Record, key: str, setting: str) -> str:
 
 
 def _answer_key(record: Record, data: DataConfig) -> str:
-    """Where the answer is looked for: MATH's files with an answer of their own beside the solution use that."""
+    """The key to look for the answer in: the solution's, if the answer is boxed and has no key of its own."""
     if data.answer_from == "boxed" and data.answer_key not in record.fields and data.solution_key in record.fields:
         return str(data.solution_key)
     return data.answer_key
 
 
 def _answers(record: Record, data: DataConfig) -> tuple[str, ...]:
-    """The gold answers: one text or number, or a list of them; empty where the record has none."""
+    """Returns the gold answers, from one text or number or a list of them; empty if the record has none."""
     key = _answer_key(record, data)
     if data.answer_from == "hashes" or key != data.answer_key:
         text = _text(record, key, "data.answer_key")
@@ -251,7 +281,7 @@ def _answers(record: Record, data: DataConfig) -> tuple[str, ...]:
 
 
 def _level(record: Record, key: str | None, needed: bool) -> int | None:
-    """1 to 5, from 5, "5" or "Level 5"; None for "Level ?" and where nothing is said."""
+    """Reads a level from 1 to 5 written as 5, "5" or "Level 5"; None for "Level ?" and for no level."""
     value = record.fields.get(key) if key else None
     if value is None:
         if needed:

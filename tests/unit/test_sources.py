@@ -39,6 +39,21 @@ def test_a_record_becomes_a_problem(tmp_path):
     assert (found.level, found.kind) == (3, "Sums")
 
 
+def test_problems_with_one_uid_get_different_ones_and_the_line_is_reported(tmp_path, capsys):
+    file = write(tmp_path, *[problem(unique_id=uid) for uid in ("a", "b", "a", "a-4", "a")])
+    assert [p.uid for p in load(file)] == ["a", "b", "a-3", "a-4", "a-5"]
+    told = capsys.readouterr().err
+    assert f"2 problems repeat the uid of another, first {file} line 3 ('a', as in {file} line 1)" in told
+
+
+def test_a_uid_of_the_file_does_not_meet_one_that_is_made_up(tmp_path):
+    without = {key: value for key, value in problem().items() if key != "unique_id"}
+    clashing = write(tmp_path, problem(unique_id="problems-2"), without)
+    assert [p.uid for p in load(clashing)] == ["problems-2", "problems-2-2"]
+    again = write(tmp_path, problem(unique_id="a"), problem(unique_id="a-3"), problem(unique_id="a"))
+    assert [p.uid for p in load(again)] == ["a", "a-3", "a-3-3"]
+
+
 @pytest.mark.parametrize(("value", "level"), [("Level 5", 5), (5, 5), ("5", 5), ("level 1", 1), ("Level ?", None)])
 def test_levels_as_data_sets_write_them(tmp_path, value, level):
     assert load(write(tmp_path, problem(level=value)))[0].level == level
@@ -137,9 +152,9 @@ def test_a_wrong_file_is_refused_by_file_line_and_key(tmp_path, text, words):
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"data.path=.*nowhere.jsonl is not there"):
+    with pytest.raises(DataError, match=r"data.path=.*nowhere.jsonl does not exist"):
         load(tmp_path / "nowhere.jsonl")
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         load(tmp_path)
     file = tmp_path / "binary.jsonl"
     file.write_bytes(b'{"problem": "\xff\xfe"}\n')
@@ -149,7 +164,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         problems_of(DataConfig(name="jsonl"))
 
 
-def test_the_embedded_world_needs_no_file():
+def test_the_toy_task_needs_no_file():
     data = DataConfig(name="toy", levels=[1, 5], max_problems=20)
     found = problems_of(data)
     assert Counter(p.level for p in found) == {1: 10, 5: 10}
