@@ -212,5 +212,5 @@ def test_files_without_questions_or_answers_are_refused(tmp_path, record, words)
 
 
 def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(DataError, match=r"nowhere\.jsonl is not there"):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist"):
         expand(["data=nowhere.jsonl"])
