@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from expo_ray.reporting.charts import Section
 from expo_ray.reporting.groups import RunGroup
 from expo_ray.reporting.html import differences_table, notes_list, runs_table, table
+from expo_ray.reporting.likelihood import KINDS
 from expo_ray.reporting.runs import RunFolder
 from expo_ray.reporting.samples import embedded_samples, run_names
 from expo_ray.reporting.sections import all_sections
@@ -37,6 +38,7 @@ def report_page(groups: Sequence[RunGroup], max_samples: int, now: datetime) -> 
         "sections": {
             s.key: {"charts": s.charts, "legend": s.legend, "names": s.names, "styles": s.styles} for s in sections
         },
+        "kinds": KINDS,
         "prompts": prompts,
     }
     return Template(_asset("report.html")).substitute(

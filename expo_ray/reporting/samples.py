@@ -143,7 +143,7 @@ def _properties(lines: Lines) -> Properties | None:
     return [measured] if len(measured) == len(explanations) else None
 
 
-KINDS = ("free", "explanation", "gold")
+WRITTEN = ("free", "explanation", "gold")
 """The kinds of samples in the order in which a group's lines are written."""
 MAX_CHARACTERS = 20_000
 """Longer texts are cut there, and say so."""
@@ -209,7 +209,7 @@ def recorded_groups(lines: Iterable[dict[str, Any]]) -> Iterator[Lines]:
     """Yields the lines group by group: a group's lines are consecutive, free ones first, gold last."""
     group: Lines = []
     for line in lines:
-        if line["kind"] not in KINDS:
+        if line["kind"] not in WRITTEN:
             continue
         if group and (_key(line) != _key(group[-1]) or _place(line) < _place(group[-1])):
             yield group
@@ -224,7 +224,7 @@ def _key(line: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _place(line: dict[str, Any]) -> int:
-    return KINDS.index(line["kind"])
+    return WRITTEN.index(line["kind"])
 
 
 def thinned(groups: Iterable[Lines], limit: int) -> tuple[list[Lines], int]:

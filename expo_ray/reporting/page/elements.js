@@ -1,6 +1,8 @@
 "use strict";
 // Elements of the page. Texts only ever become text nodes; nothing here parses HTML.
 
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const KIND_NAMES = DATA.kinds;  // kind of sample -> name
 const MARKS = ["\u25cf", "\u25a0", "\u25b2", "\u25c6"];
 const COLOURS = 7;
 

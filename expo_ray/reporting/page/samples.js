@@ -2,8 +2,6 @@
 // The browser for samples: filters, pages, and one card per prompt.
 
 const PAGE = 10;
-const KIND_NAMES = { gold: "gold solution", explanation: "self-explanation", free: "free completion" };
-const KIND_ENTRY = { gold: 0, explanation: 1, free: 2 };
 const VERDICTS = {
   correct: "\u2713 correct", wrong: "\u2717 wrong", no_answer: "\u2205 no answer", timeout: "\u29d6 timeout", error: "! error",
 };
@@ -144,7 +142,7 @@ function sampleBlock(sample, text) {
   if (sample.kind !== "gold") head.append(el("span", {}, ...(sample.extracted === null ? ["no answer found"] : ["answer: ", el("bdi", {}, sample.extracted)])));
   if (sample.uses !== null) head.append(el("span", {}, useText(sample.uses)));
   if (sample.leak) head.append(el("span", { class: "leak" }, "leak: ", el("bdi", {}, sample.leak)));
-  return el("div", { class: `sample ${colour(KIND_ENTRY[sample.kind])}` }, head, textBlock(sample.text, "", text), el("div", { class: "facts" }, facts(sample)));
+  return el("div", { class: `sample ${colour(Object.keys(KIND_NAMES).indexOf(sample.kind))}` }, head, textBlock(sample.text, "", text), el("div", { class: "facts" }, facts(sample)));
 }
 
 function useText(uses) {
@@ -189,10 +187,9 @@ function highlighted(content, text) {
 }
 
 function start() {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  for (const host of document.querySelectorAll("[data-section]")) drawSection(host, data.sections[host.dataset.section]);
-  const browser = sampleBrowser(document.getElementById("samples-body"), data);
-  scatterPlot(document.getElementById("scatter-body"), data, browser.open);
+  for (const host of document.querySelectorAll("[data-section]")) drawSection(host, DATA.sections[host.dataset.section]);
+  const browser = sampleBrowser(document.getElementById("samples-body"), DATA);
+  scatterPlot(document.getElementById("scatter-body"), DATA, browser.open);
   document.documentElement.dataset.ready = "yes";
 }
 
