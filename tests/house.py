@@ -71,10 +71,9 @@ def modules() -> dict[str, Module]:
     return found
 
 
-def imports(module: Module, top_level_only: bool = False) -> Iterator[str]:
+def imports(module: Module) -> Iterator[str]:
     """Names of the package's modules that `module` imports, also inside functions and for type checkers."""
-    nodes = module.tree.body if top_level_only else ast.walk(module.tree)
-    for node in nodes:
+    for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules())
         elif isinstance(node, ast.ImportFrom) and node.module in modules():
@@ -154,6 +153,7 @@ def step_files() -> list[str]:
     return sorted(name for name in seen if modules()[name] in files())
 
 
+@cache
 def figures() -> list[tuple[str, float, str, float]]:
     """(what, figure, "at most" or "at least", bound)."""
     sizes = [m.lines for m in files()]
