@@ -73,7 +73,7 @@ ablations: setup ## ExP-GRPO with other beta, filter, refresh and scope, three s
 	exit $$failed
 
 base-model: setup ## train the toy task's base model again
-	@$(PY) -m expo_ray.world.base_model $(ARGS)
+	@$(PY) -m bench.base_model $(ARGS)
 
 test: test-unit ## in minutes: the unit tests, and a short pass through each real component (docs/tests.md)
 	@$(PY) -m pytest -q tests/integration -m "not slow" $(ARGS)

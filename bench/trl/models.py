@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from expo_ray.world.base_model import BaseRecipe, new_model, save_base
+from bench.base_model import BaseRecipe, new_model, save_base
 from expo_ray.world.running_totals import LEVELS, draw_numbers, free_prompt, question_of
 from expo_ray.world.tokenizer import EOS_ID, PAD_ID, build_tokenizer, encode
 

@@ -1,8 +1,9 @@
-"""The embedded world: its problems are right, its splits disjoint, the shipped base as docs/toy_task.md says."""
+"""The toy task: its problems are right, its splits disjoint, the shipped base as docs/toy_task.md says."""
 
 import random
 import string
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from expo_ray.world import base_model, tokenizer
+from bench import base_model
 from expo_ray.world import running_totals as world
+from expo_ray.world import tokenizer
 
+BASE = Path(__file__).resolve().parents[2] / "expo_ray/world/base"
 NUMBERS = st.lists(st.integers(0, 9), min_size=2, max_size=6).map(tuple)
 EVERY_LEVEL = list(world.LEVELS)
 
@@ -133,7 +136,7 @@ def test_tokenizer_gives_one_token_a_character_and_its_text_back() -> None:
 
 
 def test_the_shipped_folder_is_a_whole_model(shipped: Qwen2ForCausalLM) -> None:
-    folder = base_model.base_folder()
+    folder = BASE
     auto = AutoTokenizer.from_pretrained(folder)
     recipe = base_model.BaseRecipe()
     assert auto.get_vocab() == tokenizer.build_tokenizer().get_vocab()
@@ -166,7 +169,7 @@ def test_experts_are_less_likely_than_own_solutions(shipped: Qwen2ForCausalLM) -
 
 @pytest.fixture(scope="module")
 def shipped() -> Qwen2ForCausalLM:
-    return Qwen2ForCausalLM.from_pretrained(base_model.base_folder()).eval()
+    return Qwen2ForCausalLM.from_pretrained(BASE).eval()
 
 
 def told(question: str) -> str:

@@ -1,6 +1,6 @@
 """The toy task's base model: it can explain an answer that it is given, but solves only levels 1 and 2 itself.
 
-`python -m expo_ray.world.base_model --out DIR` trains it again; the package ships the result in expo_ray/world/base.
+`python -m bench.base_model --out DIR` trains it again; the package ships the result in expo_ray/world/base.
 """
 
 import argparse
@@ -43,11 +43,6 @@ class BaseRecipe:
     free_share: float = 0.5
     partial_share: float = 0.6
     seed: int = 0
-
-
-def base_folder() -> Path:
-    """The folder of the shipped weights."""
-    return Path(__file__).parent / "base"
 
 
 def new_model(recipe: BaseRecipe) -> Qwen2ForCausalLM:
