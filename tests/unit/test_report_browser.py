@@ -22,6 +22,8 @@ HOVER = """setTimeout(() => {
     const closest = plot.layout.hovermode === "closest";
     Plotly.Fx.hover(plot, closest ? [{ curveNumber: 0, pointNumber: 0 }] : { xval: 20, yval: 0.5 }, "xy");
   }
+  const marks = document.querySelector(".scatter .plot");
+  marks.emit("plotly_click", { points: [{ customdata: marks._fullData[0].customdata[0] }] });
   document.documentElement.dataset.hovered = "yes";
 }, 2000);"""
 
@@ -45,7 +47,7 @@ def page(tmp_path) -> Path:
         write_run(
             tmp_path / "runs" / str(number),
             samples=[line | {"properties": properties, "question": LINK} for line in hostile_samples()],
-            metrics=metric_lines(30),
+            metrics=[line | {"update/learning_rate": 1e-9 * line["step"]} for line in metric_lines(30)],
             evaluations=[evaluation_line(0, 0.1), evaluation_line(30, 0.8)],
             model__path=text,
         )
@@ -65,12 +67,13 @@ def test_the_page_draws_and_runs_nothing_of_the_samples(page):
 
 
 def test_hostile_names_and_questions_stay_texts_in_the_charts(page):
-    """Hovers over every chart of a page without the policy, so that only escaping keeps the texts harmless."""
+    """Hovers over every chart, and clicks a mark, on a page whose policy is removed: only escaping protects it."""
     text = page.read_text().replace('http-equiv="Content-Security-Policy"', 'name="removed"')
     hovered = page.with_name("hovered.html")
     hovered.write_text(f"<script>{HOVER}</script></body>".join(text.rsplit("</body>", 1)))
     dom, said = dom_of(hovered)
     assert 'data-hovered="yes"' in dom and said == []
+    assert dom.count('<article class="prompt">') == 1  # a click on a mark opens its prompt
     elements = Elements(dom)
     links = [value for _, of in elements.found for name, value in of.items() if "href" in name and value]
     assert links and not [value for value in links if "example" in value]

@@ -18,15 +18,16 @@ function shade(entry) { return style(colour(entry)); }
 // plotly takes some 20 ms for each.
 function drawWhenNear(host, draw) {
   let near = false;
+  const first = () => { if (!near) { near = true; draw(); } };
+  const redraw = () => near && draw();
   new IntersectionObserver((entries, observer) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     observer.disconnect();
-    near = true;
-    draw();
+    first();
   }, { rootMargin: "800px" }).observe(host);
-  const redraw = () => near && draw();
   new ResizeObserver(() => near && Plotly.Plots.resize(host)).observe(host);  // plotly itself only follows the window
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  addEventListener("beforeprint", first);
   return redraw;
 }
 
@@ -106,7 +107,7 @@ function layout(chart, series) {
   if (Math.max(...xs) - Math.min(...xs) < 6) made.xaxis.dtick = 1;
   const floor = floorOf(chart, series);
   const values = valuesOf(chart, series);
-  if (floor) Object.assign(made.yaxis, { type: "log", title: { text: `${made.yaxis.title.text} (log)` }, range: [Math.log10(floor), Math.ceil(Math.log10(Math.max(...values) * 1.001))], dtick: 1, exponentformat: "e" });
+  if (floor) Object.assign(made.yaxis, { type: "log", title: { text: `${made.yaxis.title.text} (log)` }, range: [Math.log10(floor), Math.ceil(Math.log10(Math.max(...values) * 1.001))], dtick: 1 });
   else if (chart.share) made.yaxis.range = [-0.03, 1.03];
   else if (!chart.stacked) made.yaxis.range = paddedRange(values);
   if (chart.bound) {
@@ -126,13 +127,13 @@ function paddedRange(values) {
 }
 
 function frame(across, up) {
-  const axis = (name) => ({ title: { text: plain(name), standoff: 6 }, gridcolor: style("line"), linecolor: style("line"), zeroline: false, automargin: true, fixedrange: TOUCH });
+  const axis = (name) => ({ title: { text: plain(name), standoff: 6 }, gridcolor: style("line"), linecolor: style("line"), zeroline: false, automargin: true, fixedrange: TOUCH, exponentformat: "e" });
   return {
     height: 250, margin: { l: 48, r: 8, t: 8, b: 36 }, showlegend: false, barmode: "stack", bargap: 0.12, hovermode: "x unified",
     dragmode: TOUCH ? false : "zoom", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { size: 11, color: style("soft"), family: "system-ui, sans-serif" },
     hoverlabel: { bgcolor: style("paper"), bordercolor: style("soft"), font: { color: style("ink"), size: 11 } },
-    xaxis: { ...axis(across), showgrid: false, tickformat: "~d", unifiedhovertitle: { text: plain(`${across}: %{x}`) } }, yaxis: { ...axis(up), nticks: 6, exponentformat: "power" },
+    xaxis: { ...axis(across), showgrid: false, tickformat: "~d", unifiedhovertitle: { text: plain(`${across}: %{x}`) } }, yaxis: { ...axis(up), nticks: 6 },
   };
 }
 
