@@ -47,6 +47,14 @@ class Algorithm(AlgorithmFacts):
         """Number of steps, starting with this one, whose prompts get explanations at `step`; 0: none now."""
         return 0
 
+    def skips_completions(self, uid: str) -> bool:
+        """Whether what is stored for the problem replaces new completions, even at a step that samples them."""
+        return False
+
+    def skips_explanations(self, uid: str) -> bool:
+        """Whether what is stored for the problem replaces new explanations, even at a step that samples them."""
+        return False
+
     def needs_explanations(self, step: int) -> bool:
         """Whether explanations are sampled at `step`."""
         return self.explanations_ahead(step) > 0
@@ -94,12 +102,30 @@ def beta_at(step: int, steps: int, algo: AlgoConfig) -> float:
     return algo.beta
 
 
-def steps_ahead(step: int, steps: int, period: int) -> int:
-    """Number of steps, starting with this one, to sample for at `step`; 0: nothing now.
+class Refresh:
+    """The steps at which something that is stored by problem is sampled: every `period` steps, or once (period 0).
 
-    period 1: this step's prompts, at each step. period k: every k steps, for the next k. period 0: all `steps` at
-    step 0.
+    A pure function of the step, except that a run which resumes with more steps than it had also samples where its
+    earlier sampling ended.
     """
-    if period == 0:
-        return steps if step == 0 else 0
-    return min(period, steps - step) if step % period == 0 else 0
+
+    def __init__(self, period: int, steps: int) -> None:
+        self.period, self.steps = period, steps
+        self.sampled_to = 0
+        """Steps before this one have been sampled for; part of the checkpoint."""
+        self._start = 0
+
+    def ahead(self, step: int) -> int:
+        """Number of steps, starting with this one, to sample for at `step`; 0: nothing now."""
+        if step != self._start and (self.period == 0 or step % self.period):
+            return 0
+        end = step - step % self.period + self.period if self.period else self.steps
+        return max(0, min(end, self.steps) - step)
+
+    def trained(self, step: int) -> None:
+        """Notes that `step` has its batch, so that what was sampled at it is in the checkpoint."""
+        self.sampled_to = max(self.sampled_to, step + self.ahead(step))
+
+    def resume(self, sampled_to: int) -> None:
+        """Continues a run whose checkpoint had this `sampled_to`."""
+        self.sampled_to = self._start = sampled_to

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from expo_ray.algorithms.base import Algorithm, Properties, Score, steps_ahead
+from expo_ray.algorithms.base import Algorithm, Properties, Refresh, Score
 from expo_ray.algorithms.explanations import in_scope, keep_explanations
 from expo_ray.algorithms.losses import dpo_loss
 from expo_ray.algorithms.pairs import Pair, PairStore, make_pairs, pair_samples
@@ -26,7 +26,8 @@ class ExpDpo(Algorithm):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         algo = config.algo
-        self.period = {"online": 1, "iterative": algo.dpo_refresh_steps, "offline": 0}[algo.dpo_refresh]
+        period = {"online": 1, "iterative": algo.dpo_refresh_steps, "offline": 0}[algo.dpo_refresh]
+        self.refresh = Refresh(period, config.trainer.steps)
         self.pairs = PairStore()
         self.reuses_pairs = algo.dpo_refresh == "offline" and algo.dpo_pairs_path is not None
         self._folder: Path | None = None
@@ -40,10 +41,16 @@ class ExpDpo(Algorithm):
         self._folder, self._score = folder, score
 
     def rollout_ahead(self, step: int) -> int:
-        return 0 if self.reuses_pairs else steps_ahead(step, self.config.trainer.steps, self.period)
+        return 0 if self.reuses_pairs else self.refresh.ahead(step)
 
     def explanations_ahead(self, step: int) -> int:
         return self.rollout_ahead(step)
+
+    def skips_completions(self, uid: str) -> bool:
+        return self.refresh.period == 0 and uid in self.pairs
+
+    def skips_explanations(self, uid: str) -> bool:
+        return self.skips_completions(uid)
 
     def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
         made, counts = self._pairs_of_sampled(groups, step, properties)
@@ -52,7 +59,8 @@ class ExpDpo(Algorithm):
 
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
         made, counts = self._pairs_of_sampled(groups, step, properties)
-        if self.period != 1:
+        self.refresh.trained(step)
+        if self.refresh.period != 1:
             self._remember(groups, made)
         pairs: list[Pair] = []
         without = 0
@@ -62,7 +70,7 @@ class ExpDpo(Algorithm):
             without += not mine
         metrics = group_metrics([group for group in groups if group.rollout.completions], self.config) | counts
         metrics |= {"pairs/trained": float(len(pairs)), "pairs/prompts_without": float(without)}
-        if step == 0 and self.period == 0 and not self.reuses_pairs and len(self.pairs):
+        if step == 0 and self.refresh.period == 0 and not self.reuses_pairs and len(self.pairs):
             self._keep_for_reuse()
         return TrainingBatch(step=step, samples=pair_samples(pairs), metrics=metrics)
 
@@ -82,10 +90,11 @@ class ExpDpo(Algorithm):
         return dpo_loss(tokens, self.config.algo.dpo_beta)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pairs": self.pairs.state_dict()}
+        return {"pairs": self.pairs.state_dict(), "sampled_to": self.refresh.sampled_to}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pairs.load_state_dict(state["pairs"])
+        self.refresh.resume(state.get("sampled_to", 0))
 
     def chosen(
         self, groups: list[Group], step: int, properties: Properties | None

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from expo_ray.algorithms.base import Properties, beta_at, steps_ahead
+from expo_ray.algorithms.base import Properties, Refresh, beta_at
 from expo_ray.algorithms.explanations import (
     ExplanationStore,
     KeptExplanation,
@@ -28,13 +28,17 @@ class ExpGrpo(Grpo):
         super().__init__(config)
         self.reference_terms |= frozenset({"conditioned"} if config.algo.kl_conditioned_coef else ())
         self.store = ExplanationStore()
+        self.refresh = Refresh(config.algo.explanation_refresh_steps, config.trainer.steps)
 
     def explanations_ahead(self, step: int) -> int:
         algo = self.config.algo
         unused = algo.beta == 0 and algo.kl_conditioned_coef == 0
         if unused or self.config.rollout.explanations_per_prompt == 0:
             return 0
-        return steps_ahead(step, self.config.trainer.steps, algo.explanation_refresh_steps)
+        return self.refresh.ahead(step)
+
+    def skips_explanations(self, uid: str) -> bool:
+        return self.refresh.period == 0 and uid in self.store
 
     def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
         """Reviews the groups' explanations and stores those kept, replacing their problems' earlier ones."""
@@ -44,6 +48,7 @@ class ExpGrpo(Grpo):
 
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
         base = super().training_batch(groups, step)
+        self.refresh.trained(step)
         algo = self.config.algo
         beta = beta_at(step, self.config.trainer.steps, algo)
         samples, metrics = base.samples, base.metrics
@@ -57,17 +62,18 @@ class ExpGrpo(Grpo):
         return TrainingBatch(step=step, samples=samples, beta=beta, metrics=metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"explanations": self.store.state_dict()}
+        return {"explanations": self.store.state_dict(), "sampled_to": self.refresh.sampled_to}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.store.load_state_dict(state["explanations"])
+        self.refresh.resume(state.get("sampled_to", 0))
 
     def _kept(
         self, groups: list[Group], step: int, properties: Properties | None
     ) -> tuple[list[list[KeptExplanation]], dict[str, float]]:
         """Returns each group's SFT targets: none out of scope, else those sampled now or the stored ones."""
         sampled, counts = keep_explanations(groups, self.config.algo, step, properties)
-        if self.config.algo.explanation_refresh_steps != 1:
+        if self.refresh.period != 1:
             self._remember(groups, sampled)
         kept: list[list[KeptExplanation]] = []
         scoped = [in_scope(group, self.config) for group in groups]

@@ -90,6 +90,10 @@ class PairStore:
     def __len__(self) -> int:
         return sum(map(len, self._pairs.values()))
 
+    def __contains__(self, uid: str) -> bool:
+        """Whether the problem's pairs were made, even if there were none to make."""
+        return uid in self._pairs
+
     def __iter__(self) -> Iterator[Pair]:
         for pairs in self._pairs.values():
             yield from pairs

@@ -92,33 +92,58 @@ class Collector:
         If the algorithm wants rollouts or explanations of later steps now, their prompts are sampled here too and
         handed to `algorithm.collect`.
         """
-        algorithm = self.algorithm
-        free_ahead, explained_ahead = algorithm.rollout_ahead(step), algorithm.explanations_ahead(step)
-        for later in range(step + 1, step + max(free_ahead, explained_ahead)):
-            free, explained = later < step + free_ahead, later < step + explained_ahead
-            early = self._sample(self.stream.prompts(later), free, explained, (step, later), record)
-            record.count(algorithm.collect(early, step, self.measurer.for_choice(early, step, record)))
-        groups = self._sample(self.stream.prompts(step), free_ahead > 0, explained_ahead > 0, (step, step), record)
+        free, explained = self.algorithm.rollout_ahead(step), self.algorithm.explanations_ahead(step)
+        groups = self._sample(self.stream.prompts(step), free > 0, explained > 0, (step, step), record)
+        if free > 1 or explained > 1:
+            have = {group.rollout.prompt.problem.uid for group in groups if free > 1 or group.rollout.explanations}
+            self._sample_ahead(have, step, free, explained, record)
         return self._refill(groups, step, record) if self.config.algo.dynamic_sampling == "refill" else groups
+
+    def _sample_ahead(self, have: set[str], step: int, free: int, explained: int, record: StepRecord) -> None:
+        """Samples for the later steps among the next `free` and `explained` ones: each problem once, but those in
+        `have`, although an epoch's end may lie between."""
+        algorithm = self.algorithm
+        for later in range(step + 1, step + max(free, explained)):
+            with_free, with_explained = later < step + free, later < step + explained
+            prompts = {prompt.problem.uid: prompt for prompt in self.stream.prompts(later)}
+            wanted = [
+                prompt
+                for uid, prompt in prompts.items()
+                if uid not in have
+                and (
+                    (with_free and not algorithm.skips_completions(uid))
+                    or (with_explained and not algorithm.skips_explanations(uid))
+                )
+            ]
+            have |= prompts.keys()
+            early = self._sample(wanted, with_free, with_explained, (step, later), record)
+            record.count(algorithm.collect(early, step, self.measurer.for_choice(early, step, record)))
 
     def _sample(
         self, prompts: list[Prompt], free: bool, explained: bool, seed: tuple[int, ...], record: StepRecord
     ) -> list[Group]:
-        rollout = self.config.rollout
-        samples = rollout.samples_per_prompt if free else 0
-        explanations = rollout.explanations_per_prompt if explained else 0
-        if self.config.algo.explanation_scope == "every" or not samples or not explanations:
-            return self._verified(self._requests(prompts, samples, explanations), seed, record)
-        groups = self._verified(self._requests(prompts, samples, 0), seed, record)
+        if self.config.algo.explanation_scope == "every" or not free or not explained:
+            return self._verified(self._requests(prompts, free, explained), seed, record)
+        groups = self._verified(self._requests(prompts, True, False), seed, record)
         wanted = [i for i, group in enumerate(groups) if in_scope(group, self.config)]
-        more = self._verified(self._requests([prompts[i] for i in wanted], 0, explanations), (*seed, 1), record)
+        more = self._verified(self._requests([prompts[i] for i in wanted], False, True), (*seed, 1), record)
         for i, extra in zip(wanted, more, strict=True):
             explained_rollout = replace(groups[i].rollout, explanations=extra.rollout.explanations)
             groups[i] = Group(explained_rollout, groups[i].verdicts, extra.explanation_verdicts)
         return groups
 
-    def _requests(self, prompts: list[Prompt], samples: int, explanations: int) -> list[RolloutRequest]:
-        return [RolloutRequest(p, samples, explanations, self.lengths.expected(p.problem.uid)) for p in prompts]
+    def _requests(self, prompts: list[Prompt], free: bool, explained: bool) -> list[RolloutRequest]:
+        rollout, algorithm = self.config.rollout, self.algorithm
+        uids = [prompt.problem.uid for prompt in prompts]
+        return [
+            RolloutRequest(
+                prompt,
+                rollout.samples_per_prompt if free and not algorithm.skips_completions(uid) else 0,
+                rollout.explanations_per_prompt if explained and not algorithm.skips_explanations(uid) else 0,
+                self.lengths.expected(uid),
+            )
+            for uid, prompt in zip(uids, prompts, strict=True)
+        ]
 
     def _refill(self, groups: list[Group], step: int, record: StepRecord) -> list[Group]:
         """Samples one more prompt for each group without signal, for at most refill_rounds rounds.

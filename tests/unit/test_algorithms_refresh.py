@@ -1,0 +1,141 @@
+"""Explanations and pairs sampled once or every k steps: for which problems, how often, and after a resume."""
+
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from algorithm_cases import completion, config_with, group
+
+from expo_ray.algorithms import make_algorithm
+from expo_ray.data.stream import PromptStream
+from expo_ray.driver.groups import Collector
+from expo_ray.driver.record import StepRecord
+from expo_ray.messages import Group, Rollout, Verdict
+from expo_ray.rollout.requests import LengthBook
+
+
+class FakeActors:
+    """Samples wrong completions and correct explanations, and counts them by problem."""
+
+    def __init__(self) -> None:
+        self.completions: Counter[str] = Counter()
+        self.explanations: Counter[str] = Counter()
+        self.rollouts = self.verifiers = self
+
+    def generate(self, requests, sampling, seed):
+        for request in requests:
+            self.completions[request.prompt.problem.uid] += request.samples
+            self.explanations[request.prompt.problem.uid] += request.explanations
+        return [
+            Rollout(r.prompt, [completion(4)] * r.samples, [completion(3, "it follows that x is 5")] * r.explanations)
+            for r in requests
+        ]
+
+    def verify(self, rollouts):
+        return [
+            Group(r, [Verdict("wrong") for _ in r.completions], [Verdict("correct") for _ in r.explanations])
+            for r in rollouts
+        ]
+
+
+def config_for(steps: int, **algo):
+    config = config_with(**algo)
+    config.trainer.steps, config.rollout.samples_per_prompt, config.rollout.explanations_per_prompt = steps, 2, 1
+    return config
+
+
+class Run:
+    """Steps of a run over six problems, two a step: an epoch is three steps."""
+
+    def __init__(self, config, state: str | None = None) -> None:
+        self.config, self.actors = config, FakeActors()
+        self.algorithm = make_algorithm(config)
+        if state is not None:
+            self.algorithm.load_state_dict(json.loads(state))
+        prompts = [group([], uid=f"p{i}").rollout.prompt for i in range(6)]
+        measurer = SimpleNamespace(for_choice=lambda *_: None)
+        stream = PromptStream(prompts, 2, seed=3)
+        self.collector = Collector(config, self.algorithm, stream, self.actors, measurer, LengthBook())
+
+    def targets(self, first: int, last: int) -> list[int]:
+        """Trains the steps from `first` up to `last`; the explanations or pairs that each trained on."""
+        found = []
+        for step in range(first, last):
+            batch = self.algorithm.training_batch(self.collector.groups(step, StepRecord(step)), step)
+            found.append(sum(sample.term in ("sft", "chosen") for sample in batch.samples))
+        return found
+
+    def state(self) -> str:
+        return json.dumps(self.algorithm.state_dict())
+
+
+ONCE = {"exp_grpo": {"explanation_refresh_steps": 0}, "exp_dpo": {"dpo_refresh": "offline"}}
+EVERY = {
+    "exp_grpo": {"explanation_refresh_steps": 4},
+    "exp_dpo": {"dpo_refresh": "iterative", "dpo_refresh_steps": 4},
+}
+
+
+@pytest.fixture(autouse=True)
+def no_pairs_file(monkeypatch):
+    monkeypatch.setattr("expo_ray.algorithms.exp_dpo.ExpDpo._keep_for_reuse", lambda self: None)
+
+
+@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("scope", ["every", "all_wrong"])
+def test_once_is_once_for_each_problem_and_not_for_each_epoch(name, scope):
+    run = Run(config_for(12, name=name, explanation_scope=scope, **ONCE[name]))
+    assert run.targets(0, 12) == [2] * 12
+    assert run.actors.explanations == {f"p{i}": 1 for i in range(6)}
+    if name == "exp_dpo":
+        assert run.actors.completions == {f"p{i}": 2 for i in range(6)}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_period_longer_than_an_epoch_samples_each_problem_once(name):
+    run = Run(config_for(8, name=name, **EVERY[name]))
+    assert run.targets(0, 8) == [2] * 8
+    assert run.actors.explanations == {f"p{i}": 2 for i in range(6)}
+
+
+@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("keys", [ONCE, EVERY], ids=["once", "every"])
+@pytest.mark.parametrize(("planned", "stopped"), [(2, 2), (2, 1), (3, 3), (5, 4)])
+def test_a_run_that_resumes_with_more_steps_trains_on_targets_to_its_end(name, keys, planned, stopped):
+    first = Run(config_for(planned, name=name, **keys[name]))
+    assert first.targets(0, stopped) == [2] * stopped
+    resumed = Run(config_for(8, name=name, **keys[name]), first.state())
+    assert resumed.targets(stopped, 8) == [2] * (8 - stopped)
+    if keys is ONCE:
+        both = first.actors.explanations + resumed.actors.explanations
+        assert both == {f"p{i}": 1 for i in range(6)}
+
+
+@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("keys", [ONCE, EVERY], ids=["once", "every"])
+def test_a_resume_with_the_same_steps_samples_what_the_whole_run_samples(name, keys):
+    whole, first = (Run(config_for(8, name=name, **keys[name])) for _ in range(2))
+    whole.targets(0, 8)
+    first.targets(0, 3)
+    resumed = Run(config_for(8, name=name, **keys[name]), first.state())
+    assert resumed.targets(3, 8) == [2] * 5
+    assert first.actors.explanations + resumed.actors.explanations == whole.actors.explanations
+    assert first.actors.completions + resumed.actors.completions == whole.actors.completions
+
+
+def test_problems_out_of_scope_at_first_are_sampled_for_their_next_epoch():
+    """Scope all_wrong: the first step's own problems have no explanation where one was solved."""
+    config = config_for(6, name="exp_grpo", explanation_scope="all_wrong", explanation_refresh_steps=0)
+    run = Run(config)
+    verify = run.actors.verify
+
+    def solved_at_first(rollouts):
+        groups = verify(rollouts)
+        for made in groups if not run.actors.explanations.total() else []:
+            made.verdicts[:] = [Verdict("correct") for _ in made.verdicts]
+        return groups
+
+    run.actors.verify = solved_at_first
+    assert run.targets(0, 6) == [0, 2, 2, 2, 2, 2]
+    assert run.actors.explanations == {f"p{i}": 1 for i in range(6)}
