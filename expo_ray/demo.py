@@ -1,4 +1,4 @@
-"""`python -m expo_ray.demo [key=value ...]`: the whole pipeline in minutes, on the embedded world.
+"""`python -m expo_ray.demo [key=value ...]`: the whole pipeline in minutes, on the toy task.
 
 GRPO and ExP-GRPO from the same base model, on the same prompts, for the same number of updates. Ends with a
 table by level, a PNG of the curves, and the folder of both runs as the last line.

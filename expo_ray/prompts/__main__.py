@@ -1,7 +1,7 @@
 """`python -m expo_ray.prompts --preview [key=value ...]`: the prompts of a few problems, as the model will see them.
 
 The overrides are those of expo_ray.train: model.path=FOLDER chooses the tokenizer, data=NAME and data.path=FILE the
-problems, verifier=NAME the form of answer, model.prompt_style the template. Without any: the embedded world.
+problems, verifier=NAME the form of answer, model.prompt_style the template. Without any: the toy task.
 """
 
 import argparse

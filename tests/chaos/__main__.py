@@ -1,4 +1,4 @@
-"""make chaos N=100 SEED=0: kills N processes of a run on the embedded world; it must end as an undisturbed one."""
+"""make chaos N=100 SEED=0: kills N processes of a run on the toy task; it must end as an undisturbed one."""
 
 import argparse
 import tempfile

@@ -1,4 +1,4 @@
-"""ExP-DPO on the embedded world in each refresh mode, with real engines; stored pairs are used again."""
+"""ExP-DPO on the toy task in each refresh mode, with real engines; stored pairs are used again."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The evaluation command with real engines on the embedded world: stopped and killed, it goes on to the same files."""
+"""The evaluation command with real engines on the toy task: it resumes to the same files after a stop and a kill."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The whole pipeline as a user runs it: real Ray, vLLM and DeepSpeed on the embedded world, by the command line."""
+"""The whole pipeline as a user runs it: real Ray, vLLM and DeepSpeed on the toy task, by the command line."""
 
 import json
 import os

@@ -43,7 +43,7 @@ def disk(monkeypatch):
     [
         # SmolLM2-135M, two ranks, float32: model states, both optimizer shards and the policy of a run's checkpoint.
         (SMOLLM2, ["learner.zero_stage=2"], 538_139_289 + 807_108_563 + 807_102_611 + 538_090_408),
-        # The embedded world's base, ZeRO-2 and ZeRO-3 (its model states hold no weights).
+        # The toy task's base, ZeRO-2 and ZeRO-3 (its model states hold no weights).
         ("toy", ["learner.zero_stage=2"], 1_355_033 + 2_019_731 + 2_019_987 + 1_346_752),
         ("toy", ["learner.zero_stage=3"], 20_421 + 20_485 + 2 * 2_018_259 + 1_346_752),
     ],
