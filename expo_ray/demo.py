@@ -17,7 +17,7 @@ ALGORITHMS = ("grpo", "exp_grpo")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0; 1 for a run that failed; 2 for wrong input; 130 when it was stopped."""
+    """Runs the command. Returns its exit code: 0; 1: a run failed; 2: bad input; 130: it was stopped."""
     overrides = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(overrides):
         print(__doc__)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HELP = """\
 usage: python -m expo_ray.evaluate model=NAME|FOLDER data=NAME|FILE [eval.samples=N] [key=value ...]
 
-Samples completions of held-out problems, grades them, and tells pass@k, majority@k, accuracy, truncation and
+Samples completions of held-out problems and verifies them. Prints pass@k, majority@k, accuracy, truncation and
 no-answer rates by level and kind, with 95 % bootstrap intervals (docs/evaluation.md).
 
   model=toy|NAME|FOLDER      or model.path=FOLDER, a Hugging Face folder or hub id
@@ -30,14 +30,14 @@ no-answer rates by level and kind, with 95 % bootstrap intervals (docs/evaluatio
   eval.temperature=T eval.top_p=P rollout.max_completion_tokens=N seed=N
   rollout.workers=N          engines that share the work
   eval.chunk=N               problems that are sampled at once and then written down; 0: as many as fill the engines
-  run_dir=FOLDER             where the results go; the same command with the same folder goes on after a stop
+  run_dir=FOLDER             where the results go; after a stop, the same command with the same folder resumes
 
 Writes samples.jsonl and evaluation.json. The last line printed is the folder.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0; 1: the run failed; 2: wrong input; 130: it was stopped."""
+    """Runs the command. Returns its exit code: 0; 1: the run failed; 2: bad input; 130: it was stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
@@ -79,8 +79,9 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
     tokenizer = load_tokenizer(config)
     prompts = _prompts(plan, tokenizer)
     settings = settle(config, folder, prompts)
+    folder.mkdir(parents=True, exist_ok=True)
+    store(settings, folder)  # first: a folder with other files and no settings is taken for another command's
     write_plan(plan, folder)
-    store(settings, folder)
     file = SampleFile(folder / "samples.jsonl", prompts, config.eval.samples, settings[CHUNK])
     done = file.finished()
     if done < len(file.chunks) and not _sample(plan, folder, tokenizer, file, done):

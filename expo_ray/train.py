@@ -1,6 +1,6 @@
-"""python -m expo_ray.train [group=choice] [key=value] [-m]: composes the configuration, checks it, runs it.
+"""python -m expo_ray.train [group=choice] [key=value] [-m]: composes a configuration, checks it and trains.
 
-Everything is checked before a folder is made. Wrong input: one sentence on standard error, exit code 2.
+Everything is checked before a folder is made. Bad input: one sentence on standard error, exit code 2.
 The last line on standard output is the absolute path of the run's folder.
 """
 
@@ -36,7 +36,7 @@ All keys: expo_ray/config/schema.py. The last line printed is the run's folder.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0; 1: the run failed; 2: wrong input; 130: it was stopped."""
+    """Runs the command. Returns its exit code: 0; 1: the run failed; 2: bad input; 130: it was stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         from expo_ray.config.algorithms import ALGORITHMS
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         command = check_arguments(arguments)
     except InputError as error:
-        _tell(error)
+        _report(error)
         return 2
     jobs = _Jobs()
     try:
@@ -69,14 +69,14 @@ def _run_code(outcome: "Outcome") -> int:
     if failure is None:
         return _stopped(folder) if folder is not None else 0
     if isinstance(failure, InputError):
-        _tell(failure)
+        _report(failure)
         return 2
-    _tell(f"{type(failure).__name__}: {failure} (traceback: {folder}/logs/driver.log)")
+    _report(f"{type(failure).__name__}: {failure} (traceback: {folder}/logs/driver.log)")
     return 1
 
 
 def _sweep_code(outcome: "Outcome") -> int:
-    """Lists the jobs. 1 where one failed, 130 where the sweep was stopped, else 0."""
+    """Prints the jobs. Returns 1 if one failed, 130 if the sweep was stopped, else 0."""
     from rich.console import Console
 
     from expo_ray.sweep.job import FAILED, NOT_STARTED, STOPPED
@@ -86,9 +86,9 @@ def _sweep_code(outcome: "Outcome") -> int:
     Console().print(sweep_table(outcome.sweep, outcome.folder, outcome.objective))
     for end in outcome.sweep:
         if end.ended == FAILED:
-            _tell(f"job {end.job}: {end.error}" + (f" (more: {end.log})" if end.log else ""))
+            _report(f"job {end.job}: {end.error}" + (f" (more: {end.log})" if end.log else ""))
     if outcome.error is not None:
-        _tell(outcome.error)
+        _report(outcome.error)
     endings = {end.ended for end in outcome.sweep}
     if FAILED in endings or outcome.error is not None:
         return 1
@@ -96,18 +96,18 @@ def _sweep_code(outcome: "Outcome") -> int:
 
 
 def _stopped(folder: Path) -> int:
-    """130, as of a command ended by Ctrl-C, where the run was stopped before its last step; else 0."""
+    """Returns 130, the code after Ctrl-C, if the run was stopped before its last step; else 0."""
     from expo_ray.files import read_summary
 
     return 130 if read_summary(folder).get("finished") is False else 0
 
 
-def _tell(problem: object) -> None:
+def _report(problem: object) -> None:
     print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
 
 
 class _Jobs:
-    """Runs jobs one after the other in this process, on the same actors where they would be started the same."""
+    """Runs jobs one after the other in this process, sharing actors between jobs that would start the same ones."""
 
     def __init__(self) -> None:
         self._warm: WarmActors | None = None

@@ -1,4 +1,4 @@
-"""From command-line overrides to a typed Config: Hydra composes conf/, errors become one sentence each."""
+"""Composes conf/ and command-line overrides into a typed Config, with Hydra; each error becomes one sentence."""
 
 import math
 from collections.abc import Iterator
@@ -33,14 +33,14 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else REPOSITORY / "conf"
 
 
 def register() -> None:
-    """Makes the schema and the resolvers of conf/ known to Hydra; may be called again."""
+    """Registers the schema and conf/'s resolvers with Hydra; may be called again."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("default_profile", default_profile, replace=True)
     OmegaConf.register_new_resolver("repo", lambda path: str(REPOSITORY / path), replace=True)
 
 
 def compose_config(overrides: list[str]) -> Config:
-    """Composes conf/train.yaml with command-line overrides and fills in what is derived.
+    """Composes conf/train.yaml with command-line overrides and fills in derived values.
 
     Raises:
         ConfigError: unknown key or group choice, wrong type, grammar; one sentence.
@@ -65,7 +65,7 @@ def compose_config(overrides: list[str]) -> Config:
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Sets aside the Hydra that runs a sweep, whose launcher composes its jobs' configurations."""
+    """Sets aside a running Hydra: within a sweep, the launcher composes the configurations of its jobs."""
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -75,7 +75,7 @@ def _own_hydra() -> Iterator[None]:
 
 
 def derive(config: Config) -> Config:
-    """Fills in the values that follow from others: explanations of algorithms that have none, absolute paths."""
+    """Fills in values that follow from others: no explanations for algorithms without them, absolute paths."""
     if algorithm_class(config.algo.name).explanations == "none":
         config.rollout.explanations_per_prompt = 0
     config.run_dir = str(Path(config.run_dir).expanduser().absolute())
@@ -88,7 +88,7 @@ def derive(config: Config) -> Config:
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
-    """Hydra's grammar.
+    """Parses overrides by Hydra's grammar.
 
     Raises:
         ConfigError: not in the form key=value.
@@ -104,7 +104,7 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
 
 
 def sweep_jobs(overrides: list[str]) -> Iterator[list[str]]:
-    """The overrides of each job of a multirun; of the first one only where a sweeper chooses the values itself."""
+    """Yields the overrides of each job of a sweep; only of one job if the sweeper chooses the values itself."""
     parsed = parse_overrides(overrides)
     if any(o.get_key_element() == "hydra/sweeper" for o in parsed) or any(_is_interval(o) for o in parsed):
         yield [o.input_line for o in parsed if o.input_line and not o.is_sweep_override()]
@@ -138,7 +138,7 @@ def choices_text() -> str:
 
 
 def _check_override(override: Override) -> None:
-    """Refuses unknown keys, choices and types before Hydra does, which needs several lines for it."""
+    """Refuses unknown keys, choices and types before Hydra does, whose messages take several lines."""
     key = override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")) or override.is_delete():
         return
@@ -149,7 +149,7 @@ def _check_override(override: Override) -> None:
         _check_type(override, value)
     else:
         known = [*defaults(), *groups()]
-        # A group's name without a choice's folder, or a leaf that is right under a wrong parent.
+        # The leaf may be right and its parent wrong, as in steps=3.
         leaves = [name for name in known if name.endswith("." + key.rsplit(".", 1)[-1])]
         hint = did_you_mean(key, known) or (f"; did you mean '{leaves[0]}'?" if leaves else "")
         raise ConfigError(
@@ -201,7 +201,7 @@ def _expected(key: str) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """The first line of one of Hydra's or OmegaConf's messages, with the key where it names one."""
+    """The first line of a message from Hydra or OmegaConf, with the key if it names one."""
     if isinstance(error, MissingConfigException) and error.options:
         return f"{str(error).strip().splitlines()[0]} (choices: {', '.join(error.options)})"
     key = getattr(error, "full_key", None)
@@ -214,5 +214,5 @@ def _sentence(error: BaseException) -> str:
 
 
 def quoted(value: str) -> str:
-    """A text as a value in Hydra's grammar, whatever signs it holds."""
+    """Quotes a text for Hydra's grammar, whatever characters it holds."""
     return "'" + value.replace("'", "\\'") + "'"

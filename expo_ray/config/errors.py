@@ -1,4 +1,4 @@
-"""Wrong input, told in one sentence: what is wrong, where, and what to write instead."""
+"""Errors about bad input, each one sentence: what is wrong, where, and what to write instead."""
 
 import difflib
 from collections.abc import Iterable
@@ -17,6 +17,6 @@ class DataError(InputError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" for the nearest known word, else an empty string."""
+    """Returns "; did you mean 'x'?" for the nearest known word, else an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,4 +1,4 @@
-"""What the schema says of each key, found by its dotted name, and which settings may differ between two runs."""
+"""Looks up what the schema says of a key by its dotted name, and compares the settings of two runs."""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -12,7 +12,7 @@ from expo_ray.config.schema import Config, Key
 
 @cache
 def defaults() -> dict[str, Any]:
-    """Every key of the schema in dotted form, with its default."""
+    """Every key of the schema by its dotted name, with its default."""
     return dict(_leaves(Config()))
 
 
@@ -41,7 +41,7 @@ def _facts() -> dict[str, Key]:
 
 
 def facts_of(key: str) -> Key:
-    """What the schema says of a key; of one that it does not have, what it says of the group."""
+    """What the schema says of a key; for a key that it does not have, what it says of the group."""
     while key and key not in _facts():
         key = key.rpartition(".")[0]
     return _facts().get(key, Key())

@@ -1,4 +1,4 @@
-"""The number that a sweeper looks at: one pass@k of a run's final evaluation."""
+"""The number that a sweeper optimises: one pass@k of a run's final evaluation."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ FORM = re.compile(r"pass@([1-9][0-9]*)/(all|[1-5]|\?)")
 
 
 def parse_objective(text: str) -> tuple[int, str]:
-    """k and level of `eval.objective`, such as pass@4/5 or pass@1/all.
+    """Parses `eval.objective`, such as pass@4/5 or pass@1/all, into k and level.
 
     Raises:
         ConfigError: it has another form.
@@ -21,7 +21,7 @@ def parse_objective(text: str) -> tuple[int, str]:
 
 
 def objective_of(summary: dict[str, Any], text: str) -> float | None:
-    """The objective of a run's summary.json; None where the run has no such evaluation."""
+    """The objective of a run's summary.json; None if the run has no such evaluation."""
     k, level = parse_objective(text)
     evaluation = summary.get("evaluation") or {}
     return evaluation.get("pass_at_k", {}).get(level, {}).get(str(k))

@@ -1,4 +1,4 @@
-"""What there is to run on: cores, memory and GPUs of this machine, or those of conf/cluster. Imports no engine."""
+"""The resources to run on: cores, memory and GPUs of this machine, or those of conf/cluster. Imports no engine."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ class Resources:
     memory_gib: float
     gpus: int
     gpu_memory_gib: float
-    """Of one card; 0 without GPUs, or where it is not known."""
+    """Memory of one card; 0 without GPUs, or if it is not known."""
     custom: frozenset[str] = frozenset()
     """Custom Ray resources that every node offers."""
 
@@ -52,7 +52,7 @@ def cpu_build() -> bool:
 
 
 def default_profile() -> str:
-    """The profile where none is named: "gpu" where a GPU is visible and vLLM's GPU build is there, else "cpu"."""
+    """The profile if none is named: "gpu" if a GPU is visible and vLLM's GPU build is installed, else "cpu"."""
     return "gpu" if visible_gpus() and not cpu_build() else "cpu"
 
 
@@ -70,7 +70,7 @@ def this_machine() -> Resources:
 
 
 def of_cluster(cluster: ClusterConfig) -> Resources | None:
-    """The resources that conf/cluster states; None where it says "as found"."""
+    """The resources that conf/cluster states; None if it states none (cluster=local)."""
     if cluster.nodes == 0:
         return None
     return Resources(
@@ -80,7 +80,7 @@ def of_cluster(cluster: ClusterConfig) -> Resources | None:
         memory_gib=cluster.nodes * cluster.memory_gib_per_node,
         gpus=cluster.nodes * cluster.gpus_per_node,
         gpu_memory_gib=cluster.gpu_memory_gib,
-        # The file states sizes; whether the cluster's nodes offer these names is seen when it is joined.
+        # The file states sizes only; whether the nodes offer these names is checked when the cluster is joined.
         custom=frozenset(name for key in RESOURCE_KEYS if (name := getattr(cluster, key))),
     )
 

@@ -1,4 +1,4 @@
-"""Actors that stay up from one run of a sweep to the next: starting engines takes longer than a small run."""
+"""Keeps actors from one run of a sweep to the next, because starting engines takes longer than a small run."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from expo_ray.runtime.journal import Events
 
 
 class WarmActors:
-    """Hands the actors of a finished run to the next one, where that one would start the same.
+    """Hands the actors of a finished run to the next one, if that one would start the same actors.
 
-    The learners are built again for each run and the first weight sync gives the engines its base model, so a run
-    with warm actors is the same, bit for bit, as one with actors of its own.
+    Learners are rebuilt for each run and the first weight sync gives the engines its base model, so a run on warm
+    actors is the same, bit for bit, as one that starts its own.
     """
 
     def __init__(self) -> None:
         self._idle: Actors | None = None
 
     def take(self, plan: Plan, folder: Path, context_tokens: int, stop_ids: tuple[int, ...], events: Events) -> Actors:
-        """Actors for a run; arguments and errors are those of `Actors`."""
+        """Returns actors for a run; arguments and errors are those of `Actors`."""
         idle, self._idle = self._idle, None
         fits = idle is not None and context_tokens <= idle.context_tokens and stop_ids == idle.stop_ids
         if idle is not None and fits and _same(idle.plan, plan):
@@ -31,11 +31,11 @@ class WarmActors:
         return Actors(plan, folder, context_tokens, stop_ids, events)
 
     def give_back(self, actors: Actors) -> None:
-        """Keeps the actors of a run that ended well."""
+        """Takes back the actors of a run that ended without an error."""
         self._idle = actors
 
     def close(self) -> None:
-        """Stops what is kept."""
+        """Stops the actors that are kept."""
         if self._idle is not None:
             self._idle.close()
             self._idle = None

@@ -1,1 +1,1 @@
-"""Checks before anything heavy starts: model files, tokenizer, disk, placement. Imports no engine, takes seconds."""
+"""Checks before anything heavy starts: settings, model files, data, disk, placement. Imports no engine."""

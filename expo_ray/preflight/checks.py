@@ -56,7 +56,7 @@ def check_run(config: Config) -> Checked:
 
 
 def check_start(plan: Plan) -> None:
-    """Checks what a run needs that really starts: a chat template if prompts use one, and room on disk.
+    """Checks what only a real start needs: a chat template if prompts use one, and room on disk.
 
     Raises:
         ConfigError: in one sentence with the remedy.
@@ -119,7 +119,7 @@ def _context_problems(config: Config, tokens: int, shape: ModelShape | None) -> 
             f"the longest prompt and rollout.max_completion_tokens={config.rollout.max_completion_tokens} make "
             f"{tokens} tokens, but the context of {config.model.path} is {shape.context}: use {remedy}"
         )
-    # What expo_ray.rollout.engine gives an engine on CPU; on a card vLLM measures what is left.
+    # expo_ray.rollout.engine gives a CPU engine whole GiB; on a GPU vLLM measures how much memory is left.
     if config.profile.device == "cpu":
         cache = max(1, round(config.rollout.kv_cache_gib))
         needed = tokens * shape.kv_bytes_per_token(BYTES[config.rollout.dtype]) / GIB
@@ -131,7 +131,7 @@ def _context_problems(config: Config, tokens: int, shape: ModelShape | None) -> 
 
 
 def _node(resources: Mapping[str, float]) -> Node:
-    """Ray keeps a part of memory for its object store; both are bytes of the same memory."""
+    # Ray reserves a part of the host memory for its object store and lists the two separately.
     memory = (resources.get("memory", 0.0) + resources.get("object_store_memory", 0.0)) / GIB
     own = ("memory", "object_store_memory")
     named = {name: value for name, value in resources.items() if name not in own and not name.startswith("node:")}

@@ -1,4 +1,4 @@
-"""Is there room on disk for the checkpoints and records that a run will write?"""
+"""Checks that the disk has room for the checkpoints and records that a run will write."""
 
 import math
 import shutil
@@ -11,18 +11,18 @@ from expo_ray.preflight.model_folder import ModelShape
 
 MIB, GIB = 1 << 20, 1 << 30
 RECORDS_A_STEP = 16 << 10
-"""Bytes of a line of metrics.jsonl (2 KiB) and its TensorBoard events."""
+"""Bytes a step: a line of metrics.jsonl (2 KiB) and its TensorBoard events."""
 LOGS_AN_ACTOR = 4 << 20
-"""Bytes; an engine that was sound wrote 30 KiB in 60 steps, one that fails writes stack traces."""
+"""Bytes; a healthy engine wrote 30 KiB in 60 steps, a failing one writes stack traces."""
 BYTES_A_TOKEN = 5
-"""Of samples.jsonl: a token's text, quoted."""
+"""Bytes of a token's quoted text in samples.jsonl."""
 
 
 def checkpoint_bytes(config: Config, shape: ModelShape) -> int:
-    """Bytes of one checkpoint: weights and optimizer as DeepSpeed writes them, and the exported policy.
+    """Estimates one checkpoint: weights and optimizer as DeepSpeed writes them, and the exported policy.
 
     The optimizer is float32 master weights and Adam's two moments; stage 0 in float32 has no master copy. At stage 3
-    the trained weights are in the optimizer's shards alone. With LoRA all but the adapters is frozen.
+    the trained weights are only in the optimizer's shards. With LoRA everything but the adapters is frozen.
     """
     learner, rank = config.learner, config.model.lora.rank
     trained = shape.lora_parameters(rank) if rank else shape.parameters
@@ -33,7 +33,7 @@ def checkpoint_bytes(config: Config, shape: ModelShape) -> int:
 
 
 def record_bytes(config: Config) -> int:
-    """Bytes, at most about, of metrics, samples and logs over the whole run."""
+    """Estimates the bytes of metrics, samples and logs over the whole run, rounded up."""
     rollout = config.rollout
     length = rollout.max_prompt_tokens + rollout.max_completion_tokens
     samples = config.logging.samples_per_step * (rollout.samples_per_prompt + rollout.explanations_per_prompt)
@@ -43,7 +43,7 @@ def record_bytes(config: Config) -> int:
 
 
 def checkpoints_at_once(config: Config) -> int:
-    """How many checkpoints lie on disk at the worst moment: the kept ones and the one that is being written."""
+    """How many checkpoints are on disk at the worst moment: those kept, and the one being written."""
     trainer = config.trainer
     most = trainer.keep_checkpoints + trainer.keep_best + 1
     if trainer.checkpoint_minutes:
@@ -53,9 +53,9 @@ def checkpoints_at_once(config: Config) -> int:
 
 
 def disk_problems(config: Config, shape: ModelShape | None) -> Iterator[str]:
-    """A sentence where run_dir's file system has no room for the run; a model of unknown size counts as nothing.
+    """Yields a sentence if run_dir's file system has no room for the run; a model of unknown size counts as 0.
 
-    What the run folder's checkpoints take already counts as free: the run overwrites them.
+    Space of checkpoints in the run folder counts as free, because the run replaces them.
     """
     folder = Path(config.run_dir)
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -76,7 +76,7 @@ def disk_problems(config: Config, shape: ModelShape | None) -> Iterator[str]:
 
 
 def _fewer(config: Config, each: int, room: int) -> Iterator[str]:
-    """trainer.keep_* that would fit; one is always being written beside the kept ones."""
+    """Values of trainer.keep_* that would fit, with one more checkpoint for the one being written."""
     trainer, best = config.trainer, config.trainer.keep_best
     fitting = room // each if each and room > 0 else 0
     if 1 <= fitting - 1 - best < trainer.keep_checkpoints:
@@ -88,7 +88,7 @@ def _fewer(config: Config, each: int, room: int) -> Iterator[str]:
 
 
 def _taken(folder: Path) -> int:
-    """Bytes of the files below a folder; 0 where there is none."""
+    """Bytes of the files below a folder; 0 if there is none."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
 
 

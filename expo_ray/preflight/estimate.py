@@ -1,4 +1,4 @@
-"""Memory of each kind of actor, estimated from the model's dimensions. Rough by design: the plan says so.
+"""Estimates each actor's memory and a step's time from the model's dimensions. Rough by design, as the plan says.
 
 Optimizer and sharding follow DeepSpeed's ZeRO (stage 1 shards the optimizer, 2 gradients too, 3 weights too).
 """
@@ -13,19 +13,19 @@ from expo_ray.config.schema import Config
 from expo_ray.preflight.model_folder import ModelShape
 
 UPDATE_SHARE = 0.35
-"""Of the peak, in forward and backward passes of a dense model."""
+"""Share of the card's peak reached in forward and backward passes of a dense model."""
 BANDWIDTH_SHARE = 0.6
-"""Of the memory bandwidth, while decoding."""
+"""Share of the memory bandwidth reached while decoding."""
 DECODE_OVERHEAD_S = 0.005
-"""Scheduling and launches of one decoding step of an engine."""
+"""Scheduling and kernel launches of one decoding step."""
 BYTES_PER_VALUE = 2
 FREE_SAMPLES_MEASURED = 2
-"""Free completions of a group that the two properties are measured on."""
+"""Free completions of a group on which the two properties are measured."""
 
 
 @dataclass(frozen=True)
 class StepDuration:
-    """Seconds of one step's long phases, if every completion runs to its limit."""
+    """Seconds of a step's long phases if every completion runs to its limit."""
 
     generate: float
     update: float
@@ -38,7 +38,7 @@ class StepDuration:
 
 
 def step_duration(config: Config, shape: ModelShape | None) -> StepDuration | None:
-    """The estimate; None without GPUs, without a card's data sheet, or where the model's size is not known."""
+    """Estimates a step; None without GPUs, without a card's data sheet, or if the model's size is not known."""
     if shape is None or config.profile.device != "cuda" or not config.cluster.gpu_tflops:
         return None
     return StepDuration(_generate(config, shape), _update(config, shape), _properties(config, shape))
@@ -62,7 +62,7 @@ def duration_text(config: Config, found: StepDuration | None) -> Iterator[str]:
 
 
 def _generate(config: Config, shape: ModelShape) -> float:
-    """Decoding step by step: each reads the weights and the key-value cache of all sequences once."""
+    """Each decoding step reads the weights and the key-value cache of all sequences once."""
     rollout, cluster = config.rollout, config.cluster
     sequences = _asked_of_an_engine(config)
     at_once = min(sequences, sequences_at_once(config, shape))
@@ -75,7 +75,7 @@ def _generate(config: Config, shape: ModelShape) -> float:
 
 
 def _update(config: Config, shape: ModelShape) -> float:
-    """2 N operations a token forward, 4 N backward (2 N with frozen weights), 2 N more where activations are redone."""
+    """2 N operations a token forward, 4 N backward (2 N with frozen weights), 2 N more to recompute activations."""
     learner = config.learner
     samples = config.trainer.prompts_per_step * (config.rollout.samples_per_prompt + targets_per_prompt(config))
     passes = 2 + (2 if config.model.lora.rank else 4) + (2 if learner.gradient_checkpointing else 0)
@@ -90,7 +90,7 @@ def targets_per_prompt(config: Config) -> int:
 
 
 def _properties(config: Config, shape: ModelShape) -> float:
-    """Forward passes over explanations, gold solution and free samples: each, and the answer behind its chain."""
+    """Forward passes over explanations, gold solution and free samples, and over the answer after each."""
     every, rollout = config.algo.properties_every, config.rollout
     if not every:
         return 0.0
@@ -104,12 +104,12 @@ def _length(config: Config) -> int:
 
 
 def _speed(config: Config) -> float:
-    """Operations a second of all learner ranks together."""
+    """Operations per second of all learner ranks together."""
     return config.learner.ranks * config.cluster.gpu_tflops * 1e12 * UPDATE_SHARE
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Resident size of a process with its libraries loaded and no model: see tests/integration for what they really take.
+# Resident size of a process with its libraries loaded and no model; tests/integration measures the real ones.
 PROCESS_GIB = {"rollout": 1.3, "learner": 0.9, "verifier": 0.3, "driver": 0.9}
 FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 1024
 """Bounds of the derived number of sequences that an engine decodes at once."""
@@ -118,20 +118,20 @@ Parts = dict[str, float | None]
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """GiB of one actor by what takes it; a part that is None is not known before the model is loaded."""
+    """GiB of one actor, by purpose; None: not known before the model is loaded."""
 
     host: Parts = field(default_factory=dict)
     gpu: Parts = field(default_factory=dict)
     rough: frozenset[str] = frozenset({"activations"})
-    """Parts that the length of what is sampled decides; they never refuse a run."""
+    """Parts that depend on how long samples turn out; no run is refused for them."""
 
     @property
     def host_gib(self) -> float | None:
-        """Sum of the host parts; None where one is not known."""
+        """Sum of the host parts; None if one is not known."""
         return _sum(self.host)
 
     def sure(self, parts: Parts) -> float:
-        """Sum of the known parts without the rough ones."""
+        """Sum of the known parts that are not rough."""
         return sum(value for name, value in parts.items() if value is not None and name not in self.rough)
 
     def text(self) -> str:
@@ -165,13 +165,13 @@ def _asked_of_an_engine(config: Config) -> int:
 
 
 def engine_memory(config: Config, shape: ModelShape | None, resources: Resources) -> MemoryEstimate:
-    """One vLLM engine (all of its shards' host memory, one shard's card)."""
+    """Memory of one vLLM engine: host memory of all its shards, GPU memory of one shard."""
     gpu = config.profile.device == "cuda"
     process: Parts = {"process": 4.0 if gpu else PROCESS_GIB["rollout"]}
     size = BYTES[config.rollout.dtype]
     weights = None if shape is None else shape.parameters * size / GIB
     if not gpu:
-        # The CPU engine keeps each linear weight a second time, packed for oneDNN.
+        # vLLM's CPU engine keeps a second copy of each linear weight, packed for oneDNN.
         packed = None if shape is None else shape.layers * sum(i * o for i, o in shape.linear_shapes) * size / GIB
         model: Parts = {"weights": weights, "packed weights": packed, "KV cache": config.rollout.kv_cache_gib}
         return MemoryEstimate(host=process | model)
@@ -182,7 +182,7 @@ def engine_memory(config: Config, shape: ModelShape | None, resources: Resources
 
 
 def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
-    """One learner rank."""
+    """Memory of one learner rank."""
     learner = config.learner
     gpu = config.profile.device == "cuda"
     process: Parts = {"process": 3.0 if gpu else PROCESS_GIB["learner"]}
@@ -193,21 +193,21 @@ def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
     trained = shape.lora_parameters(config.model.lora.rank) if config.model.lora.rank else shape.parameters
     frozen = shape.parameters if config.model.lora.rank else 0
     offloaded = gpu and learner.offload_optimizer
-    # Gradients come to an offloaded optimizer: 4 bytes and a copy of 2, at stage 3 4 and 4.
+    # An offloaded optimizer also holds gradients: 4 bytes and a copy of 2, at stage 3 of 4.
     kept = 12 if not offloaded else 20 if stage == 3 else 18
     optimizer: Parts = {"optimizer": trained * kept / (ranks if stage >= 1 else 1) / GIB}
     parts: Parts = {"weights": (trained + frozen) * size / (ranks if stage == 3 else 1) / GIB}
     if not (offloaded and stage == 3):
-        # From stage 2 on they are added up in float32, whatever the weights' type.
+        # From stage 2 on DeepSpeed accumulates them in float32, whatever the weights' type.
         parts["gradients"] = trained * (4 / ranks if stage >= 2 else size) / GIB
     if _needs_reference(config) and not config.model.lora.rank:
         parts["reference policy"] = shape.parameters * size / (ranks if stage == 3 else 1) / GIB
-    # Logits of one chunk and their gradient, in float32.
+    # One chunk's logits and their gradient, in float32.
     parts["logits"] = 2 * 4 * learner.logits_chunk_tokens * shape.vocabulary / GIB
     parts["activations"] = _activations(config, shape) / GIB
     copied: Parts = {}
     if config.trainer.checkpoint_async:
-        # The first rank copies the weights below stage 3, each rank its part of the optimizer: here a rank's mean.
+        # Below stage 3 the first rank copies the weights, every rank its part of the optimizer; this is the mean.
         copied["checkpoint copy"] = (trained * 12 + (trained + frozen) * size) / ranks / GIB
     if not offloaded:
         parts |= optimizer
@@ -216,7 +216,7 @@ def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
 
 
 def other_memory(name: str, config: Config) -> MemoryEstimate:
-    """The verifier with its processes, or the driver with Ray's own."""
+    """Memory of a verifier with its processes, or of the driver with Ray's own."""
     processes = 1 + config.verifier.processes if name == "verifier" else 1
     return MemoryEstimate(host={"processes": processes * PROCESS_GIB[name]})
 
@@ -226,7 +226,7 @@ def _needs_reference(config: Config) -> bool:
 
 
 def _activations(config: Config, shape: ModelShape) -> float:
-    """Bytes kept for the backward pass of one micro-batch, attention matrices left out (fused attention).
+    """Bytes kept for the backward pass of one micro-batch; fused attention keeps no attention matrices.
 
     A block keeps about 10 vectors of the hidden size, q, k, v and 4 of the MLP's width for each token.
     """

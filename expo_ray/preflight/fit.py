@@ -1,4 +1,4 @@
-"""Does a plan fit the model and what there is? A sentence for each thing that does not, with the override that does."""
+"""Checks that a plan fits the model and the resources, and searches for overrides that would make it fit."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,14 +12,14 @@ from expo_ray.preflight.placement import Node, alike_nodes, placeable, placement
 from expo_ray.preflight.plan import Plan, plan_for
 
 Values = Mapping[str, Any]
-"""Dotted keys with the values that they get."""
+"""Dotted key -> new value."""
 MOST = 3
-"""Remedies named in one sentence, and knobs turned together."""
+"""Most remedies named in one sentence, and most keys changed together."""
 SMALLEST = min(KNOWN, key=lambda name: KNOWN[name].parameters)
 
 
 def changed(plan: Plan, values: Values) -> Plan:
-    """The plan of the same run with other values, on the same resources."""
+    """Plans the same run with other values on the same resources."""
     config = copy.deepcopy(plan.config)
     for key, value in values.items():
         *parents, leaf = key.split(".")
@@ -32,12 +32,12 @@ def changed(plan: Plan, values: Values) -> Plan:
 
 
 def remedies(plan: Plan, knobs: Sequence[Iterable[Values]], fits: Callable[[Plan], bool]) -> list[str]:
-    """Overrides that make the plan fit: of each knob the first value that does, else of two or three knobs together.
+    """Searches for overrides that make a plan fit: one change, or else two or three together.
 
     Args:
         plan: the plan that does not fit.
-        knobs: for each knob its values, the mildest first.
-        fits: whether a changed plan does.
+        knobs: values to try of each kind of change, the mildest first.
+        fits: whether a changed plan fits.
     """
     values = [list(knob) for knob in knobs]
     found = [first for knob in values if (first := _first(plan, knob, fits)) is not None]
@@ -53,7 +53,7 @@ def remedies(plan: Plan, knobs: Sequence[Iterable[Values]], fits: Callable[[Plan
 
 
 def largest_model(plan: Plan, fits: Callable[[Plan], bool]) -> str | None:
-    """The largest known model that fits in the same layout, where it is smaller than the plan's own."""
+    """The largest known model that fits in the same layout and is smaller than the plan's; None without one."""
     shape = plan.shape
     for name, known in sorted(KNOWN.items(), key=lambda item: -item[1].parameters):
         smaller = shape is None or known.parameters < shape.parameters
@@ -67,7 +67,7 @@ def _first(plan: Plan, knob: Sequence[Values], fits: Callable[[Plan], bool]) -> 
 
 
 def _merged(chosen: Iterable[Values]) -> Values | None:
-    """All values in one; None where two set the same key."""
+    """Merges changes; None if two set the same key."""
     together: dict[str, Any] = {}
     for values in chosen:
         if together.keys() & values.keys():
@@ -87,7 +87,7 @@ def _written(value: Any) -> str:
 
 
 def lower(key: str, value: int, least: int = 1) -> Iterator[Values]:
-    """The values below an integer key's, the nearest first."""
+    """Yields an integer key's lower values, the nearest first."""
     for smaller in range(value - 1, least - 1, -1):
         yield {key: smaller}
 
@@ -96,19 +96,19 @@ Knobs = list[list[Values]]
 
 
 RESIDENT = ("weights", "gradients", "reference policy", "optimizer")
-"""What a learner rank keeps on its card between updates."""
+"""Parts that a learner rank keeps on its card between updates."""
 
 
 @dataclass(frozen=True)
 class Lack:
-    """One thing that does not fit, told without its remedy."""
+    """One thing that does not fit, without a remedy."""
 
     kind: str
     sentence: str
 
 
 def too_long(plan: Plan) -> Iterator[str]:
-    """A sentence where prompt and completion together are longer than the model's context."""
+    """Yields a sentence if prompt and completion together are longer than the model's context."""
     rollout, shape = plan.config.rollout, plan.shape
     length = rollout.max_prompt_tokens + rollout.max_completion_tokens
     if shape is None or not shape.context or length <= shape.context:
@@ -126,11 +126,11 @@ def too_long(plan: Plan) -> Iterator[str]:
 
 
 def misfits(plan: Plan, nodes: Sequence[Node] | None = None) -> Iterator[str]:
-    """A sentence for each resource that is asked for and not there: GPUs, cores, memory, a place on a node.
+    """Yields a sentence for each resource that is missing: GPUs, cores, memory, a place on a node.
 
     Args:
         plan: the run's plan.
-        nodes: what each node offers; None: the plan's resources, shared out evenly.
+        nodes: resources of each node; None: the plan's resources, divided evenly.
     """
     found = list(_lacks(plan, nodes))
     if not found:
@@ -139,7 +139,7 @@ def misfits(plan: Plan, nodes: Sequence[Node] | None = None) -> Iterator[str]:
     def fits(other: Plan) -> bool:
         return not any(_lacks(other, nodes))
 
-    # One remedy for everything that is lacking: mending one thing alone would only lead to the next refusal.
+    # A remedy must cure everything that is missing: fixing one thing only would lead to the next refusal.
     knobs = [knob for lack in found for knob in _knobs(plan, lack.kind)]
     helps = remedies(plan, [knob for i, knob in enumerate(knobs) if knob not in knobs[:i]], fits)
     for lack in found:
@@ -150,7 +150,7 @@ def _lacks(plan: Plan, nodes: Sequence[Node] | None) -> Iterator[Lack]:
     short = [*_too_many(plan), *_too_large(plan)]
     yield from short
     nodes = alike_nodes(plan.resources) if nodes is None else nodes
-    # Totals that do not suffice are told in totals.
+    # If totals are too small, that is the message; placement matters only when they suffice.
     if not short and (problem := placement_problem(placeable(plan, nodes), nodes)):
         yield Lack("place", problem)
 
@@ -162,7 +162,7 @@ def _too_many(plan: Plan) -> Iterator[Lack]:
         asked += [f"learner.ranks={config.learner.ranks}"] if plan.trains else []
         yield Lack(
             "GPUs",
-            f"{' and '.join(asked)} ask{'' if plan.trains else 's'} for {plan.gpus} GPUs, {there.where} has "
+            f"{' and '.join(asked)} {'ask for' if plan.trains else 'asks for'} {plan.gpus} GPUs, {there.where} has "
             f"{there.gpus} today",
         )
     for row, key in ((plan.actor("rollout"), "rollout.workers"), (plan.actor("learner"), "learner.ranks")):
@@ -206,7 +206,7 @@ def _too_large(plan: Plan) -> Iterator[Lack]:
     if plan.colocated and resting + share > there.gpu_memory_gib:
         yield Lack(
             "shared card",
-            f"cluster.placement=colocated: beside the {resting:.0f} GiB that a learner rank keeps while its engine "
+            f"cluster.placement=colocated: besides the {resting:.0f} GiB that a learner rank keeps while its engine "
             f"samples, rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization} asks for {share:.0f} "
             f"GiB, a card of {there.where} has {there.gpu_memory_gib:.0f}",
         )
@@ -240,7 +240,7 @@ def _remedy(plan: Plan, lack: Lack, found: list[str], fits: Callable[[Plan], boo
 
 
 def _knobs(plan: Plan, kind: str) -> Knobs:
-    """What may be turned for each kind of lack, the least costly first."""
+    """Changes worth trying for each kind of lack, the least costly first."""
     config, there = plan.config, plan.resources
     workers = list(lower("rollout.workers", config.rollout.workers))
     ranks = list(lower("learner.ranks", config.learner.ranks))
@@ -284,7 +284,7 @@ def _knobs(plan: Plan, kind: str) -> Knobs:
 
 
 def _layouts(plan: Plan, shards: int | None = None) -> list[Values]:
-    """Engines and ranks that use every GPU there is, the most even first; without learners engines alone."""
+    """Layouts that use every GPU, the most even split first; without learners, engines only."""
     shards, gpus = shards or plan.config.rollout.tensor_parallel, plan.resources.gpus
     if not plan.trains:
         return [{"rollout.workers": gpus // shards}] if gpus >= shards else []
@@ -293,7 +293,7 @@ def _layouts(plan: Plan, shards: int | None = None) -> list[Values]:
 
 
 def _shared(plan: Plan) -> list[Values]:
-    """An engine and a rank on the only card."""
+    """Layouts in which an engine and a rank share the only card."""
     if not plan.trains or plan.resources.gpus != 1 or plan.config.trainer.async_steps:
         return []
     layout = {"rollout.workers": 1, "learner.ranks": 1, "rollout.tensor_parallel": 1}

@@ -1,4 +1,4 @@
-"""Whether a model can read the problems: told before anything heavy is imported."""
+"""Checks that model and data can be loaded and that the tokenizer can read the problems, without heavy imports."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ WAIT_S = 3.0
 
 
 def check_hub(config: Config) -> None:
-    """Refuses a hub model or data set that is neither in the local cache nor within reach.
+    """Refuses a hub model or data set that is neither in the local cache nor reachable.
 
     Raises:
         ConfigError: one sentence that names the key and asks for a local path.
@@ -43,7 +43,7 @@ def _reachable() -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
         return False
     if any(os.environ.get(name) for name in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True  # Another road leads there; only the client itself can try it.
+        return True  # through a mirror or a proxy, which only the client itself can try
     try:
         socket.create_connection((HOST, 443), timeout=WAIT_S).close()
     except OSError:
@@ -52,15 +52,14 @@ def _reachable() -> bool:
 
 
 SMALL_VOCABULARY = 1000
-"""Up to here a tokenizer may know a few characters only; the large ones spell out what they do not know."""
+"""A tokenizer of up to this many tokens may know a few characters only; larger ones can spell any text."""
 MOST_UNKNOWN = 0.2
 
 
 def check_longest(problems: Sequence[Problem], plan: Plan) -> None:
-    """Tokenises the question with the most characters, where that can be too long or unknown at all.
+    """Tokenises the longest question, if it could be too long or unknown to the tokenizer.
 
-    A question is the largest part of its prompt; the prompts themselves are checked once they are built
-    (expo_ray.prompts.loading).
+    The question is the largest part of a prompt; prompts are checked when they are built (expo_ray.prompts.loading).
 
     Raises:
         DataError: the question alone is longer than the model's context, or mostly unknown to its tokenizer.

@@ -1,4 +1,4 @@
-"""Are a model folder's weight files whole? Reads the headers of safetensors files, never a tensor.
+"""Checks that a model folder's weights and tokenizer are whole and belong together, by the files' headers.
 
 A file is 8 bytes N (little endian), N bytes of JSON, then the tensors, whose offsets the JSON names
 (huggingface.co/docs/safetensors, "Format").
@@ -21,20 +21,20 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What the checks need of a tokenizer.json."""
+    """What the checks need to know of a tokenizer.json."""
 
     size: int
     """Number of tokens, added ones included."""
     largest_id: int
     largest_token: str
     special: dict[str, int | None]
-    """Each special token that tokenizer_config.json names, with its id; None: not in the vocabulary."""
+    """Role of each special token that tokenizer_config.json names -> its id; None: not in the vocabulary."""
     names: dict[str, str]
     """The special tokens' texts."""
 
 
 def tokenizer_problems(folder: Path, vocabulary: int | None) -> Iterator[str]:
-    """A sentence for each thing in which tokenizer and model disagree.
+    """Yields a sentence for each thing in which tokenizer and model disagree.
 
     Args:
         folder: a local model folder (model.path).
@@ -95,12 +95,12 @@ def _facts(folder: Path) -> TokenizerFacts | None:
 
 @lru_cache(maxsize=4)
 def _read_facts(folder: Path, written: tuple[int, ...]) -> TokenizerFacts:
-    """Read once for files written at these times: a command checks its configuration several times."""
+    """Reads the tokenizer once for files written at these times: each job of a sweep checks the same folder."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises a bare Exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ConfigError(
             f"model.path={folder}: tokenizer.json cannot be read as a tokenizer ({reason}): copy it again"
@@ -109,7 +109,7 @@ def _read_facts(folder: Path, written: tuple[int, ...]) -> TokenizerFacts:
     largest = max(tokens, key=tokens.__getitem__, default="")
     names = _special_names(folder)
     found = {role: tokens.get(name) for role, name in names.items()}
-    # A name with an id of its own in added_tokens_decoder is added by transformers.
+    # transformers adds the tokens of added_tokens_decoder, which tokenizer.json need not have.
     added = {_text(value): int(key) for key, value in _added(folder).items() if key.isdigit()}
     special = {role: added.get(names[role]) if value is None else value for role, value in found.items()}
     return TokenizerFacts(len(tokens), tokens.get(largest, -1), largest, special, names)
@@ -144,11 +144,11 @@ Header = dict[str, Any]
 
 
 class BrokenFile(Exception):
-    """A weight file that cannot be loaded; the text says why, as the end of a sentence that begins with its name."""
+    """A weight file cannot be loaded; the text names the file and says why."""
 
 
 def weight_problems(folder: Path, vocabulary: int | None) -> Iterator[str]:
-    """A sentence for each thing that would keep the weights of `folder` from loading.
+    """Yields a sentence for each thing that would keep the weights of `folder` from loading.
 
     Args:
         folder: a local model folder (model.path).
@@ -173,7 +173,7 @@ def weight_problems(folder: Path, vocabulary: int | None) -> Iterator[str]:
 
 
 def read_header(file: Path) -> Header:
-    """Tensor names with dtype, shape and offsets.
+    """Reads tensor names with dtype, shape and offsets from a safetensors header.
 
     Raises:
         BrokenFile: the file is missing, a Git LFS pointer, cut short or not safetensors.
@@ -186,7 +186,7 @@ def read_header(file: Path) -> Header:
                 raise BrokenFile(f"{file.name} is a Git LFS pointer, not the weights: run git lfs pull there")
             length = struct.unpack("<Q", start[:8])[0] if size >= 8 else LONGEST_HEADER
             if size >= 8 and not 2 <= length <= LONGEST_HEADER:
-                raise BrokenFile(f"{file.name} is no safetensors file: copy it again")
+                raise BrokenFile(f"{file.name} is not a safetensors file: copy it again")
             if size < 8 + length:
                 raise BrokenFile(f"{file.name} is cut short ({size} bytes, less than its header): copy it again")
             opened.seek(8)
@@ -194,12 +194,14 @@ def read_header(file: Path) -> Header:
         tensors = {name: value for name, value in header.items() if name != "__metadata__"}
         wanted = 8 + length + max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
     except OSError as error:
-        raise BrokenFile(f"{file.name} cannot be read ({error.strerror}): copy it again, or mend its rights") from error
+        raise BrokenFile(
+            f"{file.name} cannot be read ({error.strerror}): copy it again, or make it readable"
+        ) from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise BrokenFile(f"{file.name} has a broken header ({type(error).__name__}): copy it again") from error
     if size != wanted:
         word = "cut short" if size < wanted else "too long"
-        raise BrokenFile(f"{file.name} is {word} ({size} bytes, its header tells {wanted}): copy it again")
+        raise BrokenFile(f"{file.name} is {word} ({size} bytes, its header says {wanted}): copy it again")
     return tensors
 
 
@@ -222,7 +224,7 @@ def _without_model(folder: Path) -> str:
 
 
 def _shards(folder: Path) -> dict[str, set[str]]:
-    """File names with the tensors that the index places there (none are named for a single file)."""
+    """File name -> the tensors that the index places in it (none for a single file)."""
     if (folder / WHOLE).is_file():
         return {WHOLE: set()}
     file = folder / INDEX

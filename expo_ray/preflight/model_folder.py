@@ -1,4 +1,4 @@
-"""A policy's dimensions, read from config.json or known by hub id: parameter counts without loading anything."""
+"""A model's dimensions, from config.json or known by hub id, and its generation settings; nothing is loaded."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Dimensions of a decoder with grouped-query attention and a gated MLP (Llama, Qwen2 and their kin)."""
+    """Dimensions of a decoder with grouped-query attention and a gated MLP (Llama, Qwen2 and similar)."""
 
     hidden: int
     layers: int
@@ -24,7 +24,7 @@ class ModelShape:
     tied: bool
     qkv_bias: bool
     context: int
-    """Largest number of positions; 0 where config.json does not say."""
+    """Largest number of positions; 0 if config.json does not say."""
 
     @property
     def linear_shapes(self) -> list[tuple[int, int]]:
@@ -77,7 +77,7 @@ KNOWN = {
 
 
 def model_shape(path: str) -> ModelShape | None:
-    """The dimensions of a local folder or a known hub id; None where they cannot be known before loading.
+    """Finds the dimensions of a local folder or a known hub id; None if only loading the model would show them.
 
     Raises:
         ConfigError: a folder whose config.json is missing or broken.
@@ -122,7 +122,7 @@ def _from_json(config: dict[str, Any]) -> ModelShape | None:
 
 
 def generation_ends(folder: Path) -> tuple[int, ...]:
-    """The end-of-sequence ids of generation_config.json; empty where it is absent or names none.
+    """The end-of-sequence ids of generation_config.json; empty if it is absent or names none.
 
     Raises:
         ConfigError: the file is not JSON, or the ids are no whole numbers.
@@ -131,14 +131,14 @@ def generation_ends(folder: Path) -> tuple[int, ...]:
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
     if wrong := [end for end in ids if isinstance(end, bool) or not isinstance(end, int)]:
         raise ConfigError(
-            f"model.path={folder}: generation_config.json has eos_token_id={wrong[0]!r:.40}, not a token's id: "
+            f"model.path={folder}: generation_config.json has eos_token_id={wrong[0]!r:.40}, not a token id: "
             "write a whole number or a list of them"
         )
     return tuple(sorted(set(ids)))
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file of the folder; empty where there is no such file."""
+    """The object in a JSON file of the folder; empty if there is no such file."""
     file = folder / name
     if not file.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Can the actors of a plan be placed on the nodes there are? An exact search, so that nothing placeable is refused."""
+"""Checks that a plan's actors can be placed on the nodes; the search is exact, so nothing placeable is refused."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from expo_ray.config.resources import Resources
 from expo_ray.preflight.plan import Plan
 
 Node = Mapping[str, float]
-"""What one node offers: CPU, GPU, memory (GiB) and custom resources by name."""
+"""Resources of one node: CPU, GPU, memory (GiB) and custom ones by name."""
 ACTORS = {
     "rollout": ("an engine", "engines"),
     "learner": ("a learner rank", "learner ranks"),
@@ -16,21 +16,21 @@ ACTORS = {
 }
 KEYS = {"rollout": "rollout.workers", "learner": "learner.ranks", "verifier": "verifier.workers"}
 PIN = 0.001
-"""Of a custom resource that an actor asks for (expo_ray.driver.actors): it marks a node, it is not used up."""
+"""Amount of a custom resource that an actor asks for: it marks a node and is not used up."""
 TINY = 1e-9
 Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What each of `count` actors of one kind needs on one node."""
+    """What each of `count` actors of one kind needs on its node."""
 
     actor: str
     count: int
     needs: Mapping[str, float]
 
     def most(self, node: Node, used: Mapping[str, float]) -> int:
-        """How many fit on a node beside what is used there."""
+        """How many fit on a node where `used` is taken."""
         fits = [
             int((node.get(name, 0.0) - used.get(name, 0.0) + TINY) // need)
             for name, need in self.needs.items()
@@ -40,7 +40,7 @@ class Bundle:
 
 
 def bundles(plan: Plan) -> list[Bundle]:
-    """One for each kind of actor: engines with all their shards' GPUs, learner ranks, verifiers."""
+    """One bundle for each kind of actor: engines with all their shards' GPUs, learner ranks, verifiers."""
     found = []
     for row in (plan.actor(actor) for actor in ACTORS):
         if not row.count:
@@ -53,7 +53,7 @@ def bundles(plan: Plan) -> list[Bundle]:
 
 
 def pinned_to(plan: Plan, actor: str) -> str | None:
-    """The custom resource that an actor's node must offer; None: any node."""
+    """The custom resource that an actor's node must offer; None: any node will do."""
     cluster = plan.config.cluster
     return {"rollout": cluster.rollout_resource, "learner": cluster.learner_resource}.get(actor)
 
@@ -66,11 +66,11 @@ def alike_nodes(resources: Resources) -> list[Node]:
 
 
 def placement_problem(plan: Plan, nodes: Sequence[Node]) -> str | None:
-    """What cannot be placed, without a remedy; None where every actor finds its place.
+    """Names what cannot be placed, without a remedy; None if every actor has a place.
 
     Args:
         plan: the run's plan.
-        nodes: what each node offers.
+        nodes: resources of each node.
     """
     kinds = bundles(plan)
     for bundle in kinds:
@@ -83,7 +83,7 @@ def placement_problem(plan: Plan, nodes: Sequence[Node]) -> str | None:
 
 
 def placeable(plan: Plan, nodes: Sequence[Node]) -> Plan:
-    """The plan with shares of a core small enough for the nodes, where only these keep it from being placed."""
+    """Lowers the shares of a core that actors ask Ray for until they fit, if nothing else keeps them from it."""
     for step in range(40):
         lower = replace(
             plan, actors=[replace(row, ray_cpus=_rounded(row.ray_cpus * 0.85**step)) for row in plan.actors]
@@ -96,7 +96,7 @@ def placeable(plan: Plan, nodes: Sequence[Node]) -> Plan:
 def packs(kinds: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
     """Whether all bundles fit on the nodes together.
 
-    Node after node, keeps the sets of counts already placed that no other set beats.
+    Goes node by node and keeps the counts placed so far that no others beat in every kind.
     """
     wanted = tuple(bundle.count for bundle in kinds)
     reached: set[Counts] = {(0,) * len(kinds)}
@@ -116,7 +116,7 @@ def packs(kinds: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
 
 
 def _fillings(kinds: Sequence[Bundle], node: Node, used: Mapping[str, float]) -> Iterator[Counts]:
-    """Counts of each kind that fit on one node together; of the last kind always as many as go."""
+    """Yields counts of each kind that fit on one node together, always with as many of the last kind as possible."""
     first, *rest = kinds
     most = first.most(node, used)
     if not rest:
@@ -163,18 +163,18 @@ def _shards(plan: Plan, bundle: Bundle, name: str) -> bool:
 def _too_many(plan: Plan, kinds: Sequence[Bundle], nodes: Sequence[Node]) -> str:
     *before, last = kinds
     fitting = next(n for n in range(last.count - 1, -1, -1) if packs([*before, replace(last, count=n)], nodes))
-    beside = " and ".join(
+    others = " and ".join(
         f"{b.count} {ACTORS[b.actor][b.count > 1].removeprefix('an ').removeprefix('a ')}" for b in before
     )
     needs = ", ".join(f"{_figure(need)} {name}" for name, need in last.needs.items() if need > 0 and name != "memory")
     return (
-        f"{KEYS[last.actor]}={last.count}: {plan.resources.where} has place for {fitting} of them"
-        f"{f' beside {beside}' if beside else ''} ({needs} each on one node; {offers(nodes)})"
+        f"{KEYS[last.actor]}={last.count}: {plan.resources.where} has room for {fitting} of them"
+        f"{f' besides {others}' if others else ''} ({needs} each on one node; {offers(nodes)})"
     )
 
 
 def offers(nodes: Sequence[Node]) -> str:
-    """The nodes in words: how many have how many GPUs, or CPUs where none has a GPU."""
+    """Describes the nodes: how many have how many GPUs, or CPUs if none has a GPU."""
     name = "GPU" if any(node.get("GPU", 0) for node in nodes) else "CPU"
     amounts = sorted((node.get(name, 0.0) for node in nodes), reverse=True)
     groups = [f"{amounts.count(amount)} with {_figure(amount)}" for amount in dict.fromkeys(amounts)]

@@ -1,4 +1,4 @@
-"""What will run where: actors, derived batch sizes and a memory estimate, before anything is started."""
+"""Plans a run before anything starts: its actors, batch sizes and memory; plan.txt shows the plan."""
 
 import math
 from dataclasses import dataclass, replace
@@ -28,11 +28,11 @@ class ActorPlan:
     name: str
     count: int
     cpus: float
-    """Cores that each keeps busy in its own phase."""
+    """Cores that each keeps busy during its phase."""
     ray_cpus: float
-    """What each asks Ray for: a share of a core where actors of different phases take turns on the same cores."""
+    """CPUs that each asks Ray for: less than `cpus` if actors of different phases take turns on the same cores."""
     gpus: float
-    """Of each; a half where an engine and a learner rank share a card."""
+    """GPUs of each; one half if an engine and a learner rank share a card."""
     memory: MemoryEstimate
 
 
@@ -49,7 +49,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole run, as plan.txt tells it."""
+    """The whole run."""
 
     config: Config
     resources: Resources
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def cores(self) -> float:
-        """Cores asked for. Without GPUs the largest of the phases, where rollout and update take turns."""
+        """Cores asked for. Without GPUs, phases that take turns count once: the largest of them."""
         wanted = {row.name: row.count * row.cpus for row in self.actors}
         if self.gpus:
             return sum(wanted.values())
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def host_memory_gib(self) -> float | None:
-        """GiB of host memory over all actors; None where the model is not known."""
+        """GiB of host memory over all actors; None if the model is not known."""
         parts = [row.memory.host_gib for row in self.actors]
         if any(part is None for part in parts):
             return None
@@ -148,7 +148,7 @@ def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> l
         "verifier": (float(config.verifier.processes), 0, other_memory("verifier", config)),
     }
     asked = sum(counts[name] * sizes[name][0] for name in counts)
-    # Ray counts an actor's CPUs for its whole life. Where all together ask for more than there is, each gets its share.
+    # Ray reserves an actor's CPUs for its whole life, also between its phases, so all of them must fit at once.
     share = min(1.0, resources.cores / asked) if asked else 1.0
     rows = [
         ActorPlan(name, counts[name], cores, int(cores * share * 1000) / 1000, cards, memory)

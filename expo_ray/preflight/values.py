@@ -1,4 +1,4 @@
-"""Checks of a composed Config before anything is started: one sentence for the first thing that is wrong."""
+"""Checks a composed configuration: its values, their combinations, the model folder and the resources."""
 
 import os
 import re
@@ -22,7 +22,7 @@ EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
 
 
 def check_config(config: Config, resources: Resources | None = None, training: bool = True) -> Plan:
-    """Checks values, their combinations, the model folder and the resources.
+    """Checks a configuration.
 
     Args:
         config: the run's configuration.
@@ -53,7 +53,7 @@ def _resource_problems(plan: Plan, given: bool) -> Iterator[str]:
     config = plan.config
     joins = config.cluster.address is not None or "RAY_ADDRESS" in os.environ
     stated = of_cluster(config.cluster) is not None
-    # What a running Ray cluster has is not known here, unless conf/cluster states it.
+    # The resources of a running Ray cluster are not known here, unless conf/cluster states them.
     if given or stated or not joins:
         yield from misfits(plan)
     if stated and not (given or joins or config.dry_run):
@@ -105,14 +105,14 @@ def _combinations(config: Config) -> Iterator[str]:
     yield from _explanations(config)
     if 0 < algo.dual_clip <= 1:
         yield (
-            f"algo.dual_clip={algo.dual_clip:g} is no dual clip, it must lie above the ratio 1: use algo.dual_clip=0 "
+            f"algo.dual_clip={algo.dual_clip:g} is not above the ratio 1: use algo.dual_clip=0 "
             "(off), or a number above 1 such as algo.dual_clip=3"
         )
     if needs_group and rollout.top_p != 1.0:
         yield f"rollout.top_p={rollout.top_p} makes the importance ratio wrong: use rollout.top_p=1.0"
     if needs_group and rollout.top_k > 0:
         yield f"rollout.top_k={rollout.top_k} makes the importance ratio wrong: use rollout.top_k=0"
-    # On a running cluster a class of the user's may be where the verifiers are, and not here.
+    # On a running cluster, the user's class may be installed on the verifiers' nodes only.
     here = config.cluster.address is None or ":" not in config.verifier.name
     if here and (problem := task_problem(config.verifier.name)):
         yield problem
@@ -162,7 +162,7 @@ def _explanations(config: Config) -> Iterator[str]:
 
 
 def _shards(config: Config, shape: ModelShape | None) -> Iterator[str]:
-    """vLLM splits the attention heads evenly, and on CPU this project starts one process an engine."""
+    """vLLM splits the attention heads evenly, and a CPU engine is one process."""
     shards = config.rollout.tensor_parallel
     if config.profile.device == "cpu" and shards > 1:
         yield f"rollout.tensor_parallel={shards} needs GPUs: use rollout.tensor_parallel=1 with profile=cpu"
@@ -175,7 +175,7 @@ def _shards(config: Config, shape: ModelShape | None) -> Iterator[str]:
 
 
 def _colocated(config: Config) -> Iterator[str]:
-    """An engine and a learner rank to each card, taking turns."""
+    """On each card an engine and a learner rank take turns."""
     rollout, learner, apart = config.rollout, config.learner, "or cluster.placement=disaggregated"
     if config.profile.device == "cpu":
         yield "cluster.placement=colocated shares GPUs, and profile=cpu has none: use cluster.placement=disaggregated"
@@ -238,7 +238,7 @@ def _lora(config: Config) -> Iterator[str]:
         yield f"{shown} names all linear layers and some of them: use [all-linear] alone, or names alone"
     for target in targets:
         if target != "all-linear" and not re.fullmatch(r"\w+(\.\w+)*", target):
-            yield f"{shown}: {target!r} is no module's name: use names such as q_proj, or [all-linear]"
+            yield f"{shown}: {target!r} is not a module name: use names such as q_proj, or [all-linear]"
         if target.rpartition(".")[2] in EMBEDDINGS:
             yield f"{shown}: {target} is an embedding, an adapter there cannot be merged: use linear layers"
 

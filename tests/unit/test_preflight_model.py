@@ -76,9 +76,9 @@ def test_what_is_no_safetensors_file_is_told(model):
     weights = model / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole + b"x")
-    told_one(model, "is too long", f"{len(whole) + 1} bytes", f"header tells {len(whole)}")
+    told_one(model, "is too long", f"{len(whole) + 1} bytes", f"header says {len(whole)}")
     weights.write_bytes(b"<!DOCTYPE html><html>not found</html>")
-    told_one(model, "is no safetensors file")
+    told_one(model, "is not a safetensors file")
     weights.write_bytes(struct.pack("<Q", 6) + b"{]]]]}")
     told_one(model, "broken header")
     weights.write_bytes(struct.pack("<Q", 9) + b'{"a": {}}')

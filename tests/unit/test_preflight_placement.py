@@ -100,7 +100,7 @@ def test_cards_that_are_left_over_on_each_node_do_not_make_an_engine(model):
     config = config_for(model, rollout__workers=3, rollout__tensor_parallel=2, learner__ranks=3)
     placed(config, [ray_node(16, 3)] * 3)
     config = config_for(model, rollout__workers=4, rollout__tensor_parallel=2, learner__ranks=1)
-    sentence = refused(config, [ray_node(16, 3)] * 3, "rollout.workers=4", "place for 3 of them", "3 with 3")
+    sentence = refused(config, [ray_node(16, 3)] * 3, "rollout.workers=4", "room for 3 of them", "3 with 3")
     for remedy in sentence.rpartition("use ")[2].split(" or "):
         values = dict(part.replace(".", "__").split("=") for part in remedy.split())
         wanted = {"rollout__workers": 4, "rollout__tensor_parallel": 2, "learner__ranks": 1} | values
@@ -134,7 +134,7 @@ def test_a_marked_node_must_have_the_cards(model):
 
 def test_too_many_for_the_marked_nodes(model):
     config = config_for(model, cluster__learner_resource="ranks", rollout__workers=1, learner__ranks=4)
-    sentence = refused(config, [ray_node(16, 8), ray_node(16, 2, ranks=1.0)], "learner.ranks=4", "place for 2 of them")
+    sentence = refused(config, [ray_node(16, 8), ray_node(16, 2, ranks=1.0)], "learner.ranks=4", "room for 2 of them")
     assert "learner.ranks=2" in sentence
 
 

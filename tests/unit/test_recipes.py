@@ -69,7 +69,7 @@ def test_one_card_is_shared_or_refused_with_that_remedy(recipe):
 
 def test_a_shared_card_must_hold_the_learner_beside_its_engine():
     recipe = ["experiment=math_l5_qwen2.5_3b", "cluster=1xh100", "dry_run=true"]
-    with pytest.raises(ConfigError, match=r"beside the \d+ GiB that a learner rank keeps") as caught:
+    with pytest.raises(ConfigError, match=r"besides the \d+ GiB that a learner rank keeps") as caught:
         check_config(compose_config([*recipe, "rollout.gpu_memory_utilization=0.6"]))
     remedy = str(caught.value).partition(": use ")[2].split(" or ")[0]
     assert remedy.startswith("rollout.gpu_memory_utilization=")
