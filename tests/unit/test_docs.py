@@ -16,6 +16,7 @@ from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties, property_metrics
 from expo_ray.config.compose import compose_config, sweep_jobs
 from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.config.keys import defaults
 from expo_ray.config.schema import DataConfig
 from expo_ray.data.sources import Problems
 from expo_ray.driver.groups import Collector
@@ -154,6 +155,15 @@ def test_documented_choices_are_the_folders_of_conf():
         assert row, name
         choices = {choice for quoted in re.findall(r"`([^`]+)`", row.group(1)) for choice in expanded(quoted)}
         assert choices == {file.stem for file in (REPOSITORY / "conf" / name).glob("*.yaml")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_key_that_a_page_names_exists(page):
+    groups = {key.partition(".")[0] for key in defaults() if "." in key}
+    text = re.sub(r"^ *error: unknown key.*$", "", page.read_text(), flags=re.MULTILINE)
+    named = re.findall(rf"(?<![\w./])((?:{'|'.join(groups)})\.[a-z][\w.]*)(?==|`)", text)
+    keys = {*defaults(), *(key.rpartition(".")[0] for key in defaults())}
+    assert [name for name in named if name not in keys] == []
 
 
 def documented_commands() -> list[str]:
