@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from tests.chaos.compare import lines
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,6 +51,15 @@ def finish(process: subprocess.Popen[str], seconds: float = 700) -> subprocess.C
         os.killpg(process.pid, signal.SIGTERM)
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kills a command and waits until its processes are gone, but for Ray's own agents, which take a minute."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in family if "Agent" not in child.name()]
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    psutil.wait_procs(workers, timeout=60)
 
 
 def status(folder: Path) -> dict:

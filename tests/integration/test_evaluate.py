@@ -1,17 +1,16 @@
 """The evaluation command with real engines on the toy task: it resumes to the same files after a stop and a kill."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.integration.small_run import finish, kill, launch
+
 PROBLEMS, SAMPLES, CHUNK = 100, 4, 5
 # Hot enough that the samples of one problem differ: at 0.7 the base model nearly always says the same.
 COMMAND = [
@@ -23,24 +22,8 @@ COMMAND = [
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "expo_ray.evaluate", *COMMAND, f"run_dir={folder}", *more],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen, seconds: float = 600) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return process.returncode, out, err
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    return launch("expo_ray.evaluate", *COMMAND, f"run_dir={folder}", *more)
 
 
 def lines_in(folder: Path) -> int:
@@ -48,7 +31,7 @@ def lines_in(folder: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def wait_for_lines(process: subprocess.Popen, folder: Path, wanted: int, seconds: float = 600) -> None:
+def wait_for_lines(process: subprocess.Popen[str], folder: Path, wanted: int, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while lines_in(folder) < wanted and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -63,9 +46,9 @@ def results(folder: Path) -> tuple[bytes, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "undisturbed"
-    code, out, err = finish(start(folder))
-    assert code == 0, err[-3000:]
-    assert out.splitlines()[-1] == str(folder)
+    done = finish(start(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == str(folder)
     return folder
 
 
@@ -86,19 +69,16 @@ def test_killed_it_goes_on_to_the_same_files(undisturbed, tmp_path):
     folder = tmp_path / "killed"
     process = start(folder)
     wait_for_lines(process, folder, 2 * CHUNK * SAMPLES)
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    psutil.wait_procs(family, timeout=60)
+    kill(process)
     killed_at = lines_in(folder)
     assert killed_at < PROBLEMS * SAMPLES
     assert not (folder / "evaluation.json").exists()
     with (folder / "samples.jsonl").open("ab") as file:
         file.write((undisturbed / "samples.jsonl").read_bytes().splitlines()[killed_at][:40])
 
-    code, _out, err = finish(start(folder))
-    assert code == 0, err[-3000:]
-    assert f"going on after chunk {killed_at // (CHUNK * SAMPLES)} of {PROBLEMS // CHUNK}" in err
+    done = finish(start(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"going on after chunk {killed_at // (CHUNK * SAMPLES)} of {PROBLEMS // CHUNK}" in done.stderr
     assert results(folder) == results(undisturbed)
 
 
@@ -108,10 +88,10 @@ def test_ctrl_c_leaves_whole_chunks_and_no_process(undisturbed, tmp_path):
     wait_for_lines(process, folder, CHUNK * SAMPLES)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    code, out, err = finish(process)
-    assert code == 130, err[-3000:]
-    assert f"the same command with run_dir={folder} goes on" in err
-    assert out.splitlines()[-1] == str(folder)
+    done = finish(process)
+    assert done.returncode == 130, done.stderr[-3000:]
+    assert f"the same command with run_dir={folder} goes on" in done.stderr
+    assert done.stdout.splitlines()[-1] == str(folder)
     assert 0 < lines_in(folder) < PROBLEMS * SAMPLES
     assert lines_in(folder) % (CHUNK * SAMPLES) == 0
     assert (undisturbed / "samples.jsonl").read_bytes().startswith((folder / "samples.jsonl").read_bytes())
@@ -121,16 +101,16 @@ def test_ctrl_c_leaves_whole_chunks_and_no_process(undisturbed, tmp_path):
 
 def test_a_finished_evaluation_is_only_told_again(undisturbed):
     before = results(undisturbed)
-    code, out, err = finish(start(undisturbed))
-    assert code == 0, err[-3000:]
-    assert "pass@4" in out
-    assert "this chunk" not in err
+    done = finish(start(undisturbed))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "pass@4" in done.stdout
+    assert "this chunk" not in done.stderr
     assert results(undisturbed) == before
 
 
 def test_other_sampling_in_the_same_folder_is_refused(undisturbed):
     before = results(undisturbed)
-    code, _out, err = finish(start(undisturbed, "eval.temperature=0.5"))
-    assert code == 2
-    assert "error: eval.temperature=0.5 is not the 1.3" in err
+    done = finish(start(undisturbed, "eval.temperature=0.5"))
+    assert done.returncode == 2
+    assert "error: eval.temperature=0.5 is not the 1.3" in done.stderr
     assert results(undisturbed) == before

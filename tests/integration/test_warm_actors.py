@@ -1,12 +1,9 @@
 """A sweep of two runs on one set of actors, killed and started again: the second run is the same as one alone."""
 
-import signal
-
-import psutil
 import pytest
 
 from tests.chaos.compare import assert_same_run
-from tests.integration.small_run import SMALL, STEPS, events, finish, launch, status, until
+from tests.integration.small_run import SMALL, STEPS, events, finish, kill, launch, status, until
 
 pytestmark = pytest.mark.timeout(1800)
 ENGINE_START = "Initializing a V1 LLM engine"
@@ -17,15 +14,12 @@ def test_a_sweep_of_two_killed_in_its_second_run_ends_as_if_never_stopped(small_
     command = ["expo_ray.train", "-m", *SMALL, "algo=grpo,exp_grpo", f"run_dir={sweep}"]
     first = launch(*command)
     until(lambda: status(sweep / "1")["step"] >= 3, first, seconds=900)
-    family = psutil.Process(first.pid).children(recursive=True)
-    first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=60)
+    kill(first)
     logs = {path.name for path in (sweep / "1" / "logs").glob("*.log")}
     assert {"rollout-0.log", "learner-0.log", "learner-1.log", "verifier-0.log"} <= logs
     # The engine was built once: the second job's log does not mention it.
     assert ENGINE_START in (sweep / "0" / "logs" / "rollout-0.log").read_text()
     assert ENGINE_START not in (sweep / "1" / "logs" / "rollout-0.log").read_text()
-    psutil.wait_procs(family, timeout=60)
 
     done = finish(launch(*command), seconds=900)
     assert done.returncode == 0, done.stderr[-3000:]
