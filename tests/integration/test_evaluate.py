@@ -78,7 +78,7 @@ def test_killed_it_goes_on_to_the_same_files(undisturbed, tmp_path):
 
     done = finish(start(folder))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"going on after chunk {killed_at // (CHUNK * SAMPLES)} of {PROBLEMS // CHUNK}" in done.stderr
+    assert f"resuming after chunk {killed_at // (CHUNK * SAMPLES)} of {PROBLEMS // CHUNK}" in done.stderr
     assert results(folder) == results(undisturbed)
 
 
