@@ -79,20 +79,20 @@ def _sweep_code(outcome: "Outcome") -> int:
     """Prints the jobs. Returns 1 if one failed, 130 if the sweep was stopped, else 0."""
     from rich.console import Console
 
-    from expo_ray.sweep.job import FAILED, NOT_STARTED, STOPPED
+    from expo_ray.sweep.job import Ended
     from expo_ray.sweep.ledger import sweep_table
 
     assert outcome.folder is not None and outcome.sweep is not None
     Console().print(sweep_table(outcome.sweep, outcome.folder, outcome.objective))
     for end in outcome.sweep:
-        if end.ended == FAILED:
+        if end.ended == Ended.FAILED:
             _report(f"job {end.job}: {end.error}" + (f" (more: {end.log})" if end.log else ""))
     if outcome.error is not None:
         _report(outcome.error)
     endings = {end.ended for end in outcome.sweep}
-    if FAILED in endings or outcome.error is not None:
+    if Ended.FAILED in endings or outcome.error is not None:
         return 1
-    return 130 if endings & {STOPPED, NOT_STARTED} else 0
+    return 130 if endings & {Ended.STOPPED, Ended.NOT_STARTED} else 0
 
 
 def _stopped(folder: Path) -> int:

@@ -36,7 +36,7 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from expo_ray.config.errors import InputError
         from expo_ray.sweep import ledger
-        from expo_ray.sweep.job import FAILED, Job, job_end
+        from expo_ray.sweep.job import Ended, Job, job_end
         from expo_ray.sweep.side_by_side import SideBySide
 
         numbered = enumerate(job_overrides, start=initial_job_idx)
@@ -44,7 +44,7 @@ class LocalLauncher(Launcher):
         try:
             backend, room, resources = self.place(jobs)
         except InputError as error:
-            ends = [job_end(job, FAILED, error=str(error)) for job in jobs]
+            ends = [job_end(job, Ended.FAILED, error=str(error)) for job in jobs]
             for end in ends:
                 ledger.record(self.sweep_folder, end)
         else:

@@ -10,18 +10,7 @@ from expo_ray.config.objective import objective_of
 from expo_ray.config.schema import Config
 from expo_ray.files import read_summary
 from expo_ray.sweep import ledger
-from expo_ray.sweep.job import (
-    BEFORE,
-    FAILED,
-    FINISHED,
-    NOT_STARTED,
-    STOPPED,
-    Job,
-    JobEnd,
-    is_finished,
-    job_end,
-    own_resume,
-)
+from expo_ray.sweep.job import Ended, Job, JobEnd, is_finished, job_end, own_resume
 
 
 def run_in_turn(job: Job, config: Config, run: Callable[[], None], sweep_folder: Path) -> float | None:
@@ -44,23 +33,23 @@ def run_in_turn(job: Job, config: Config, run: Callable[[], None], sweep_folder:
 
 
 def _run(job: Job, config: Config, run: Callable[[], None], sweep_folder: Path) -> JobEnd:
-    if any(end.ended == STOPPED for end in ledger.ends(sweep_folder)):
-        return job_end(job, NOT_STARTED)
+    if any(end.ended == Ended.STOPPED for end in ledger.ends(sweep_folder)):
+        return job_end(job, Ended.NOT_STARTED)
     try:
         if not config.dry_run:
             if is_finished(job.folder, config):
-                return with_objective(job_end(job, BEFORE), config)
+                return with_objective(job_end(job, Ended.BEFORE), config)
             config.trainer.resume = own_resume(job.folder, config)
         ledger.announce(sweep_folder, job)
         run()
     except InputError as error:
-        return job_end(job, FAILED, error=str(error))
+        return job_end(job, Ended.FAILED, error=str(error))
     except Exception as error:
         logging.getLogger("expo_ray").exception("the run failed")
         sentence = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return job_end(job, FAILED, error=sentence, log=job.folder / "logs" / "driver.log")
+        return job_end(job, Ended.FAILED, error=sentence, log=job.folder / "logs" / "driver.log")
     stopped = read_summary(job.folder).get("finished") is False
-    return with_objective(job_end(job, STOPPED if stopped else FINISHED), config)
+    return with_objective(job_end(job, Ended.STOPPED if stopped else Ended.FINISHED), config)
 
 
 def with_objective(end: JobEnd, config: Config) -> JobEnd:

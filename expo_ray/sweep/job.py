@@ -64,7 +64,12 @@ def _saved_settings(file: Path) -> dict[str, Any]:
     return as_settings(merged)
 
 
-FINISHED, BEFORE, FAILED, STOPPED, NOT_STARTED = "finished", "finished before", "failed", "stopped", "not started"
+class Ended:
+    """The ways in which a job ends, as sweep.json has them."""
+
+    FINISHED, BEFORE, FAILED, STOPPED, NOT_STARTED = "finished", "finished before", "failed", "stopped", "not started"
+
+
 COLLECTIVE = ("hydra", "run_dir")
 """Keys, with everything below them, that belong to the sweep as a whole."""
 
@@ -115,7 +120,7 @@ class JobEnd:
     overrides: list[str]
     folder: str
     ended: str
-    """finished | finished before | failed | stopped | not started"""
+    """One of `Ended`."""
     seconds: float = 0.0
     """Wall-clock time in this call of the command."""
     error: str | None = None

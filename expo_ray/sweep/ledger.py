@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from expo_ray.files import write_whole
-from expo_ray.sweep.job import FAILED, FINISHED, STOPPED, Job, JobEnd, differing
+from expo_ray.sweep.job import Ended, Job, JobEnd, differing
 
 FILE = "sweep.json"
 
@@ -56,7 +56,7 @@ def record(folder: Path, end: JobEnd) -> None:
     content["jobs"].append(asdict(end))
     content["seconds"] = round(time.time() - content["began"], 1)
     _write(folder, content)
-    took = f" after {end.seconds:.0f} s" if end.ended in (FINISHED, FAILED, STOPPED) else ""
+    took = f" after {end.seconds:.0f} s" if end.ended in (Ended.FINISHED, Ended.FAILED, Ended.STOPPED) else ""
     score = "" if end.objective is None else f", objective {end.objective:.3f}"
     say(f"job {end.job} {end.ended}{took}{score} ({_done(content)})")
 

@@ -16,18 +16,7 @@ from expo_ray.files import read_summary
 from expo_ray.preflight.plan import Plan, make_plan
 from expo_ray.sweep import ledger
 from expo_ray.sweep.in_turn import with_objective
-from expo_ray.sweep.job import (
-    BEFORE,
-    FAILED,
-    FINISHED,
-    NOT_STARTED,
-    STOPPED,
-    Job,
-    JobEnd,
-    is_finished,
-    job_end,
-    own_resume,
-)
+from expo_ray.sweep.job import Ended, Job, JobEnd, is_finished, job_end, own_resume
 
 SAY_EVERY_S = 60.0
 """Time between two lines on standard error about the running jobs."""
@@ -163,7 +152,7 @@ class SideBySide:
                     while waiting and (stop.requested or self._begin(waiting[0])):
                         job = waiting.popleft()
                         if stop.requested:
-                            self._note(job_end(job, NOT_STARTED))
+                            self._note(job_end(job, Ended.NOT_STARTED))
                     for running in list(self._running):
                         self._follow(running, stop.requested)
                     self._say_running()
@@ -180,7 +169,7 @@ class SideBySide:
         try:
             config = job.config()
             if is_finished(job.folder, config):
-                self._note(with_objective(job_end(job, BEFORE), config))
+                self._note(with_objective(job_end(job, Ended.BEFORE), config))
                 return True
             share = self.room.take(make_plan(config, self.resources))
             if share is None:
@@ -189,7 +178,7 @@ class SideBySide:
             ledger.announce(self.sweep_folder, job)
             self.backend.start(job, own_resume(job.folder, config), share)
         except (InputError, OSError) as error:  # OSError: the folder cannot be made or the process not started
-            self._note(job_end(job, FAILED, error=str(error)))
+            self._note(job_end(job, Ended.FAILED, error=str(error)))
             return True
         self._running.append(_Running(job, share, time.monotonic()))
         return True
@@ -219,16 +208,16 @@ class SideBySide:
         job, config = running.job, running.job.config()
         summary = read_summary(job.folder)
         if config.dry_run and found.ok:
-            return job_end(job, FINISHED, seconds)
+            return job_end(job, Ended.FINISHED, seconds)
         if found.ok and summary.get("finished"):
-            return with_objective(job_end(job, FINISHED, seconds), config)
+            return with_objective(job_end(job, Ended.FINISHED, seconds), config)
         if running.late:
             error = f"did not end within hydra.launcher.job_s={self.limits.job_s:.0f} seconds"
-            return job_end(job, FAILED, seconds, error, found.log)
+            return job_end(job, Ended.FAILED, seconds, error, found.log)
         if running.asked is not None or (found.error is None and summary.get("finished") is False):
-            return job_end(job, STOPPED, seconds, found.error, found.log)
+            return job_end(job, Ended.STOPPED, seconds, found.error, found.log)
         error = found.error or f"it ended without a summary.json in {job.folder} (does this machine see that folder?)"
-        return job_end(job, FAILED, seconds, error, found.log)
+        return job_end(job, Ended.FAILED, seconds, error, found.log)
 
     def _say_running(self) -> None:
         """Prints every minute what the running jobs do, since their own output goes to their logs."""
