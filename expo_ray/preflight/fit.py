@@ -1,9 +1,10 @@
 """Checks that a plan fits the model and the resources, and searches for overrides that would make it fit."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from expo_ray.config.resources import RESOURCE_KEYS
@@ -13,6 +14,7 @@ from expo_ray.preflight.plan import Plan, plan_for
 
 Values = Mapping[str, Any]
 """Dotted key -> new value."""
+Knobs = list[list[Values]]
 MOST = 3
 """Most remedies named in one sentence, and most keys changed together."""
 SMALLEST = min(KNOWN, key=lambda name: KNOWN[name].parameters)
@@ -31,7 +33,7 @@ def changed(plan: Plan, values: Values) -> Plan:
     return plan_for(config, plan.resources, shape, plan.trains)
 
 
-def remedies(plan: Plan, knobs: Sequence[Iterable[Values]], fits: Callable[[Plan], bool]) -> list[str]:
+def remedies(plan: Plan, knobs: Knobs, fits: Callable[[Plan], bool]) -> list[str]:
     """Searches for overrides that make a plan fit: one change, or else two or three together.
 
     Args:
@@ -39,60 +41,38 @@ def remedies(plan: Plan, knobs: Sequence[Iterable[Values]], fits: Callable[[Plan
         knobs: values to try of each kind of change, the mildest first.
         fits: whether a changed plan fits.
     """
-    values = [list(knob) for knob in knobs]
-    found = [first for knob in values if (first := _first(plan, knob, fits)) is not None]
-    if found:
-        return [_text(each) for each in found[:MOST]]
-    strongest = [knob[-1] for knob in values if knob]
-    for size in range(2, MOST + 1):
-        for chosen in combinations(strongest, size):
-            together = _merged(chosen)
-            if together is not None and fits(changed(plan, together)):
-                return [_text(together)]
+
+    def works(values: Values) -> bool:
+        return fits(changed(plan, values))
+
+    single = [first for knob in knobs if (first := next(filter(works, knob), None)) is not None]
+    if single:
+        return [_text(values) for values in single[:MOST]]
+    strongest = [knob[-1] for knob in knobs if knob]
+    for chosen in chain.from_iterable(combinations(strongest, size) for size in range(2, MOST + 1)):
+        together = {key: value for values in chosen for key, value in values.items()}
+        if len(together) == sum(map(len, chosen)) and works(together):  # no key is set twice
+            return [_text(together)]
     return []
 
 
 def largest_model(plan: Plan, fits: Callable[[Plan], bool]) -> str | None:
     """The largest known model that fits in the same layout and is smaller than the plan's; None without one."""
-    shape = plan.shape
-    for name, known in sorted(KNOWN.items(), key=lambda item: -item[1].parameters):
-        smaller = shape is None or known.parameters < shape.parameters
-        if smaller and fits(changed(plan, {"model.path": name})):
-            return name
-    return None
-
-
-def _first(plan: Plan, knob: Sequence[Values], fits: Callable[[Plan], bool]) -> Values | None:
-    return next((values for values in knob if fits(changed(plan, values))), None)
-
-
-def _merged(chosen: Iterable[Values]) -> Values | None:
-    """Merges changes; None if two set the same key."""
-    together: dict[str, Any] = {}
-    for values in chosen:
-        if together.keys() & values.keys():
-            return None
-        together |= values
-    return together
+    smaller = [name for name in KNOWN if plan.shape is None or KNOWN[name].parameters < plan.shape.parameters]
+    ordered = sorted(smaller, key=lambda name: KNOWN[name].parameters, reverse=True)
+    return next((name for name in ordered if fits(changed(plan, {"model.path": name}))), None)
 
 
 def _text(values: Values) -> str:
-    return " ".join(f"{key}={_written(value)}" for key, value in values.items())
+    def written(value: Any) -> str:
+        return f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
+
+    return " ".join(f"{key}={written(value)}" for key, value in values.items())
 
 
-def _written(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def lower(key: str, value: int, least: int = 1) -> Iterator[Values]:
-    """Yields an integer key's lower values, the nearest first."""
-    for smaller in range(value - 1, least - 1, -1):
-        yield {key: smaller}
-
-
-Knobs = list[list[Values]]
+def _lower(key: str, value: int) -> list[Values]:
+    """An integer key's lower values down to 1, the nearest first."""
+    return [{key: smaller} for smaller in range(value - 1, 0, -1)]
 
 
 RESIDENT = ("weights", "gradients", "reference policy", "optimizer")
@@ -157,29 +137,20 @@ def _lacks(plan: Plan, nodes: Sequence[Node] | None) -> Iterator[Lack]:
 
 def _too_many(plan: Plan) -> Iterator[Lack]:
     config, there = plan.config, plan.resources
+    workers, ranks = f"rollout.workers={config.rollout.workers}", f"learner.ranks={config.learner.ranks}"
     if plan.gpus > there.gpus:
-        asked = [f"rollout.workers={config.rollout.workers}"]
-        asked += [f"learner.ranks={config.learner.ranks}"] if plan.trains else []
-        yield Lack(
-            "GPUs",
-            f"{' and '.join(asked)} {'ask for' if plan.trains else 'asks for'} {plan.gpus} GPUs, {there.where} has "
-            f"{there.gpus} today",
-        )
-    for row, key in ((plan.actor("rollout"), "rollout.workers"), (plan.actor("learner"), "learner.ranks")):
-        if row.count * row.cpus > there.cores:
-            yield Lack(
-                key,
-                f"{key}={row.count} asks for {row.count * row.cpus:g} cores, {there.where} has {there.cores:g} today",
-            )
-
-    both = [plan.actor("rollout"), plan.actor("learner")]
-    cores = sum(row.count * row.cpus for row in both)
-    if config.trainer.async_steps and plan.trains and not plan.gpus and cores > there.cores:
+        asked = f"{workers} and {ranks} ask for" if plan.trains else f"{workers} asks for"
+        yield Lack("GPUs", f"{asked} {plan.gpus} GPUs, {there.where} has {there.gpus} today")
+    cores = [row.count * row.cpus for row in (plan.actor("rollout"), plan.actor("learner"))]
+    has = f"{there.where} has {there.cores:g} today"
+    for setting, wanted in zip((workers, ranks), cores, strict=True):
+        if wanted > there.cores:
+            yield Lack(setting.partition("=")[0], f"{setting} asks for {wanted:g} cores, {has}")
+    if config.trainer.async_steps and plan.trains and not plan.gpus and sum(cores) > there.cores:
         yield Lack(
             "at once",
-            f"trainer.async_steps={config.trainer.async_steps} runs rollout.workers={config.rollout.workers} and "
-            f"learner.ranks={config.learner.ranks} at the same time, which asks for {cores:g} cores, {there.where} has "
-            f"{there.cores:g} today",
+            f"trainer.async_steps={config.trainer.async_steps} runs {workers} and {ranks} at the same time, which asks "
+            f"for {sum(cores):g} cores, {has}",
         )
 
 
@@ -192,31 +163,26 @@ def _too_large(plan: Plan) -> Iterator[Lack]:
             f"model.path={config.model.path} needs about {_gib(sure)} GiB of host memory in this layout, {there.where} "
             f"has {_gib(there.memory_gib)}",
         )
-    if config.profile.device != "cuda" or not there.gpu_memory_gib:
+    card = there.gpu_memory_gib
+    if config.profile.device != "cuda" or not card:
         return
+    has = f"a card of {there.where} has {card:.0f}"
+    share = f"rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization}"
+    budget = config.rollout.gpu_memory_utilization * card
     learner = plan.actor("learner").memory
+    if plan.trains and (needed := learner.sure(learner.gpu)) > card:
+        yield Lack("learner's card", f"a learner rank needs about {needed:.0f} GiB of GPU memory, {has}")
     resting = sum(value or 0.0 for name, value in learner.gpu.items() if name in RESIDENT)
-    share = config.rollout.gpu_memory_utilization * there.gpu_memory_gib
-    if plan.trains and (needed := learner.sure(learner.gpu)) > there.gpu_memory_gib:
-        yield Lack(
-            "learner's card",
-            f"a learner rank needs about {needed:.0f} GiB of GPU memory, a card of {there.where} has "
-            f"{there.gpu_memory_gib:.0f}",
-        )
-    if plan.colocated and resting + share > there.gpu_memory_gib:
+    if plan.colocated and resting + budget > card:
         yield Lack(
             "shared card",
             f"cluster.placement=colocated: besides the {resting:.0f} GiB that a learner rank keeps while its engine "
-            f"samples, rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization} asks for {share:.0f} "
-            f"GiB, a card of {there.where} has {there.gpu_memory_gib:.0f}",
+            f"samples, {share} asks for {budget:.0f} GiB, {has}",
         )
     weights = plan.actor("rollout").memory.gpu.get("weights") or 0.0
-    budget = config.rollout.gpu_memory_utilization * there.gpu_memory_gib
     if weights > 0.95 * budget:
         yield Lack(
-            "engine's card",
-            f"an engine's weights take {weights:.0f} of the {budget:.0f} GiB that rollout.gpu_memory_utilization="
-            f"{config.rollout.gpu_memory_utilization} gives it",
+            "engine's card", f"an engine's weights take {weights:.0f} of the {budget:.0f} GiB that {share} gives it"
         )
 
 
@@ -242,14 +208,18 @@ def _remedy(plan: Plan, lack: Lack, found: list[str], fits: Callable[[Plan], boo
 def _knobs(plan: Plan, kind: str) -> Knobs:
     """Changes worth trying for each kind of lack, the least costly first."""
     config, there = plan.config, plan.resources
-    workers = list(lower("rollout.workers", config.rollout.workers))
-    ranks = list(lower("learner.ranks", config.learner.ranks))
-    busiest = max(config.rollout.workers * config.rollout.tensor_parallel, config.learner.ranks)
+    rollout, learner = config.rollout, config.learner
+
+    def if_not(already: object, change: Values) -> Knobs:
+        return [] if already else [[change]]
+
+    workers, ranks = _lower("rollout.workers", rollout.workers), _lower("learner.ranks", learner.ranks)
+    busiest = max(rollout.workers * rollout.tensor_parallel, learner.ranks)
     fewer_cpus: list[Values] = [{"profile.cpus_per_actor": int(100 * there.cores / busiest) / 100}]
-    zero: Knobs = [[{"learner.zero_stage": 3}]] if config.learner.zero_stage < 3 else []
-    adapters: Knobs = [] if config.model.lora.rank else [[{"model.lora.rank": 32}]]
-    cache: Knobs = [[{"rollout.kv_cache_gib": 1.0}]] if config.rollout.kv_cache_gib > 1 else []
-    shards: list[Values] = [{"rollout.tensor_parallel": n} for n in (8, 4, 2, 1) if n < config.rollout.tensor_parallel]
+    zero = if_not(learner.zero_stage == 3, {"learner.zero_stage": 3})
+    offload = if_not(learner.offload_optimizer, {"learner.offload_optimizer": True})
+    adapters = if_not(config.model.lora.rank, {"model.lora.rank": 32})
+    cache = if_not(rollout.kv_cache_gib <= 1, {"rollout.kv_cache_gib": 1.0})
     match kind:
         case "rollout.workers":
             return [workers, fewer_cpus]
@@ -259,27 +229,24 @@ def _knobs(plan: Plan, kind: str) -> Knobs:
             return [ranks, workers, [{"trainer.async_steps": 0}]]
         case "GPUs":
             single: list[Values] = [{"rollout.tensor_parallel": 1, **layout} for layout in _layouts(plan, 1)]
-            layouts = [_layouts(plan), single] if config.rollout.tensor_parallel > 1 else [_layouts(plan)]
-            return [*layouts, _shared(plan)]
+            return [_layouts(plan), *([single] if rollout.tensor_parallel > 1 else []), _shared(plan)]
         case "host memory":
-            device: Knobs = [[{"learner.offload_optimizer": False}]] if config.learner.offload_optimizer else []
-            logits: list[Values] = [{"learner.logits_chunk_tokens": 64}]
-            waits: Knobs = [[{"trainer.checkpoint_async": False}]] if config.trainer.checkpoint_async else []
-            return [*waits, *zero, ranks, workers, *cache, *device, logits, *adapters]
+            waits = if_not(not config.trainer.checkpoint_async, {"trainer.checkpoint_async": False})
+            device = if_not(not learner.offload_optimizer, {"learner.offload_optimizer": False})
+            logits: Knobs = [[{"learner.logits_chunk_tokens": 64}]]
+            return [*waits, *zero, ranks, workers, *cache, *device, *logits, *adapters]
         case "learner's card":
-            offload: Knobs = [] if config.learner.offload_optimizer else [[{"learner.offload_optimizer": True}]]
-            free = there.gpus - plan.gpus
-            more: list[Values] = [{"learner.ranks": config.learner.ranks + n} for n in range(1, free + 1)]
+            more: list[Values] = [{"learner.ranks": learner.ranks + n} for n in range(1, there.gpus - plan.gpus + 1)]
             return [*zero, *offload, more, *adapters, [{"learner.logits_chunk_tokens": 256}]]
         case "shared card":
-            smaller: list[Values] = [{"rollout.gpu_memory_utilization": tenths / 20} for tenths in range(19, 1, -1)]
-            host: Knobs = [] if config.learner.offload_optimizer else [[{"learner.offload_optimizer": True}]]
-            return [smaller, *host, *zero, *adapters, [{"cluster.placement": "disaggregated"}]]
+            smaller: list[Values] = [{"rollout.gpu_memory_utilization": n / 20} for n in range(19, 1, -1)]
+            return [smaller, *offload, *zero, *adapters, [{"cluster.placement": "disaggregated"}]]
         case "engine's card":
             wider: list[Values] = [{"rollout.tensor_parallel": n} for n in (2, 4, 8) if _divides(plan, n)]
             return [wider, [{"rollout.gpu_memory_utilization": 0.95}], workers]
         case _:
             anywhere: Knobs = [[{f"cluster.{key}": None}] for key in RESOURCE_KEYS if getattr(config.cluster, key)]
+            shards: list[Values] = [{"rollout.tensor_parallel": n} for n in (8, 4, 2, 1) if n < rollout.tensor_parallel]
             return [*anywhere, shards, workers, ranks, *cache, *zero]
 
 
