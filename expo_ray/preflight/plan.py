@@ -129,11 +129,12 @@ def plan_for(config: Config, resources: Resources, shape: ModelShape | None, tra
 
 
 def _without_learners(plan: Plan) -> Plan:
-    rows = [replace(row, count=0) if row.name == "learner" else row for row in plan.actors]
-    # Without learners no engine shares its card.
-    return replace(
-        plan, actors=[replace(row, gpus=math.ceil(row.gpus)) if row.name == "rollout" else row for row in rows]
-    )
+    def row(actor: ActorPlan) -> ActorPlan:
+        if actor.name == "rollout":  # no engine shares its card then, so a half becomes a whole one
+            return replace(actor, gpus=math.ceil(actor.gpus))
+        return replace(actor, count=0) if actor.name == "learner" else actor
+
+    return replace(plan, actors=[row(actor) for actor in plan.actors])
 
 
 def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> list[ActorPlan]:
@@ -170,55 +171,50 @@ def _batch(config: Config) -> BatchPlan:
 
 def plan_text(plan: Plan) -> str:
     """plan.txt: short aligned lines, sizes in GiB."""
-    config, resources, batch = plan.config, plan.resources, plan.batch
+    config, there, batch = plan.config, plan.resources, plan.batch
+    rollout, learner, trainer, data = config.rollout, config.learner, config.trainer, config.data
+    levels = f", levels {data.levels}" if data.levels else ""
+    cards = f"{there.gpus} GPUs of {there.gpu_memory_gib:.0f} GiB" if there.gpus else "no GPU"
+    cores = placement = ahead = None
+    if not plan.gpus:
+        turns = "the largest of the phases; rollout, verification and update take turns"
+        cores = f"            cores: {'rollout and update run at the same time' if trainer.async_steps else turns}"
+    if plan.colocated:
+        placement = "colocated: engine and learner rank of a card take turns; the engine sleeps during the update"
+    elif plan.gpus and plan.trains:
+        placement = "disaggregated: engines and learner ranks have cards of their own"
+    if trainer.async_steps:
+        ahead = f"samples up to {trainer.async_steps} step(s) ahead, with weights as many updates old"
     lines = [
-        f"run         {config.run_name}: {config.algo.name}, {config.trainer.steps} steps of "
-        f"{config.trainer.prompts_per_step} prompts, seed {config.seed}",
+        f"run         {config.run_name}: {config.algo.name}, {trainer.steps} steps of {trainer.prompts_per_step} "
+        f"prompts, seed {config.seed}",
         f"folder      {config.run_dir}",
         f"model       {config.model.path} ({_shape_text(plan.shape)})",
-        f"data        {config.data.name}: {config.data.path or config.data.hub or 'generated'}"
-        + (f", levels {config.data.levels}" if config.data.levels else ""),
-        f"resources   {resources.where}: {resources.cores:g} cores, {resources.memory_gib:.1f} GiB memory, "
-        + (f"{resources.gpus} GPUs of {resources.gpu_memory_gib:.0f} GiB" if resources.gpus else "no GPU"),
-        f"profile     {config.profile.name}: rollout {config.rollout.dtype}, learner {config.learner.dtype}",
+        f"data        {data.name}: {data.path or data.hub or 'generated'}{levels}",
+        f"resources   {there.where}: {there.cores:g} cores, {there.memory_gib:.1f} GiB memory, {cards}",
+        f"profile     {config.profile.name}: rollout {rollout.dtype}, learner {learner.dtype}",
         "",
         "actor       count  cores each  GPUs each  asks Ray for            memory each",
-        *[_actor_line(row, config) for row in plan.actors],
+        *map(_actor_line, plan.actors),
         "",
-        f"asked for   {plan.cores:g} of {resources.cores:g} cores, {plan.gpus} of {resources.gpus} GPUs, "
-        f"{_gib(plan.host_memory_gib)} of {resources.memory_gib:.1f} GiB host memory (an estimate)",
-        *(
-            []
-            if plan.gpus
-            else ["            cores: the largest of the phases; rollout, verification and update take turns"]
-            if not config.trainer.async_steps
-            else ["            cores: rollout and update run at the same time"]
-        ),
-        *(
-            ["placement   colocated: engine and learner rank of a card take turns; the engine sleeps during the update"]
-            if plan.colocated
-            else ["placement   disaggregated: engines and learner ranks have cards of their own"]
-            if plan.gpus and plan.trains
-            else []
-        ),
+        f"asked for   {plan.cores:g} of {there.cores:g} cores, {plan.gpus} of {there.gpus} GPUs, "
+        f"{_gib(plan.host_memory_gib)} of {there.memory_gib:.1f} GiB host memory (an estimate)",
+        cores,
+        placement and f"placement   {placement}",
         "",
-        *(
-            [f"asynchronous samples up to {config.trainer.async_steps} step(s) ahead, with weights as many updates old"]
-            if config.trainer.async_steps
-            else []
-        ),
-        f"a step      {batch.completions} completions ({config.trainer.prompts_per_step} prompts x "
-        f"{config.rollout.samples_per_prompt} samples), {batch.explanations} explanations",
+        ahead and f"asynchronous {ahead}",
+        f"a step      {batch.completions} completions ({trainer.prompts_per_step} prompts x "
+        f"{rollout.samples_per_prompt} samples), {batch.explanations} explanations",
         f"            {batch.samples} training samples, at most {batch.tokens:,} tokens "
-        f"({config.rollout.max_prompt_tokens} + {config.rollout.max_completion_tokens} each)",
-        f"            {config.algo.updates_per_batch} update(s) on {config.learner.ranks} rank(s), ZeRO stage "
-        f"{config.learner.zero_stage}, at most {batch.micro_batches_per_rank} micro-batches a rank of "
-        f"{config.learner.tokens_per_micro_batch} tokens",
+        f"({rollout.max_prompt_tokens} + {rollout.max_completion_tokens} each)",
+        f"            {config.algo.updates_per_batch} update(s) on {learner.ranks} rank(s), ZeRO stage "
+        f"{learner.zero_stage}, at most {batch.micro_batches_per_rank} micro-batches a rank of "
+        f"{learner.tokens_per_micro_batch} tokens",
         f"engines     each decodes up to {plan.max_sequences} sequences at once"
-        + ("" if config.rollout.max_sequences else " (rollout.max_sequences=0: chosen for this run)"),
+        + ("" if rollout.max_sequences else " (rollout.max_sequences=0: chosen for this run)"),
         *duration_text(config, step_duration(config, plan.shape)),
     ]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines if line is not None)
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
@@ -228,7 +224,7 @@ def write_plan(plan: Plan, folder: Path) -> None:
     (folder / "plan.txt").write_text(plan_text(plan))
 
 
-def _actor_line(row: ActorPlan, config: Config) -> str:
+def _actor_line(row: ActorPlan) -> str:
     asks = f"{row.ray_cpus:g} CPU" + (f", {row.gpus:g} GPU" if row.gpus else "")
     return f"{row.name:<11} {row.count:>5}  {row.cpus:>10g}  {row.gpus:>9g}  {asks:<22}  {row.memory.text()}"
 
