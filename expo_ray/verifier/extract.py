@@ -1,62 +1,150 @@
+# ruff: noqa: RUF001 - full-width punctuation of Chinese answers
 """Finding the answer in a response. Every function is linear in the response's length."""
 
 import re
 
-_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"\\boxed\s+(\\?[^\s{}$.,;]+)")
-_ANSWER_IS = re.compile(r"\banswer\s*(?:\*\*)?\s*(?:is|:|=)\s*(?:\*\*)?\s*:?\s*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\.(?=\s|$)|\n")
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"\\boxed\s*+(\\?[^\s{}$.,;\\]+(?:\{[^{}]{0,200}\}){0,2})")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$)(\]\[.,;&]|\\q?quad|\\[\[\]() ,;])*+(?:\\text\s*+\{\s*+)?(?:and|or|und|et|as well as|和|或|与|，|、)?\s*+\}?"
+    r"(?:[\s$(\[]|\\q?quad|\\[\[( ,;])*+"
+    r"(?:\\?[A-Za-z](?:_\{?\w\}?)?\s*+=\s*+)?"
+)
+_ROUGHLY = re.compile(r"[\s$]*+(?:\\approx|≈|\\sim)[\s$]*+")
+_PERCENT = re.compile(r"\s*+\$?\s*+(?:\\?%|per ?cent\b|pct\b)")
+_NEGATIVE = re.compile(r"(?:^|[\s$=(:])-\s?$")
+_MOST_BOXES = 12
+# How an answer is announced, language by language; the fillers may stand between it and the answer.
+_ANNOUNCED = (
+    r"\b(?:final\s++)?(?:answers?|result)\b(?!\s++(?:to|of|for)\b)",
+    r"(?:最终)?答案", "答え", "정답|답", r"\bréponse(?:\s++finale)?\b", r"\b(?:Antwort|Ergebnis|Lösung)\b", r"\brespuesta(?:\s++final)?\b", r"\b[Оо]твет\b",
+    r"\bresposta\b", r"\brisposta\b",
+)  # fmt: skip
+_VERB = (
+    r"(?:(?:is|are|was|equals|must\s++be|should\s++be|will\s++be|comes\s++to|est|sont|ist|lautet|es|son)(?![A-Za-z])"
+    r"|é|è|是|为|等于|は|은|는|=|:|：)"
+)
+_FILLERS = (
+    r"(?:(?:therefore|thus|hence|then|definitely|approximately|about|simply|just|clearly|exactly|given\s++by|equal\s++to|indeed"
+    r"|actually|also|now|found\s++to\s++be|option|choice|letter|donc|also|daher|por\s++tanto|:|：|\*\*|```(?:\w{1,10}\n)?)[\s,]*+)*+"
+)
+_STATED = re.compile(
+    rf"(?:{'|'.join(_ANNOUNCED)})[\s*#]*+(?:{_VERB}|(?<=\n)|(?=\$|\\[(\[]))[\s*]*+{_FILLERS}", re.IGNORECASE
+)
+# Where the answer ends: the sentence's end, or a clause that explains it.
+_END = re.compile(
+    r"です|입니다|이다|[.!?。](?=\s|$|\"|[一-鿿])|\n|;|,\s*+(?!(?:and|or)\b)(?=[A-Za-z]{2,})"
+    r"|[\s,]*+\b(?:because|since|which|where|so|as|but|when|given|for|if|by|in total|altogether)\b(?!\s*+[=<>])",
+    re.IGNORECASE,
+)
 _MATH = re.compile(
     r"\$\$([^$]{1,2000})\$\$|\$([^$]{1,2000})\$|\\\(([^\n]{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL
 )
 _NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\$?\.\d+")
-_CHOICE = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z'])")
+_CHOICES = r"\(?([A-J])\)?"
+_ONE_CHOICE = re.compile(rf"\W*(?:option|choice|answer)?\W*{_CHOICES}(?:\s*[).:,]+(?:[^A-Za-z]|\s).*)?\W*", re.DOTALL)
+_RIGHT_CHOICE = re.compile(
+    rf"\b(?:correct|right|best)\s+(?:option|choice|answer|one)\s+(?:is|:)\W*{_CHOICES}(?![A-Za-z'])"
+    rf"|(?<![A-Za-z]){_CHOICES}\W{{0,4}} is (?:the )?(?:correct|right|best)(?: (?:option|choice|answer))?\b"
+)
+_NOT_BUT = re.compile(rf"not\W+{_CHOICES}\W+but\W+{_CHOICES}\W*", re.IGNORECASE)
 _BRACKETED_CHOICE = re.compile(r"\(([A-J])\)")
 _TAGGED = re.compile(r"<answer>(.{0,4000}?)</answer>", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]{2,}")
-_COMMAND = re.compile(r"\\[A-Za-z]+")
+_COMMAND = re.compile(r"\\[A-Za-z]+|\\text\{[^{}]*\}")
+_HEADING = re.compile(r"\W*[A-Za-z]{3,}(?!\()[^$\\=]*")
+_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
+_CONCLUDED = re.compile(r"(?:\b(?:is|are|equals|be|get|have|obtain|so)\s|=)\s*+\**([^\s=*][^=*]{0,60})\**\W*$")
 MAX_BARE = 120
 """Characters of a response that is taken as an answer as it stands."""
 
 
+def after_thinking(response: str) -> str:
+    """What follows the last `</think>`: a thought is no answer."""
+    return response.rpartition("</think>")[2]
+
+
 def boxed(response: str) -> str | None:
-    r"""What stands in the last closed `\boxed{...}` (or `\fbox`); None without one."""
-    opened: list[int | None] = []
-    best: tuple[int, int] | None = None
+    r"""What stands in the last closed `\boxed{...}` (or `\fbox`); None without one.
+
+    Boxes with no more than "and", "or", a comma or `x =` between them are one answer, a list. Of two with `\approx`
+    between them the exact one counts. A minus before the box and a percent sign behind it belong to it.
+    """
+    boxes = _boxes(response)
+    if not boxes:
+        bare = _last(_BARE_BOX, response)
+        return bare.group(1) if bare else None
+    start, inside, end = boxes.pop()
+    text = response[inside:end].strip()
+    behind = _PERCENT.match(response, end + 1, end + 20)
+    if behind and text[-1:].isdigit():
+        text += "\\%"
+    if text[:1].isdigit() and _NEGATIVE.search(response[max(0, start - 3) : start]):
+        text = "-" + text
+    found = [text]
+    while boxes and len(found) < _MOST_BOXES:
+        earlier, inside, end = boxes.pop()
+        between = response[end + 1 : start]
+        if len(between) > 60 or not (_BETWEEN_BOXES.fullmatch(between) or _ROUGHLY.fullmatch(between)):
+            break
+        if _ROUGHLY.fullmatch(between):
+            found.pop()
+        found.append(response[inside:end].strip())
+        start = earlier
+    return ", ".join(dict.fromkeys(reversed(found))) or None
+
+
+def _boxes(response: str) -> list[tuple[int, int, int]]:
+    """(start, start of the inside, end of the inside) of the closed boxes that hold no other box, in order."""
+    opened: list[tuple[int, int] | None] = []
+    found: list[tuple[int, int, int]] = []
     for match in _BOX_OR_BRACE.finditer(response):
         token = match.group()
-        if token.startswith(("\\boxed", "\\fbox")) and token.endswith("{"):
-            opened.append(match.end())
+        if token.endswith("{") and len(token) > 2:
+            opened.append((match.start(), match.end()))
         elif token == "{":
             opened.append(None)
         elif token == "}" and opened:
-            start = opened.pop()
-            if start is not None and (best is None or start > best[0]):
-                best = (start, match.start())
-    if best is not None:
-        return response[best[0] : best[1]].strip() or None
-    bare = _last(_BARE_BOX, response)
-    return bare.group(1) if bare else None
+            box = opened.pop()
+            if box is not None and (not found or box[0] > found[-1][0]):
+                found.append((*box, match.start()))
+    return found
 
 
 def stated(response: str) -> str | None:
-    """What follows the last "answer is" or "answer:", to the end of its sentence; None without one."""
-    found = _last(_ANSWER_IS, response)
+    """What follows the last "answer is" or its like, to the end of its clause; None without one."""
+    found = _last(_STATED, response)
     if found is None:
         return None
     rest = response[found.end() : found.end() + 4000].lstrip()
-    math = _MATH.match(rest)
-    if math is not None:
-        after = _SENTENCE_END.split(rest[math.end() :], maxsplit=1)[0]
-        # "$5$ cm" keeps its unit; "$1$ and $2$" keeps both.
-        return (rest[: math.end()] + after).strip(" *") or None
-    return _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" *") or None
+    if rest[:4].lower() == "not ":
+        return rest.partition("\n")[0].strip(' *."`')
+    parts, position = [], 0
+    # "$5$ cm" keeps its unit, "$1$ and $2$" keeps both; "$7$ because ..." ends at the word.
+    while (end := _END.search(rest, position)) is not None:
+        math = _MATH.search(rest, position, end.start() + 2000)
+        if math is None or math.start() >= end.start():
+            break
+        parts.append(rest[position : math.end()])
+        position = math.end()
+    parts.append(rest[position : end.start() if end is not None else len(rest)])
+    found_text = "".join(parts).strip(' *_"`')
+    # "Final Answer: The largest n is 34" announces a sentence.
+    return (concluded(found_text) if len(_WORD.findall(_COMMAND.sub(" ", found_text))) > 3 else None) or found_text or None
 
 
 def hashed(response: str) -> str | None:
-    """The rest of the line behind the last `####`; None without one."""
-    _before, mark, rest = response.rpartition("####")
-    return (rest.strip().split("\n", 1)[0].strip() or None) if mark else None
+    """The rest of the line behind the last `####` that is no heading; None without one."""
+    before, mark, rest = response.rpartition("####")
+    for _ in range(20):
+        if not mark:
+            return None
+        line, _newline, after = rest.strip().partition("\n")
+        line = _CALCULATOR.sub("", line).strip()
+        if line and not (after.strip() and _HEADING.fullmatch(line)):
+            return line
+        before, mark, rest = before.rpartition("####")
+    return None
 
 
 def tagged(response: str) -> str | None:
@@ -66,12 +154,23 @@ def tagged(response: str) -> str | None:
 
 
 def last_math(response: str) -> str | None:
-    """The last formula of the last line that is not empty; None without one."""
-    lines = response.rstrip().rsplit("\n", 1)
-    found = _last(_MATH, lines[-1][-4000:])
-    if found is None or "\\boxed" in found.group():
+    """The last formula of the last line that is not empty, or the list that it ends; None without one."""
+    line = response.rstrip().rsplit("\n", 1)[-1][-4000:]
+    found = list(_MATH.finditer(line))
+    if not found or "\\boxed" in found[-1].group():
         return None
-    return next((part for part in found.groups() if part), None)
+    listed = [found.pop()]
+    # "$7$ or $8$" is no answer 8.
+    while found and re.fullmatch(r"[\s,;]*(?:and|or)?[\s,]*", line[found[-1].end() : listed[-1].start()]):
+        listed.append(found.pop())
+    return ", ".join(next(part for part in match.groups() if part) for match in reversed(listed))
+
+
+def concluded(response: str) -> str | None:
+    """What the last line ends in behind "is" or "=", or in bold: "so the probability is 1/6."; None for more words."""
+    line = response.rstrip().rsplit("\n", 1)[-1][-400:]
+    found = _CONCLUDED.search(line) or re.fullmatch(r"\*\*([^*]+)\*\*\W*", line)
+    return found.group(1).strip() if found and len(_WORD.findall(found.group(1))) <= 2 else None
 
 
 def last_number(response: str) -> str | None:
@@ -85,26 +184,42 @@ def bare(response: str) -> str | None:
     text = response.strip()
     if not text or len(text) > MAX_BARE or "\n" in text or "\\boxed" in text:
         return None
-    words = _WORD.findall(_COMMAND.sub(" ", text))
-    return text if len(words) <= 3 else None
+    words = len(_WORD.findall(_COMMAND.sub(" ", text)))
+    return text if not words or (words <= 3 and "$" not in text) else None
 
 
 def choice(text: str) -> str | None:
-    """The first choice letter A to J that stands alone in an answer; None without one."""
-    found = _CHOICE.search(re.sub(r"\\(?:text|textbf|mathrm|mathbf|boxed)\b", " ", text[:4000]))
-    return found.group(1) if found else None
+    """The one choice letter A to J of an answer: `C`, `(C) 12`, `not A, but B`; None for none or for several."""
+    text = re.sub(r"\\(?:text|textbf|textrm|mathrm|mathbf|boxed)\b|[{}$*\\]", " ", text[:4000]).strip()
+    either = _NOT_BUT.fullmatch(text)
+    if either and either.group(1) != either.group(2):
+        return either.group(2).upper()
+    found = _ONE_CHOICE.fullmatch(text) or re.fullmatch(r"\W*\(?([a-j])\)?\W*", text)
+    # An article or a pronoun is no second choice: "C: A triangle".
+    lone = set(re.findall(r"(?<![A-Za-z])(?![AI] [a-z]{2})[A-J](?![A-Za-z'])", text))
+    return None if found is None or lone - {found.group(1)} else found.group(1).upper()
+
+
+def has_choice(text: str) -> bool:
+    """Whether a choice letter stands alone anywhere in an answer."""
+    plain = re.sub(r"\\(?:text[a-z]*|math[a-z]+|boxed)\b", " ", text[:4000])
+    return "\\" not in plain and re.search(r"(?<![A-Za-z])[A-Ja-j](?![A-Za-z'])", plain) is not None
 
 
 def last_line_choice(response: str) -> str | None:
-    """The letter where the last line is one, or the last one in brackets on it; "I like it" has none."""
+    """The letter that the last line is, calls correct or has in brackets, if it is the only one; "I like it" has none."""
     line = response.strip().rsplit("\n", 1)[-1][-4000:]
-    alone = re.fullmatch(r"\W*([A-J])\W*", line)
-    found = alone or _last(_BRACKETED_CHOICE, line)
-    return found.group(1) if found else None
+    called = _last(_RIGHT_CHOICE, line)
+    if called is not None:
+        return called.group(1) or called.group(2)
+    if len(line) <= MAX_BARE and (alone := choice(line)) is not None:
+        return alone
+    letters = set(_BRACKETED_CHOICE.findall(line))
+    return letters.pop() if len(letters) == 1 and not re.search(r"\b(?:not|neither|nor)\b", line) else None
 
 
 def toy(response: str) -> str | None:
-    """The embedded world's form `...;A:79.`: what stands between the last `A:` and the next full stop."""
+    """The toy task's form `...;A:79.`: what stands between the last `A:` and the next full stop."""
     _before, mark, rest = response.rpartition("A:")
     answer, stop, _after = rest.partition(".")
     return answer if mark and stop and answer else None

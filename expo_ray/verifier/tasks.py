@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,51 +47,62 @@ class Task:
 class MathTask(Task):
     r"""Mathematics as in MATH: `\boxed{}`, then "the answer is", `####`, a last formula, a bare answer."""
 
+    percent_is_unit = False
+    """Whether 50% also counts as 50, whatever the configuration says."""
+
     def warm(self) -> None:
         from expo_ray.verifier.math import compare
 
         compare.warm()
 
+    finders: tuple[Callable[[str], str | None], ...] = (
+        extract.boxed, extract.tagged, extract.stated, extract.hashed, extract.bare, extract.last_math, extract.concluded
+    )  # fmt: skip
+
     def extract(self, response: str) -> str | None:
-        found = extract.boxed(response)
-        if found is not None or self.strict:
-            return found
-        for find in (extract.stated, extract.hashed, extract.bare, extract.last_math):
-            found = find(response)
-            if found is not None:
-                return found
-        return None
+        response = extract.after_thinking(response)
+        if self.strict:
+            return extract.boxed(response)
+        return next((found for find in self.finders if (found := find(response)) is not None), None)
 
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
         from expo_ray.verifier.math import compare
 
-        return compare.equal(extracted, gold, percent_is_unit=bool(self.config.get("percent_is_unit", False)))
+        percent_is_unit = self.percent_is_unit or bool(self.config.get("percent_is_unit", False))
+        return compare.equal(extracted, self.gold_answer(gold), percent_is_unit=percent_is_unit)
+
+    def gold_answer(self, gold: str) -> str:
+        r"""The answer in a gold text: what it boxes, `\boxed{42}` as well as a whole solution; else the text."""
+        return (extract.boxed(gold) or gold) if "\\boxed" in gold or "\\fbox" in gold else gold
 
 
 class Gsm8kTask(MathTask):
     """Grade-school word problems: `####` first, and the last number where nothing is marked."""
 
-    def extract(self, response: str) -> str | None:
-        found = extract.hashed(response) or extract.boxed(response)
-        if found is not None or self.strict:
-            return found
-        return extract.stated(response) or extract.last_number(response)
+    percent_is_unit = True
+    finders = (extract.hashed, extract.boxed, extract.tagged, extract.stated, extract.last_number)
 
-    def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
-        # The data set's own field is the whole solution with the gold behind ####.
-        return super().grade(extracted, extract.hashed(gold) or gold, meta)
+    def extract(self, response: str) -> str | None:
+        response = extract.after_thinking(response)
+        finders = self.finders[:2] if self.strict else self.finders
+        return next((found for find in finders if (found := find(response)) is not None), None)
+
+    def gold_answer(self, gold: str) -> str:
+        """The data set's own field is the whole solution with the gold behind ####."""
+        return extract.hashed(gold) or super().gold_answer(gold)
 
 
 class ChoiceTask(Task):
     """Multiple choice with letters A to J."""
 
     def extract(self, response: str) -> str | None:
-        marked = extract.boxed(response)
-        if marked is None and not self.strict:
-            marked = extract.stated(response) or extract.hashed(response)
-            if marked is None:
-                return extract.last_line_choice(response)
-        return None if marked is None else extract.choice(marked)
+        response = extract.after_thinking(response)
+        finders = (extract.boxed, extract.tagged, extract.stated, extract.hashed)
+        for find in finders[:1] if self.strict else finders:
+            marked = find(response)
+            if marked is not None and extract.has_choice(marked):
+                return extract.choice(marked)
+        return None if self.strict else extract.last_line_choice(response)
 
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
         return extracted == (extract.choice(gold) or gold.strip()), "exact"

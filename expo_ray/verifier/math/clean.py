@@ -1,50 +1,68 @@
-# ruff: noqa: RUF001 - the table of look-alike characters is the point of this file
-"""One spelling for what LaTeX and Unicode can write in several ways. No meaning is added or taken away."""
+# ruff: noqa: RUF001 - the tables of look-alike characters are the point of this file
+"""One spelling for what LaTeX, Unicode and plain text write in several ways. No meaning is added or taken away."""
 
 import re
 import unicodedata
 
-_UNICODE = {
-    **dict.fromkeys("−–—‐‑﹣－", "-"), **dict.fromkeys("×⋅·∙", r"\cdot "), "÷": "/", "／": "/", "∕": "/", "⁄": "/",
-    "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
-    "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "±": r"\pm ", "∓": r"\mp ", "∅": r"\emptyset ",
-    "∈": r"\in ", "ℝ": r"\mathbb{R}", "√": r"\sqrt ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
-    "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}",
-    "⟨": r"\langle ", "⟩": r"\rangle ", "，": ",", "：": ":", "（": "(", "）": ")", "。": ".", "′": "'", "’": "'",
-    "‘": "'", "“": '"', "”": '"', "∨": r"\lor ", "∧": r"\land ", "¢": r"\text{ cents}", "％": "%", "＝": "=", "＋": "+",
-    "~": " ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi ", "ω": r"\omega ",
+_CHARACTERS = {
+    **dict.fromkeys("−–—‐‑﹣", "-"), **dict.fromkeys("×⋅·∙", r"\cdot "), **dict.fromkeys("÷∕⁄", "/"),
+    **dict.fromkeys("’‘′", "'"), **dict.fromkeys("“”", '"'), "∞": r"\infty ", **dict.fromkeys("°º˚ᵒ", r"^\circ "),
+    "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ",
+    "±": r"\pm ", "∓": r"\mp ", "∅": r"\emptyset ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "√": r"\sqrt ", "⟨": r"\langle ",
+    "⟩": r"\rangle ", "∨": r"\lor ", "∧": r"\land ", "¢": r"\text{ cents}", "~": " ", "。": ".", "、": ",", "∑": r"\sum ",
+    "∏": r"\prod ", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "…": r"\ldots ", "≡": r"\equiv ", "→": r"\to ", "Å": r"\text{ angstrom}", "或": r"\text{ or }", "和": r"\text{ and }",
+    "度": r"^\circ ", "¬": r"\text{not }",
 }  # fmt: skip
-_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
-_FROM_SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉", "0123456789+-0123456789")
+_SMALL = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉"
+_FROM_SMALL = str.maketrans(_SMALL, "0123456789+-0123456789")
+_RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_MONEY = {"€": "euros", "£": "pounds sterling", "₹": "rupees", "¥": "yen", "￥": "yen"}
+_IDEOGRAPHS = re.compile("[一-鿿]+")
 
+_TEXT = "text textbf textrm textnormal textit textsf texttt textup mbox hbox emph mathrm mathbf mathit mathsf mathtt"
 _COMMANDS = {
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
-    **dict.fromkeys(("leq", "leqslant", "le"), r"\le "),
-    **dict.fromkeys(("geq", "geqslant", "ge"), r"\ge "),
-    **dict.fromkeys(("neq", "ne"), r"\ne "),
-    **dict.fromkeys(("times", "cdot", "ast"), r"\cdot "),
-    **dict.fromkeys(("vee", "lor"), r"\lor "),
-    **dict.fromkeys(("wedge", "land"), r"\land "),
-    **dict.fromkeys(("varnothing", "emptyset"), r"\emptyset "),
-    **dict.fromkeys(("quad", "qquad", "enspace", "thinspace", "enskip", "nobreakspace", "medspace"), " "),
-    **dict.fromkeys(("displaystyle", "textstyle", "scriptstyle", "limits", "middle", "mathord"), " "),
-    **dict.fromkeys(("left", "right", "big", "Big", "bigg", "Bigg"), ""),
-    **dict.fromkeys(("bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "bigm", "mleft", "mright"), ""),
-    **dict.fromkeys(("mid", "vert", "lvert", "rvert"), "|"),
-    **dict.fromkeys(("textbf", "textrm", "textnormal", "textit", "textsf", "texttt", "mbox", "hbox"), r"\text"),
-    **dict.fromkeys(("mathrm", "mathbf", "mathit", "mathsf", "mathtt", "boldsymbol", "emph"), r"\text"),
-    **dict.fromkeys(("operatorname", "operatorname*"), r"\text"),
+    **dict.fromkeys("dfrac tfrac cfrac nicefrac sfrac".split(), r"\frac"), **dict.fromkeys("dbinom tbinom".split(), r"\binom"),
+    **dict.fromkeys("leq leqslant le".split(), r"\le "), **dict.fromkeys("geq geqslant ge".split(), r"\ge "),
+    **dict.fromkeys("neq ne not=".split(), r"\ne "), **dict.fromkeys("times cdot ast".split(), r"\cdot "),
+    **dict.fromkeys("vee lor".split(), r"\lor "), **dict.fromkeys("wedge land".split(), r"\land "),
+    **dict.fromkeys("varnothing emptyset".split(), r"\emptyset "), **dict.fromkeys("quad qquad newline".split(), "\x04"),
+    **dict.fromkeys("enspace thinspace enskip nobreakspace medspace displaystyle textstyle scriptstyle limits".split(), " "),
+    **dict.fromkeys("middle mathord left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr bigm".split(), ""),
+    **dict.fromkeys("mleft mright tiny small normalsize large Large LARGE huge Huge bf rm it boldmath".split(), ""),
+    **dict.fromkeys("mid vert lvert rvert".split(), "|"), **dict.fromkeys("Vert lVert rVert".split(), r"\|"),
+    **dict.fromkeys(f"{_TEXT} boldsymbol operatorname operatorname*".split(), r"\text"),
+    **dict.fromkeys("vec hat overrightarrow".split(), r"\vec"), "bar": r"\overline", "dot": r"\overline", "degree": r"^\circ ", "deg": r"^\circ ",
     "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "to": r"\to ", "div": "/",
-    "arcsin": r"\arcsin ", "colon": ":", "dots": r"\ldots ", "cdots": r"\ldots ", "degree": r"^\circ ",
-    "infin": r"\infty ", "imath": "i", "varphi": r"\phi ", "varepsilon": r"\epsilon ", "dollar": r"\$",
+    "rightarrow": r"\to ", "colon": ":", "dots": r"\ldots ", "cdots": r"\ldots ", "infin": r"\infty ", "imath": "i",
+    "varphi": r"\phi ", "varepsilon": r"\epsilon ", "dollar": r"\$", "mod": r"\pmod ", "bmod": r"\pmod ", "pounds": "£",
 }  # fmt: skip
-_SPACES = {",": " ", ";": " ", ":": " ", ">": " ", " ": " ", "\n": " ", "\t": " ", "!": "\x01", "/": ""}
-_TOKEN = re.compile(r"\\([A-Za-z]+)|\\(.)", re.DOTALL)
-_FUNCTIONS = r"sin|cos|tan|sec|csc|cot|log|ln|arcsin|arccos|arctan|sinh|cosh|tanh|exp"
-_NAMED = re.compile(rf"\\(?:text|mathop)\s*\{{\s*({_FUNCTIONS})\s*\}}")
-_PLAIN_FUNCTION = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS})(?=[\s(0-9\\]|[a-z](?![a-z]))")
-_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_SYMBOLS = {**dict.fromkeys(",;:> \t", " "), "\n": " ", "!": "\x01", "/": "", "\\": "\x07"}
+_TOKEN = re.compile(r"\\not\s*=|\\([A-Za-z]+\*?)|\\(.)", re.DOTALL)
+_UNPRINTED = re.compile(r"\\(?:color|phantom|hspace|vspace|label|tag)\*?\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}")
+_UNWRAPPED = re.compile(r"\\(?:underline|boxed|fbox|ensuremath|mathop|displaylines)\s*(?=\{)")
+_FUNCTIONS = "sin|cos|tan|sec|csc|cot|log|ln|lg|arcsin|arccos|arctan|sinh|cosh|tanh|exp|cis|max|min|gcd|lcm|det"
+_PLAIN_FUNCTION = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS})(?=[\s(0-9\\_^]|[a-z](?![a-z]))")
+_TEXT_PART = re.compile(r"\\text\s*\{([^{}]*)\}")
+_BOLD_LETTER = re.compile(r"\\(?:mathbf|boldsymbol|vec|hat)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\s([ijk])(?![A-Za-z]))")
+# The inside of a text is out of reach of the rules for formulas: its characters move to the private area and back.
+_HIDDEN = {code: 0xE000 + code for code in range(33, 127)}
+_SHOWN = {hidden: code for code, hidden in _HIDDEN.items()}
+_LIST = re.compile(r"\\begin\{(cases|aligned|align\*?|gathered|split|array\}\{l)\}(.*?)\\end\{(?:\1|array)\}", re.DOTALL)
+_MATRIX = re.compile(r"\\begin\{[pbvBV]?(?:small)?matrix\}.*?\\end\{[a-zA-Z]*\}|\\begin\{array\}.*?\\end\{array\}", re.DOTALL)
+_CHOOSE = (
+    (re.compile(r"\{([^{}\\]{1,20})\\choose(?![A-Za-z])([^{}\\]{1,20})\}"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?:\{\})?[\^_]\{([0-9]+)\}\\?C_\{([0-9]+)\}|(?<![A-Za-z0-9])C\(([0-9]+),([0-9]+)\)"), r"\\binom{\1\3}{\2\4}"),
+)
+_ORDINAL = re.compile(r"(?<=[0-9])()\s*\^\s*\{?\s*(?:\\text\s*\{)?\s*(st|nd|rd|th)\s*\}{0,2}(?![A-Za-z])")
+_REMARK = re.compile(r"\\text\{ ?\(?(?:exactly|exact|in total|total|altogether|only)\)? ?\}|(?<=[0-9]) \(?(?:exactly|exact)\)?$")
+_THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+_STATEMENT = re.compile(
+    r"^(?:\\text\{)?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:\s+is\s*:?|:|=)\s*(\}?)(?=.)", re.IGNORECASE | re.DOTALL
+)
+# 0.333\ldots: three times one digit, or twice two and more.
+_REPEATED = re.compile(r"(?<![0-9.])([0-9]*\.[0-9]*?)(?:([0-9])\2\2+|([0-9]{2,}?)\3+)\s*\\ldots(?![A-Za-z])")
+_APPROXIMATELY = re.compile(r"(?:\\text\{)?\s*\(?approx(?:imately|\.)?\)?\s*\}?$")
 
 
 def clean(text: str, join: bool = True) -> str:
@@ -55,35 +73,61 @@ def clean(text: str, join: bool = True) -> str:
     >>> clean(r"\dfrac12\left(x + 1\right)^2.")
     '\\frac{1}{2}(x+1)^{2}'
     """
-    text = _plain_characters(text).strip()
-    text = _unwrap_math(text)
-    text = _TOKEN.sub(_one_command, text)
-    text = _NAMED.sub(r"\\\1 ", text)
+    text = _unwrap_math(_characters(text).strip()).strip()
+    text = _UNWRAPPED.sub("", _UNPRINTED.sub("", text))
+    text = re.sub(r"\\right\s*\.|\\left\s*\.", "", text)
+    text = _BOLD_LETTER.sub(lambda match: rf"\vec{{{match.group(1) or match.group(2)}}}", text)
+    text = _MATRIX.sub(lambda match: match.group().replace("\\\\", "\x08"), text.replace("\n", "\x04"))
+    text = _LIST.sub(lambda match: match.group(2).replace("&", ""), text)
+    text = _ORDINAL.sub(r"\1\\text{\2}", _TOKEN.sub(_command, text))
+    text = _STATEMENT.sub(lambda match: "" if match.group(1) else r"\text{" if text.startswith("\\text") else "", text, count=1)
     text = re.sub(r",\s*\x01\s*|\{,\}", "\x02", text).replace("\x01", "")
-    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").replace("**", "^")
+    text = _TEXT_PART.sub(_text, _REMARK.sub("", text))
+    text = re.sub(r"(?<=[0-9])\.\.\.", r"\\ldots ", re.sub(r"(?<=[0-9]\.)\{([0-9]+)\}", r"\1", text))
+    text = _REPEATED.sub(lambda match: rf"{match.group(1)}\overline{{{match.group(2) or match.group(3)}}}", text)
+    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").replace("**", "^").replace("+/-", r"\pm ")
+    text = re.sub(r"^\+-(?=[0-9])", r"\\pm ", text)
     text = re.sub(r"\{\s*([.:=<>+-])\s*\}", r"\1", text)
-    text = re.sub(r"\\text\s*\{\s*(\\[$%])\s*\}", r"\1", text)
     text = _PLAIN_FUNCTION.sub(r"\\\1 ", text)
     text = re.sub(r"(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty ", text)
     text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
-    text = re.sub(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\s*\*\s*", r"\\cdot ", text)
-    text = re.sub(r"\{([^{}\\]{1,20})\\choose(?![A-Za-z])([^{}\\]{1,20})\}", r"\\binom{\1}{\2}", text)
-    text = _braced(text)
-    text = _percent_and_degree(text)
-    text = _spaces(_thousands(text, join))
-    return text.strip().rstrip(".,;\\").strip()
+    text = re.sub(r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt ", text)
+    text = re.sub(r"\s*\*\s*|(?<=[0-9]) [xX] (?=10\s*\^)", r"\\cdot ", text)
+    text = re.sub(r"(?<=[0-9.])\(([0-9]+)\)(?![0-9])", lambda m: rf"\overline{{{m.group(1)}}}" if _decimal(m) else m.group(), text)
+    text = _over(_braced(text))
+    for pattern, binomial in _CHOOSE:
+        text = pattern.sub(binomial, text)
+    text = re.sub(r"(?<!\\)%|(?<=[0-9}\s])\s*\bper ?cent|pct\b", r"\\%", text)
+    text = re.sub(r"\s*\^\s*\{\s*\\circ\s*\}", r"\\degree ", text)
+    text = _spaces(_thousands(_separators(text), join)).translate(_SHOWN)
+    return text.strip().lstrip("=").strip().rstrip(".,;\\").replace("\x08", "\\\\").strip()
 
 
-def _plain_characters(text: str) -> str:
-    kept = "".join(_UNICODE.get(char, char) for char in text if unicodedata.category(char) != "Cf")
-    kept = _SUPERSCRIPT.sub(lambda match: "^{" + match.group().translate(_FROM_SMALL) + "}", kept)
-    kept = _SUBSCRIPT.sub(lambda match: "_{" + match.group().translate(_FROM_SMALL) + "}", kept)
-    return "".join(" " if unicodedata.category(char) == "Zs" else char for char in kept)
+def _characters(text: str) -> str:
+    kept = []
+    for char in text:
+        if char in _CHARACTERS:
+            kept.append(_CHARACTERS[char])
+        elif ord(char) < 128 or char in _SMALL:
+            kept.append(char)
+        elif unicodedata.name(char, "").startswith("GREEK SMALL LETTER ") and " WITH " not in unicodedata.name(char):
+            kept.append("\\" + unicodedata.name(char)[19:].lower().replace("lamda", "lambda").replace("final ", "") + " ")
+        elif unicodedata.category(char) != "Cf":
+            plain = unicodedata.normalize("NFKC", char)
+            top, slash, bottom = plain.partition("⁄")
+            kept.append(rf"\frac{{{top}}}{{{bottom}}}" if slash and bottom else plain)
+    text = "".join(" " if unicodedata.category(char) == "Zs" else char for char in kept for char in char)
+    text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)\\sqrt ", lambda match: f"\\sqrt[{match.group(1).translate(_FROM_SMALL)}] ", text)
+    text = _RAISED.sub(lambda match: "^{" + match.group().translate(_FROM_SMALL) + "}", text)
+    text = _LOWERED.sub(lambda match: "_{" + match.group().translate(_FROM_SMALL) + "}", text)
+    text = re.sub(r"(?:USD|US\$|US\\\$) ?(?=[0-9])", r"\\$", text)
+    for sign, name in _MONEY.items():
+        text = re.sub(rf"{sign}\s*([0-9][0-9.,]*)", rf"\1\\text{{ {name}}}", text).replace(sign, rf"\text{{ {name}}}")
+    return _IDEOGRAPHS.sub(lambda match: rf"\text{{ {match.group()}}}", re.sub(r"\\text\s*\{\s*([一-鿿]+)\s*\}", r"\1", text))
 
 
 def _unwrap_math(text: str) -> str:
-    text = text.strip("*_ \n\t") if text.startswith("**") else text
+    text = text.strip("*_ \n\t") if text.startswith("**") else text.strip("`")
     text = text.replace("\\(", " ").replace("\\)", " ")
     text = re.sub(r"^\s*\\\[(.*)\\\]\s*\.?\s*$", r"\1", text, flags=re.DOTALL)
     text = re.sub(r"(?<!\\)\\\$", "\x03", text)
@@ -93,37 +137,65 @@ def _unwrap_math(text: str) -> str:
     return text.replace("$", " ").replace("\x03", r"\$")
 
 
-def _one_command(match: re.Match[str]) -> str:
+def _command(match: re.Match[str]) -> str:
     name, symbol = match.group(1), match.group(2)
-    if name is not None:
-        return _COMMANDS.get(name, match.group())
-    return _SPACES.get(symbol, match.group())
+    if symbol is not None:
+        return _SYMBOLS.get(symbol, match.group())
+    if name is None:
+        return r"\ne "
+    return _COMMANDS.get(name, _COMMANDS.get(name.rstrip("*"), match.group()))
+
+
+def _text(match: re.Match[str]) -> str:
+    """A text that is a number, a letter or a function's name is mathematics; the rest is kept from it."""
+    inside = match.group(1)
+    if re.fullmatch(r"\s*(?:[+-]?[0-9][0-9.,]*|\\\$)?\s*(?:\\?%|per ?cent|pct)?\s*", inside):
+        return re.sub("per ?cent|pct|\\\\?%", r"\\%", inside)
+    counted = re.fullmatch(r"\s*([+-]?[0-9][0-9.,]*)( +[A-Za-z].*)", inside)
+    if counted:
+        return counted.group(1) + _text(re.match(r"(.*)", counted.group(2)))  # type: ignore[arg-type]
+    if re.fullmatch(rf"(?!max|min)(?:{_FUNCTIONS})", inside.strip()):
+        return rf"\{inside.strip()} "
+    return r"\text{" + re.sub(r"\s+", " ", inside).translate(_HIDDEN) + "}"
+
+
+def _decimal(match: re.Match[str]) -> bool:
+    """Whether what stands before `(6)` is a decimal as in 0.(6), whose digits repeat."""
+    before = match.string[: match.start()]
+    return re.search(r"(?<![0-9.])[0-9]*\.[0-9]*$", before) is not None
+
+
+def _inside(match: re.Match[str]) -> bool:
+    """Whether a match stands in brackets that may be those of a pair, an interval or a set."""
+    before = re.sub(r"\\left|\\right", "", match.string[: match.start()])
+    return len(re.findall(r"[(\[]|\\\{|\\begin", before)) > len(re.findall(r"[)\]]|\\\}|\\end", before))
 
 
 def _braced(text: str) -> str:
-    r"""Write `\frac12` as `\frac{1}{2}`, `\sqrt2` as `\sqrt{2}`, `x^2` as `x^{2}`."""
+    r"""Write `\frac12` as `\frac{1}{2}`, `\sqrt2` as `\sqrt{2}`, `x^10` as `x^{10}`, `2^(n-1)` as `2^{n-1}`."""
     out: list[str] = []
     position = 0
-    pattern = re.compile(r"\\frac(?![A-Za-z])|\\binom(?![A-Za-z])|\\sqrt(?![A-Za-z])|[\^_]")
+    pattern = re.compile(r"\\frac(?![A-Za-z])|\\binom(?![A-Za-z])|\\(?:sqrt|pmod|overline)(?![A-Za-z])|[\^_]")
     while (match := pattern.search(text, position)) is not None:
-        out.append(text[position : match.start()])
-        out.append(match.group())
+        out += (text[position : match.start()], match.group())
         position = match.end()
-        if match.group() == "\\sqrt":
-            root = re.match(r"\s*(\[[^\[\]]*\])", text[position:])
-            if root:
-                out.append(root.group(1).replace(" ", ""))
-                position += root.end()
-        wanted = 2 if match.group() in ("\\frac", "\\binom") else 1
-        for _ in range(wanted):
-            argument = re.match(r"\s*(\\[A-Za-z]+|[^\s{}\\]|(?=\{))", text[position:])
+        if match.group() == "\\sqrt" and (root := re.match(r"\s*(\[[^\[\]]*\])", text[position:])):
+            out.append(root.group(1).replace(" ", ""))
+            position += root.end()
+        pair = match.group() in ("\\frac", "\\binom")
+        # Plain text writes x^10, 10^-3 and √21 where LaTeX wants braces; in \frac12 the digits are apart.
+        digits = "[0-9]" if pair else "[+-]?[0-9]+" if match.group() == "^" else "[0-9]+"
+        for _ in range(2 if pair else 1):
+            argument = re.match(rf"\s*({digits}|[+-]?\\[A-Za-z]+|[+-][A-Za-z]|[^\s{{}}\\(]|(?=[{{(]))", text[position:])
             if argument is None:
                 break
             position += argument.end()
             if argument.group(1):
                 out.append("{" + argument.group(1) + "}")
+            elif text[position] == "(" and match.group() in ("\\frac", "\\binom", "\\pmod", "\\overline"):
+                break
             else:
-                # What stands in the braces is handled by the same loop; its end comes when it comes.
+                # The argument's own commands are handled by the same loop.
                 end = _closing(text, position)
                 out.append("{" + _braced(text[position + 1 : end]) + "}")
                 position = end + 1
@@ -132,38 +204,36 @@ def _braced(text: str) -> str:
 
 
 def _closing(text: str, start: int) -> int:
-    """Index of the brace that closes the one at `start`, or the end of the text."""
+    """Index of the bracket that closes the one at `start`, or the end of the text."""
+    opening, closing = ("{", "}") if text[start] == "{" else ("(", ")")
     depth = 0
-    skip = False
-    for index in range(start, len(text)):
-        if skip:
-            skip = False
-        elif text[index] == "\\":
-            skip = True
-        elif text[index] == "{":
-            depth += 1
-        elif text[index] == "}":
-            depth -= 1
-            if depth == 0:
-                return index
+    for match in re.compile(r"\\.|[{}()]", re.DOTALL).finditer(text, start):
+        depth += (match.group() == opening) - (match.group() == closing)
+        if depth == 0:
+            return match.start()
     return len(text)
 
 
-def _percent_and_degree(text: str) -> str:
-    text = re.sub(r"\\text\s*\{\s*(?:percent|%|\\%)\s*\}", r"\\%", text)
-    text = re.sub(r"(?<=[0-9}\s])\s*\bpercent\b", r"\\%", text)
-    text = re.sub(r"(?<!\\)%", r"\\%", text)
-    return re.sub(r"\s*\^\s*\{\s*\\circ\s*\}", r"\\degree ", text)
+def _over(text: str) -> str:
+    r"""`{5 \over 8}` and `5 \over 8` as `\frac{5}{8}`."""
+    text = re.sub(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}", text)
+    top, over, bottom = text.partition("\\over")
+    return rf"\frac{{{top.strip()}}}{{{bottom.strip()}}}" if over and not bottom[:1].isalpha() else text
+
+
+def _separators(text: str) -> str:
+    r"""`\\` separates; a wide space or a new line does where relations stand on all its sides."""
+    parts = [part.strip().strip(",") for part in text.replace("\x07", "\x04\x07\x04").split("\x04") if part.strip() and part != "\x07"]
+    relations = all(re.search(r"[=<>]|\\(?:le|ge|ne|in)(?![a-z])", part) for part in parts)
+    return ",".join(parts) if relations or "\x07" in text.strip("\x07\x04 ") else r"\text{ }".join(parts)
 
 
 def _spaces(text: str) -> str:
     pieces: list[str] = []
     position = 0
-    for match in _TEXT.finditer(text):
+    for match in _TEXT_PART.finditer(text):
         pieces.append(_tight(text[position : match.start()]))
-        inside = re.sub(r"\s+", " ", match.group(1))
-        if inside.strip():
-            pieces.append(r"\text{" + inside + "}")
+        pieces.append(r"\text{" + match.group(1) + "}" if match.group(1).strip() else " ")
         position = match.end()
     pieces.append(_tight(text[position:]))
     return "".join(pieces)
@@ -179,10 +249,8 @@ def _tight(text: str) -> str:
 def _thousands(text: str, join: bool) -> str:
     r"""Join `1{,}234`, `1,\!234` anywhere; `1,234` and `1 234` outside brackets, where no pair is meant."""
     text = re.sub(r"(?<=[0-9])\x02(?=[0-9]{3}(?![0-9]))", "", text).replace("\x02", ",")
-    if join and not re.search(r"[(\[]|\\\{|\\begin", text):
-        text = re.sub(
-            r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])", lambda m: m.group().replace(",", ""), text
-        )
+    if join:
+        text = _THOUSANDS.sub(lambda m: m.group() if _inside(m) else m.group().replace(",", ""), text)
     return re.sub(
         r"(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9/])(?! [0-9])", lambda m: m.group().replace(" ", ""), text
     )

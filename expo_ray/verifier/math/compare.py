@@ -1,33 +1,33 @@
 r"""Whether an answer is a gold answer in another notation. Doubt is decided against the answer.
 
-The order is cheap to dear: the same text, the same exact number, the same quantity, the same shape with equal
-parts, and last the same expression (math-verify and sympy).
+The order is cheap to dear: the same text, the same exact number, then one comparison for each kind of answer
+(docs/verifier.md), down to the values of expressions.
 """
 
 import re
 from fractions import Fraction
 
-from expo_ray.verifier.math import expression, words
+from expo_ray.verifier.math import value, words
 from expo_ray.verifier.math.clean import clean
 from expo_ray.verifier.math.number import MAX_ANSWER, rational
-from expo_ray.verifier.math.relation import is_name, relations_equal, value_of_assignment
+from expo_ray.verifier.math.relation import FLIP, assignment, is_name, is_solved, proportional, reals, same_reals, value_of
 from expo_ray.verifier.math.shape import Shape, read
+from expo_ray.verifier.math.syntax import parse
 from expo_ray.verifier.math.units import DEGREE, PERCENT, RADIAN, Quantity, quantity
 
 Graded = tuple[bool, str]
 
-_BASE = re.compile(r"[({]?([0-9A-Za-z.]+)[)}]?_\{([0-9a-z]+)\}")
-_TIME = re.compile(r"0?([0-9]{1,2}):([0-9]{2}(?::[0-9]{2})?)(?: ?([ap])\.? ?m)?", re.IGNORECASE)
+_BASE = re.compile(r"[({]?([0-9A-Za-z.]+?)[)}]? ?(?:_\{\(?(?:base )?([0-9]+|[a-z]{3,})\)?\}|,? ?\(?base[ -]?([0-9]+|[a-z]{3,})\)?)")
+_TIME = re.compile(r"0?([0-9]{1,2})(?::([0-9]{2}(?::[0-9]{2})?))?(?: ?([ap])\.? ?m)?", re.IGNORECASE)
 _RATIO = re.compile(r"[^:]+(?::[^:]+)+")
 _INFINITE = ("\\infty", "+\\infty", "-\\infty")
+_LETTERS = re.compile(r"[A-Za-z](?: ?[A-Za-z])+")
 
 
 def warm() -> None:
-    """Read some of everything, so that forked processes find the grammar's tables filled."""
-    texts = r"\frac{x+1}{2}\sqrt{3}-\pi, 2^{3}\cdot x^{2}y+5i, \sin(x)\cos^{2} x, \log_{2} 8!, |x|, f(x), "
-    texts += r"\binom{5}{2}, (x-1)(x+2)/3, a_{1}+e^{x}, \sqrt[3]{2}, 3.5x, -x(y+1)"
-    for text in texts.split(", "):
-        expression.same(text, text + "+1")
+    """Read and compare some of everything, so that forked processes find tables and mpmath's constants filled."""
+    for text in (r"\frac{x+1}{2}\sqrt{3}-\pi", r"\sin(x)\cos^{2} x", r"\log_{2} 8!", r"5\text{ cm}", r"x>3", r"(1,e^{2})"):
+        equal(text, text + "+1")
 
 
 def equal(answer: str, gold: str, percent_is_unit: bool = False) -> Graded:
@@ -49,11 +49,11 @@ def equal(answer: str, gold: str, percent_is_unit: bool = False) -> Graded:
     if first is not None and second is not None:
         return first == second, "numeric"
     comparison = Comparison(percent_is_unit)
-    graded = comparison.shapes(read(words.canonical(left)), read(words.canonical(right)))
+    graded = comparison.shapes(read(left), read(right))
     if not graded[0] and (first is None) != (second is None):
-        # "100, 121, 144" against "100,121,144": three and more groups may be a list after all.
+        # "100,121,144" and "-1,250" may be lists after all.
         lists = [read(_without_approximation(clean(text, join=False))) for text in (answer, gold)]
-        if all(shape.kind == "list" and len(shape.parts) > 2 for shape in lists):
+        if all(shape.kind == "list" and len(shape.parts) > 1 for shape in lists):
             return comparison.shapes(*lists)
     return graded
 
@@ -77,33 +77,68 @@ class Comparison:
         """Compare two shapes of any kind."""
         if answer.kind == "leaf" and gold.kind == "leaf":
             return self.leaves(answer.text, gold.text)
-        if "relation" in (answer.kind, gold.kind):
+        labelled = self._labelled(answer, gold)
+        if labelled is not None:
+            return labelled
+        kinds = {answer.kind, gold.kind}
+        if kinds & {"relation", "union"} or ("list" in kinds and _has_inequality(answer, gold)):
+            sets = reals(answer), reals(gold)
+            if None not in sets and not _only_equations(answer, gold):
+                return same_reals(*sets), "interval"
+        if "list" in kinds and not _has_inequality(answer, gold):
+            named = self._named(answer, gold)
+            if named is not None:
+                return named, "set"
+        if "relation" in kinds:
             return self._relations(answer, gold)
-        if "list" in (answer.kind, gold.kind) or "set" in (answer.kind, gold.kind):
+        if kinds & {"list", "set"}:
             return self._collections(answer, gold)
-        if answer.kind != gold.kind:
+        if kinds == {"matrix", "tuple"}:
+            matrix = answer if answer.kind == "matrix" else gold
+            vector = gold if matrix is answer else answer
+            if matrix.marks != ("matrix", "1") or vector.marks != ("(", ")"):
+                return False, "matrix"
+        elif answer.kind != gold.kind or _brackets(answer) != _brackets(gold):
             return False, _method(gold)
         if gold.kind == "union":
             return self._unordered(answer.parts, gold.parts), "interval"
-        if _brackets(answer) != _brackets(gold) or len(answer.parts) != len(gold.parts):
-            return False, _method(gold)
-        pairs = zip(answer.parts, gold.parts, strict=True)
-        return all(self.shapes(first, second)[0] for first, second in pairs), _method(gold)
+        return self._in_order(answer.parts, gold.parts), _method(gold)
 
     def leaves(self, answer: str, gold: str) -> Graded:
         """Compare two single expressions, quantities or words."""
         if answer == gold:
             return True, "exact"
-        special = _special(answer, gold)
+        labelled = self._labelled(Shape("leaf", answer), Shape("leaf", gold))
+        special = labelled or _special(answer, gold)
         if special is not None:
             return special
-        first, second = quantity(answer), quantity(gold)
-        if first.unit is not None or second.unit is not None or first.scale != second.scale:
+        if gold in _INFINITE or answer in _INFINITE:
+            return answer.lstrip("+") == gold.lstrip("+"), "exact"
+        first, second = quantity(answer), quantity(gold, any_plural=True)
+        # 18m is a product, but where the other side says 18 meters it is that.
+        spaced = [quantity(re.sub(r"(?<=[0-9])(?=[A-Za-z]{1,3}$)", " ", text)) for text in (answer, gold)]
+        if (first.unit is None) != (second.unit is None) and spaced[0].unit == spaced[1].unit:
+            first, second = spaced
+        if (first.unit, first.value) != (None, answer) or (second.unit, second.value) != (None, gold):
             return self._quantities(first, second)
-        numbers = _number(answer), _number(gold)
-        if (words.is_word(answer) or words.is_word(gold)) and None in numbers:
-            return words.same(answer, gold), "text"
+        if _LETTERS.fullmatch(answer) and _LETTERS.fullmatch(gold):
+            return _same_letters(answer, gold), "symbolic"
+        if ("\\degree" in answer) != ("\\degree" in gold) and not re.search(r"\\(?:pi|sin|cos|tan|sec|csc|cot|cis)", answer + gold):
+            return _values(answer.replace("\\degree", ""), gold.replace("\\degree", ""))
         return _values(answer, gold)
+
+    def _labelled(self, answer: Shape, gold: Shape) -> Graded | None:
+        """Choices with their text: the letter or the text of a gold is enough, both must fit where both are given."""
+        first, second = words.label(answer.text), words.label(gold.text)
+        if second is not None:
+            if first is not None:
+                return first[0] == second[0] and self.shapes(read(first[1]), read(second[1]))[0], "text"
+            letter = words.plain(answer.text).strip("().")
+            return (letter == second[0], "text") if letter in "ABCDEFGHIJ" else self.shapes(answer, read(second[1]))
+        if first is None:
+            return None
+        letter = words.plain(gold.text).strip("().")
+        return (first[0] == letter, "text") if letter in "ABCDEFGHIJ" else self.shapes(read(first[1]), gold)
 
     def _quantities(self, answer: Quantity, gold: Quantity) -> Graded:
         units = (answer.unit, gold.unit)
@@ -113,25 +148,37 @@ class Comparison:
             if self.percent_is_unit and _values(answer.value, gold.value)[0]:
                 return True, "numeric"
             percent, plain = (answer, gold) if answer.unit == PERCENT else (gold, answer)
-            return _values(f"\\frac{{{percent.value}}}{{100}}", _scaled(plain))
+            return _values(f"\\frac{{{percent.value}}}{{100}}", plain.value)
         if units in ((DEGREE, RADIAN), (RADIAN, DEGREE), (DEGREE, None), (None, DEGREE)):
             degrees, other = (answer, gold) if answer.unit == DEGREE else (gold, answer)
             if other.unit == RADIAN or "\\pi" in other.value:
                 return _values(f"({degrees.value})\\cdot\\frac{{\\pi}}{{180}}", other.value)
+            return _values(answer.value.replace("\\degree", ""), gold.value.replace("\\degree", ""))
         if answer.unit is None or gold.unit is None or answer.unit == gold.unit:
-            return _values(_scaled(answer), _scaled(gold))
+            return _values(answer.value, gold.value)
         if (answer.unit.dimension, answer.unit.power) != (gold.unit.dimension, gold.unit.power):
             return False, "numeric"
-        first, second = rational(answer.value), rational(gold.value)
-        if first is None or second is None:
-            return False, "numeric"
-        left = first * answer.scale * answer.unit.factor
-        return left == second * gold.scale * gold.unit.factor, "numeric"
+        scaled = [f"({one.value})\\cdot({one.unit.factor})" for one in (answer, gold) if one.unit is not None]
+        return _values(*scaled)
+
+    def _named(self, answer: Shape, gold: Shape) -> bool | None:
+        """Lists of `x = 4, y = 9` with different names, also against the tuple (4, 9) in the names' order."""
+        first, second = _assignments(answer), _assignments(gold)
+        if first is None and second is None:
+            return None
+        if first is not None and second is not None:
+            return first.keys() == second.keys() and all(self.shapes(first[name], second[name])[0] for name in first)
+        values, other = (first, gold) if first is not None else (second, answer)
+        if other.kind != "tuple" or values is None:
+            return None
+        parts = tuple(values[name] for name in sorted(values))
+        return self._in_order(parts, other.parts) if values is first else self._in_order(other.parts, parts)
 
     def _collections(self, answer: Shape, gold: Shape) -> Graded:
         if not {answer.kind, gold.kind} <= {"list", "set"}:
             return False, "set"
-        if "and" in answer.marks + gold.marks and answer.marks != gold.marks and _has_inequality(answer, gold):
+        joins = {"and" if shape.marks == ("and",) else "or" for shape in (answer, gold) if shape.marks != (",",)}
+        if len(joins) > 1 and (_has_inequality(answer, gold) or _has_words(answer, gold)):
             return False, "set"
         first, second = _without_shared_name(answer), _without_shared_name(gold)
         if first[0] and second[0] and first[0] != second[0]:
@@ -148,6 +195,10 @@ class Comparison:
                 kept.append(part)
         return tuple(kept)
 
+    def _in_order(self, answer: tuple[Shape, ...], gold: tuple[Shape, ...]) -> bool:
+        pairs = zip(answer, gold, strict=False)
+        return len(answer) == len(gold) and all(self.shapes(first, second)[0] for first, second in pairs)
+
     def _unordered(self, answer: tuple[Shape, ...], gold: tuple[Shape, ...]) -> bool:
         """Whether the parts can be paired off; each part of one meets one part of the other."""
         if len(answer) != len(gold):
@@ -161,33 +212,50 @@ class Comparison:
         return True
 
     def _relations(self, answer: Shape, gold: Shape) -> Graded:
-        both = answer.kind == gold.kind
-        if both or (
-            {answer.kind, gold.kind} <= {"relation", "tuple", "union"} and "=" not in answer.marks + gold.marks
-        ):
-            return relations_equal(answer, gold, self.shapes)
-        plain, relation = (gold, answer) if answer.kind == "relation" else (answer, gold)
-        value = value_of_assignment(relation, needs_constant=relation is gold)
-        if value is None:
+        if answer.kind != gold.kind:
+            relation = answer if answer.kind == "relation" else gold
+            plain = gold if relation is answer else answer
+            found = value_of(relation, gold=relation is gold)
+            if found is None:
+                return False, "symbolic"
+            return self.shapes(found, plain) if relation is answer else self.shapes(plain, found)
+        first, second = assignment(answer), assignment(gold)
+        if first and second and first[0] and first[0] == second[0]:
+            return self.shapes(first[1], second[1])
+        if answer.marks == gold.marks and self._in_order(answer.parts, gold.parts):
+            return True, "symbolic"
+        flipped = tuple(FLIP.get(mark, "") for mark in reversed(answer.marks))
+        if flipped == gold.marks and len(answer.parts) > 2 and self._in_order(answer.parts[::-1], gold.parts):
+            return True, "symbolic"
+        if first and second and not first[0] and is_solved(gold):
             return False, "symbolic"
-        return self.shapes(value, plain) if relation is answer else self.shapes(plain, value)
-
-
-def _scaled(found: Quantity) -> str:
-    return found.value if found.scale == 1 else f"({found.value})\\cdot {found.scale}"
+        return proportional(answer, gold), "symbolic"
 
 
 def _values(answer: str, gold: str) -> Graded:
-    """Compare two expressions without units."""
+    """Compare two texts without units: numbers, expressions, or words."""
     first, second = _number(answer), _number(gold)
     if first is not None and second is not None:
         return first == second, "numeric"
-    return expression.same(answer, gold) or (False, "text")
+    left, right = parse(answer), parse(gold)
+    if left is not None and right is not None:
+        return value.equal(left, right), "symbolic"
+    if left is not None and right is not None or {first, second} != {None}:
+        return False, "text"
+    return words.same(answer, gold), "text"
 
 
-def _number(text: str) -> Fraction | int | None:
+def _number(text: str) -> Fraction | None:
     found = rational(text)
     return found if found is not None else words.number(text)
+
+
+def _same_letters(answer: str, gold: str) -> bool:
+    """lw is wl, a product; AB is not BA, two points; abc is not acb, which may be a word."""
+    first, second = answer.replace(" ", ""), gold.replace(" ", "")
+    if len(first) == 2 and first.islower() and "o" not in first:
+        return sorted(first) == sorted(second)
+    return first == second or (len(first) == len(second) and words.same(answer, gold))
 
 
 def _special(answer: str, gold: str) -> Graded | None:
@@ -195,36 +263,40 @@ def _special(answer: str, gold: str) -> Graded | None:
     answer, gold = words.plain(answer), words.plain(gold)
     bases = _BASE.fullmatch(answer), _BASE.fullmatch(gold)
     if any(found and found.group(1)[0].isdigit() for found in bases):
-        return bool(bases[0] and bases[1] and _base(bases[0]) == _base(bases[1])), "text"
+        pair = [_base(found) if found else (text.lstrip("0"), 10) for found, text in zip(bases, (answer, gold), strict=True)]
+        return pair[0] == pair[1], "text"
     times = _TIME.fullmatch(answer), _TIME.fullmatch(gold)
-    if all(times) or any(found and found.group(3) for found in times):
+    if any(found and found.group(3) for found in times) or all(found and found.group(2) for found in times):
         return bool(times[0] and times[1] and _time(times[0]) == _time(times[1])), "text"
+    if _RATIO.fullmatch(gold):
+        answer = re.sub(r"^([0-9.]+) ?to ?([0-9.]+)$", r"\1:\2", answer)
     if _RATIO.fullmatch(answer) or _RATIO.fullmatch(gold):
         return _ratios(answer, gold), "numeric"
     return None
 
 
-def _base(match: re.Match[str]) -> tuple[str, int | str]:
-    base = match.group(2)
+def _base(match: re.Match[str]) -> tuple[str, Fraction | int | str]:
+    base = match.group(2) or match.group(3)
     return match.group(1).lstrip("0").upper(), int(base) if base.isdigit() else words.number(base) or base
 
 
 def _time(match: re.Match[str]) -> tuple[str, ...]:
-    return tuple((part or "").lower() for part in match.groups())
+    hour, minutes, half = match.groups()
+    return hour, minutes or "00", (half or "").lower()
 
 
 def _ratios(answer: str, gold: str) -> bool:
-    def parts(text: str) -> list[Fraction] | None:
-        pieces = [rational(piece) for piece in text.split(":")]
-        found = [piece for piece in pieces if piece is not None]
-        if len(found) == 1 and ":" not in text:
-            found = [found[0], Fraction(1)]
-        return found if len(found) == max(2, len(pieces)) and all(found) else None
-
-    left, right = parts(answer), parts(gold)
-    if left is None or right is None or len(left) != len(right):
+    sides = [[parse(piece) for piece in text.split(":")] for text in (answer, gold)]
+    left, right = ([tree for tree in side if tree is not None] for side in sides)
+    if (len(left), len(right)) != (len(sides[0]), len(sides[1])):
         return False
-    return all(first * right[0] == second * left[0] for first, second in zip(left, right, strict=True))
+    for side in (left, right):
+        if len(side) == 1:
+            side.append(("num", Fraction(1)))
+    if len(left) != len(right) or any(value.equal(tree, ("num", Fraction(0))) for tree in (*left, *right)):
+        return False
+    pairs = zip(left, right, strict=True)
+    return all(value.equal(("*", first, right[0]), ("*", second, left[0])) for first, second in pairs)
 
 
 def _brackets(shape: Shape) -> tuple[str, ...]:
@@ -241,15 +313,33 @@ def _method(shape: Shape) -> str:
 
 
 def _has_inequality(*shapes: Shape) -> bool:
-    return any(set(part.marks) & {"<", ">", "\\le", "\\ge"} for shape in shapes for part in shape.parts)
+    parts = [part for shape in shapes for part in (shape, *shape.parts)]
+    return any(part.kind == "relation" and set(part.marks) - {"=", "\\in", "\\equiv"} for part in parts)
+
+
+def _has_words(*shapes: Shape) -> bool:
+    return any(part.kind == "leaf" and (parse(part.text) is None or part.text.isalpha()) for s in shapes for part in s.parts)
+
+
+def _only_equations(*shapes: Shape) -> bool:
+    return not any(shape.kind == "union" for shape in shapes) and not _has_inequality(*shapes) and not any(
+        shape.marks == ("\\in",) for shape in shapes
+    )
+
+
+def _assignments(shape: Shape) -> dict[str, Shape] | None:
+    """The values of a list of equations with different names; None for other shapes."""
+    found = [assignment(part) if part.kind == "relation" else None for part in shape.parts]
+    known = {one[0]: one[1] for one in found if one is not None and one[0]}
+    return known if shape.kind == "list" and len(known) == len(shape.parts) > 1 else None
 
 
 def _without_shared_name(shape: Shape) -> tuple[str, tuple[Shape, ...]]:
     """`x = 1, x = 2` and `x = 1, 2` as (x, 1 and 2); other lists as they are, without a name."""
-    names = {p.parts[0].text for p in shape.parts if p.kind == "relation" and p.marks == ("=",)}
+    # x_1 = 2, x_2 = 3 are two values of x.
+    names = {p.parts[0].text.partition("_")[0] for p in shape.parts if p.kind == "relation" and p.marks == ("=",)}
     if len(names) != 1 or any(part.kind == "relation" and part.marks != ("=",) for part in shape.parts):
         return "", shape.parts
     values = tuple(part.parts[-1] if part.kind == "relation" else part for part in shape.parts)
-    if value_of_assignment(shape.parts[0], needs_constant=False) is None:
-        return "", shape.parts
-    return names.pop(), values
+    first = next(part for part in shape.parts if part.kind == "relation")
+    return (names.pop(), values) if assignment(first) is not None else ("", shape.parts)

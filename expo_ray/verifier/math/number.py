@@ -80,33 +80,65 @@ def _without_outer(text: str) -> str:
 
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 _SMALL = {word: value for value, word in enumerate((_ONES + " seventeen eighteen nineteen").split())}
-_TENS_WORDS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_TENS = {word: 20 + 10 * index for index, word in enumerate(_TENS_WORDS.split())}
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_TENS = {word: 20 + 10 * index for index, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split())}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_PLAIN_WORDS = _SMALL | _TENS | _SCALES
+_IRREGULAR = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth"}
+_ORDINALS = {_IRREGULAR.get(w, re.sub("ve$", "f", re.sub("y$", "ie", w)) + "th"): n for w, n in _PLAIN_WORDS.items() if n}
+_PARTS = _ORDINALS | {"half": 2, "halve": 2, "quarter": 4}
+_DIGITS = re.compile(rf"(?:{_DECIMAL})")
 
 
-def from_words(text: str) -> int | None:
-    """Value of a number in English words ("twenty-one", "two hundred"); None if it is none."""
+def from_words(text: str) -> Fraction | None:
+    """The value of a number in English words; None where any word is none of a number's.
+
+    Words may stand beside digits: "twenty-one", "2 hundred fifty", "7.5 million", "three eighths", "fifth" (5).
+    """
     words = text.lower().replace("-", " ").split()
+    sign = -1 if words[:1] in (["negative"], ["minus"]) else 1
+    words = [word for word in words[sign < 0 :] if word != "and"]
     if not words or len(words) > 8:
         return None
-    total = current = 0
+    last = words[-1]
+    count = words[:-1] if words[-2:-1] != ["a"] else [*words[:-2], "one"]
+    size = _PARTS.get(last) or (_PARTS.get(last[:-1]) if last.endswith("s") and count else None)
+    if size is None or (last in ("second", "seconds") and count):
+        value = _cardinal(words)
+    elif last in ("half", "quarter") and not count:
+        value = Fraction(1, size)
+    elif not count:
+        value = Fraction(size)
+    elif count[-1] in _TENS and size < 10 and not last.endswith("s"):
+        value = _cardinal([*count, *(word for word, number in _SMALL.items() if number == size)])
+    else:
+        above = _cardinal(count)
+        value = None if above is None else above / size
+    return None if value is None else sign * value
+
+
+def _cardinal(words: list[str]) -> Fraction | None:
+    total = current = Fraction(0)
     previous = ""
     for word in words:
-        if word in _SMALL:
-            if previous in _SMALL or (previous in _TENS and not 0 < _SMALL[word] < 10):
+        if word in _SMALL or _DIGITS.fullmatch(word):
+            size = Fraction(_SMALL[word] if word in _SMALL else word.rstrip("."))
+            # "two three" is no number, "twenty three" is.
+            if previous == "small" or (previous == "tens" and not 0 < size < 10):
                 return None
-            current += _SMALL[word]
+            current += size
+            previous = "small"
         elif word in _TENS:
-            if previous in _SMALL or previous in _TENS:
+            if previous in ("small", "tens"):
                 return None
             current += _TENS[word]
-        elif word == "hundred" and 0 < current < 10:
-            current *= 100
-        elif word in _SCALES and word != "hundred" and current:
-            total += current * _SCALES[word]
-            current = 0
+            previous = "tens"
+        elif word in _SCALES:
+            if not current:
+                return None
+            current *= _SCALES[word]
+            if _SCALES[word] > 100:
+                total, current = total + current, Fraction(0)
+            previous = "scale"
         else:
             return None
-        previous = word
     return total + current

@@ -1,29 +1,32 @@
 r"""The outer form of an answer: a list, tuple, interval, set, union, matrix, relation, or a single expression.
 
-Only brackets, commas and relation signs at the outermost level are looked at here; what stands between them is
-left to math-verify's grammar. math-verify alone takes `(1,2)` for an interval and lets lists stand for tuples,
-which is how close but wrong answers pass.
+Only brackets, commas and relation signs at the outermost level are looked at here; what stands between them is left
+to the grammar (expo_ray.verifier.math.syntax).
 """
 
 import re
 from dataclasses import dataclass, field
 
+from expo_ray.verifier.math import words
 from expo_ray.verifier.math.number import MAX_DEPTH, NotDecided
+from expo_ray.verifier.math.units import quantity
 
-_OPEN = ("(", "[", "{", "\\{", "\\langle")
-_CLOSE = (")", "]", "}", "\\}", "\\rangle")
-_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
+_OPEN = ("(", "[", "{", "\\{", "\\langle", "\\begin")
+_CLOSE = (")", "]", "}", "\\}", "\\rangle", "\\end")
+_TOKEN = re.compile(r"\\text\{[^{}]*\}|\\[A-Za-z]+|\\.|.", re.DOTALL)
 _RELATIONS = {"=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx", "\\equiv", "\\to"}
 _LOGIC = re.compile(
     r",?\s*(?:\\text\{\s*,?\s*(and|or)\s*\}|(?<![A-Za-z\\])(and|or)(?![A-Za-z])|\\(lor|land)(?![A-Za-z]))\s*,?"
 )
 _MATRIX = re.compile(
-    r"(?P<scale>.*?)[(\[|]?\\begin\{(?P<kind>[pbvBV]?(?:small)?matrix|array)\}(?:\{[lcr|]*\})?"
-    r"(?P<body>.*)\\end\{(?P=kind)\}[)\]|]?",
+    r"(?P<scale>.*?)(?P<bar>[(\[|]?)\\begin\{(?P<kind>[pbvBV]?(?:small)?matrix|array)\}(?:\{[lcr|]*\})?"
+    r"(?P<body>.*)\\end\{(?P=kind)\}[)\]|]?(?P<turned>\^\{(?:T|\\top|\\text\{T\})\})?",
     re.DOTALL,
 )
+_TURNED = re.compile(r"\(([^()]*)\)\^\{(?:T|\\top|\\text\{T\})\}")
 _WITHOUT = re.compile(r"(?:\\mathbb\{R\}|\(-\\infty,\\infty\))(?:\\setminus|\\backslash|-|\\)\\\{([^,]+)\\\}")
 _BUILDER = re.compile(r"\\\{\(?([A-Za-z])(?:\\in(?:\\mathbb\{R\}|\\text\{R\}|R))?(?:\||:)(.*)\\\}", re.DOTALL)
+_ALTERNATIVE = re.compile(r"(.+?)(?:\\text\{ ?\(or ?\}|\(or ?|\\text\{ ?\(or )([^()]+?)(?:\)\}|\))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Shape:
     """One node.
 
     kind is leaf, list, tuple, set, union, matrix or relation. `text` is the cleaned text it was read from.
-    marks: a tuple's two brackets, a relation's signs, a list's joining word, a matrix's columns.
+    marks: a tuple's two brackets, a relation's signs, a list's joining word ("," without one), a matrix's columns.
     """
 
     kind: str
@@ -49,33 +52,40 @@ def read(text: str) -> Shape:
     return _read(text.strip(), 0)
 
 
+def _all(parts: list[str], depth: int) -> tuple[Shape, ...]:
+    return tuple(_read(part, depth + 1) for part in parts)
+
+
 def _read(text: str, depth: int) -> Shape:
     if depth > MAX_DEPTH:
         raise NotDecided("nested too deep")
-    text = _without_group(text)
-    if "\\begin{" in text:
-        return _matrix(text, depth) or Shape("leaf", text)
+    text = words.canonical(_without_group(text))
+    if (either := _ALTERNATIVE.fullmatch(text)) is not None:
+        return Shape("relation", text, _all(list(either.groups()), depth), ("=",))
+    if _LOGIC.search(text) and quantity(text).unit is not None:
+        return Shape("leaf", text)  # 2 hours and 30 minutes
     joins = {word for match in _LOGIC.findall(text) for word in match if word}
-    if joins:
-        text = _LOGIC.sub(",", text).strip(",")
-    join = "and" if joins & {"and", "land"} else "or"
-    elements = [part for separator in ",;" for part in [split(text, {separator})[0]] if len(part) > 1]
+    listed = _LOGIC.sub(",", text).strip(",") if joins else text
+    join = "and" if joins & {"and", "land"} else "or" if joins else ","
+    elements = next((parts for separator in ";," if len(parts := split(listed, {separator})[0]) > 1), [])
     if elements:
-        if any(not part for part in elements[0]):
+        if not all(elements):
             return Shape("leaf", text)
-        spread = [variant for part in elements[0] for variant in _both_signs(part)]
-        return Shape("list", text, tuple(_read(part, depth + 1) for part in spread), (join,))
-    both = _both_signs(text)
-    if len(both) > 1 and not text.startswith("\\{"):
-        return Shape("list", text, tuple(_read(part, depth + 1) for part in both), ("or",))
+        spread = [variant for part in elements for variant in _both_signs(part)]
+        return Shape("list", text, _all(spread, depth), (join,))
+    both = _both_signs(listed)
+    if len(both) > 1 and not listed.startswith("\\{"):
+        return Shape("list", text, _all(both, depth), ("or",))
     operands, signs = split(text, _RELATIONS)
     if signs and all(operands):
-        return Shape("relation", text, tuple(_read(part, depth + 1) for part in operands), tuple(signs))
+        return Shape("relation", text, _all(operands, depth), tuple(signs))
+    if "\\begin{" in text:
+        return _matrix(text, depth) or Shape("leaf", text)
     if (punctured := _WITHOUT.fullmatch(text)) is not None:
         return _read(f"(-\\infty,{punctured.group(1)})\\cup({punctured.group(1)},\\infty)", depth + 1)
     union, _ = split(text, {"\\cup"})
     if len(union) > 1 and all(union):
-        return Shape("union", text, tuple(_read(part, depth + 1) for part in union))
+        return Shape("union", text, _all(union, depth))
     return _bracketed(text, depth)
 
 
@@ -83,20 +93,26 @@ def _bracketed(text: str, depth: int) -> Shape:
     builder = _BUILDER.fullmatch(text)
     if builder is not None and split(builder.group(2), _RELATIONS)[1]:
         return _read(builder.group(2), depth + 1)
+    if (turned := _TURNED.fullmatch(text)) is not None and len(cells := split(turned.group(1), {","})[0]) > 1:
+        return Shape("matrix", text, _all(cells, depth), ("matrix", "1"))
+    if re.fullmatch(r"\][^\[\]]+,[^\[\]]+\[|\][^\[\]]+,[^\[\]]+\]|\[[^\[\]]+,[^\[\]]+\[", text):
+        # The French way to write open ends: ]1,2[ is (1,2).
+        text = ("(" if text[0] == "]" else "[") + text[1:-1] + (")" if text[-1] == "[" else "]")
     tokens = _TOKEN.findall(text)
     if len(tokens) < 2 or tokens[0] not in _OPEN or tokens[-1] not in _CLOSE or not _spans(tokens):
         return Shape("leaf", text)
     inside = "".join(tokens[1:-1]).strip()
     opening, closing = tokens[0], tokens[-1]
+    if opening == "\\{":
+        inside = _LOGIC.sub(",", inside)
+    elements = next((parts for separator in ";," if len(parts := split(inside, {separator})[0]) > 1), [inside])
     if (opening, closing) == ("\\{", "\\}"):
-        elements = split(inside, {","})[0] if inside else []
-        spread = [variant for part in elements for variant in _both_signs(part)]
-        return Shape("set", text, tuple(_read(part, depth + 1) for part in spread))
-    elements = split(inside, {","})[0]
+        spread = [variant for part in elements if inside for variant in _both_signs(part)]
+        return Shape("set", text, _all(spread, depth))
     if len(elements) > 1 and all(elements):
         if opening == "\\langle":
             opening, closing = "(", ")"
-        return Shape("tuple", text, tuple(_read(part, depth + 1) for part in elements), (opening, closing))
+        return Shape("tuple", text, _all(elements, depth), (opening, closing))
     if (opening, closing) in (("(", ")"), ("{", "}"), ("[", "]")) and inside:
         return _read(inside, depth + 1)
     return Shape("leaf", text)
@@ -109,10 +125,7 @@ def split(text: str, separators: set[str]) -> tuple[list[str], list[str]]:
     current: list[str] = []
     depth = 0
     for token in _TOKEN.findall(text):
-        if token in _OPEN:
-            depth += 1
-        elif token in _CLOSE:
-            depth -= 1
+        depth += (token in _OPEN) - (token in _CLOSE)
         if depth == 0 and token in separators:
             parts.append("".join(current).strip())
             found.append(token)
@@ -141,25 +154,27 @@ def _without_group(text: str) -> str:
 
 def _both_signs(text: str) -> list[str]:
     r"""`a\pm b` as its two values; anything else as it is."""
-    if "\\pm" not in text and "\\mp" not in text:
+    if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", text):
         return [text]
     signs = (("+", "-"), ("-", "+"))
-    return [re.sub(r"\\mp ?", minus, re.sub(r"\\pm ?", plus, text)).strip() for plus, minus in signs]
+    return [re.sub(r"\\mp(?![A-Za-z]) ?", minus, re.sub(r"\\pm(?![A-Za-z]) ?", plus, text)).strip() for plus, minus in signs]
 
 
 def _matrix(text: str, depth: int) -> Shape | None:
     match = _MATRIX.fullmatch(text)
     if match is None or "\\begin" in match.group("body"):
         return None
-    scale = match.group("scale").rstrip("([|").removesuffix("\\cdot")
+    scale = match.group("scale").removesuffix("\\cdot")
     if scale in ("-", "+"):
         scale += "1"
     rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match.group("body")) if row.strip()]
     cells = [[cell.strip() for cell in row.replace("\\hline", "").split("&")] for row in rows]
     if not cells or any(len(row) != len(cells[0]) or not all(row) for row in cells):
         return None
+    if match.group("turned"):
+        cells = [list(row) for row in zip(*cells, strict=True)]
     if scale:
-        cells = [[f"({scale})\\cdot ({cell})" for cell in row] for row in cells]
-    kind = "determinant" if match.group("kind") in ("vmatrix", "Vmatrix") or "|\\begin" in text else "matrix"
+        cells = [[f"({scale})\\cdot({cell})" for cell in row] for row in cells]
+    bars = match.group("kind") in ("vmatrix", "Vmatrix") or match.group("bar") == "|"
     parts = tuple(_read(cell, depth + 1) for row in cells for cell in row)
-    return Shape("matrix", text, parts, (kind, str(len(cells[0]))))
+    return Shape("matrix", text, parts, ("determinant" if bars else "matrix", str(len(cells[0]))))

@@ -1,54 +1,61 @@
 """Answers that are words: names, yes and no, choice letters, numbers in words, and a few fixed phrases."""
 
 import re
+from fractions import Fraction
 
 from expo_ray.verifier.math.number import from_words
 
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_ORDINAL = re.compile(r"(?<![0-9.])([0-9]+) ?(?:st|nd|rd|th)\b")
 _CHOICE = re.compile(r"\(?([A-Z])\)?[.):]?")
 _LETTERS = re.compile(r"\\text\{ ?[A-Z](?:(?: ?, ?(?:and |or )?| and | or )[A-Z])+ ?\}")
+_OPTION = re.compile(r"(?:the )?(?:option|choice|answer) \(?([A-J])\)?", re.IGNORECASE)
+_LABEL = re.compile(
+    r"(?:\\text\{ ?)?(?:\(([A-J])\)|([A-J])[):.]) ?(?:\\text\{(?=.*\}$)|(\}))? ?(.*[0-9A-Za-z].*)", re.DOTALL
+)
 _SHOUTED = {"YES", "NO", "TRUE", "ODD", "EVEN", "NONE"}
 _PHRASES = {
-    "allrealnumbers": r"(-\infty,\infty)",
-    "allreals": r"(-\infty,\infty)",
-    r"\mathbb{R}": r"(-\infty,\infty)",
-    r"\{\}": r"\emptyset",
-    "emptyset": r"\emptyset",
-    "theemptyset": r"\emptyset",
+    **dict.fromkeys(("allrealnumbers", "allreals", r"\mathbb{R}", "R"), r"(-\infty,\infty)"),
+    **dict.fromkeys((r"\mathbb{R}^{+}", r"\mathbb{R}_{+}", "allpositiverealnumbers"), r"(0,\infty)"),
+    r"\mathbb{R}^{-}": r"(-\infty,0)",
+    **dict.fromkeys((r"\{\}", "emptyset", "theemptyset", "nosolution", "nosolutions"), r"\emptyset"),
+    "infinity": r"\infty",
 }
-_PRODUCT_LETTERS = set("abcdhkmnpqrtuvwxyz")
 
 
 def plain(text: str) -> str:
-    r"""The words of a text without `\text{}`, brackets around it and spaces at its ends."""
-    return re.sub(r"\s+", " ", _TEXT.sub(r"\1", text)).strip(' .,;:"')
+    r"""The words of a text without `\text{}`, the ending of 21st, and spaces and quotes at its ends."""
+    return _ORDINAL.sub(r"\1", re.sub(r"\s+", " ", _TEXT.sub(r"\1", text)).strip(' .,;:"'))
 
 
 def canonical(text: str) -> str:
     """Fixed phrases as the formula that they name; everything else as it is."""
     if _LETTERS.fullmatch(text):
         return plain(text)
-    key = re.sub(r"\s", "", _TEXT.sub(r"\1", text))
-    return _PHRASES.get(key, _PHRASES.get(key.lower(), text))
+    option = _OPTION.fullmatch(plain(text))
+    if option:
+        return option.group(1)
+    head, sign, rest = text.partition("\\in")
+    if sign and not rest[:1].isalpha():
+        return head + sign + canonical(rest)
+    key = re.sub(r"\s|^there (?:is|are) ", "", _TEXT.sub(r"\1", text).strip(), flags=re.IGNORECASE)
+    return _PHRASES.get(key, _PHRASES.get(key.lower(), text)) if text != "R" else text
 
 
-def is_word(text: str) -> bool:
-    r"""Whether a cleaned text is words or a choice, not mathematics: `\text{...}`, or letters only."""
-    if "\\text" in text:
-        return True
-    if _CHOICE.fullmatch(text) and not text.isalpha():
-        return True
-    if not re.fullmatch(r"[A-Za-z][A-Za-z '.-]*", text) or len(text) == 1:
-        return False
-    if all(len(word) == 1 for word in text.split(" ")):
-        return False
-    return " " in text or len(text) > 4 or not set(text) <= _PRODUCT_LETTERS
+def label(text: str) -> tuple[str, str] | None:
+    r"""A choice's letter and its text: `\text{(C) }42`, `C) 12`, `C: 12`; None for anything else."""
+    match = _LABEL.fullmatch(text)
+    if match is None:
+        return None
+    rest = match.group(4)
+    inside = text.startswith("\\text") and match.group(3) is None
+    return match.group(1) or match.group(2), (rest[:-1] if inside and rest.endswith("}") else rest).strip()
 
 
-def number(text: str) -> int | None:
+def number(text: str) -> Fraction | None:
     """The value of a number in words; None for anything else."""
     found = plain(text)
-    return from_words(found) if re.fullmatch(r"[A-Za-z][A-Za-z -]*", found) else None
+    return from_words(found) if re.fullmatch(r"[A-Za-z0-9.][A-Za-z0-9. -]*", found) else None
 
 
 def same(answer: str, gold: str) -> bool:
@@ -67,6 +74,6 @@ def same(answer: str, gold: str) -> bool:
 
 def _folded(text: str) -> str:
     text = re.sub(r"^(?:the|an|a) (?=[A-Za-z]{2})", "", text.lower())
-    if re.search(r"[\\0-9^_=+]", text):
+    if re.search(r"[\\^_=+]", text):
         return text
-    return re.sub(r"[\s-]+", " ", text).strip()
+    return re.sub(r"(?<=[a-z]{4})(?<!s)s\b", "", re.sub(r"[\s-]+", " ", text)).strip()
