@@ -92,7 +92,8 @@ def read_items(path: Path, skip_bad: bool) -> tuple[list[dict[str, Any]], list[s
 def to_item(record: dict[str, Any]) -> Item:
     """Returns what the pool needs of a record; `meta` is passed on if it is an object (reasoning-gym entries)."""
     meta = record.get("meta")
-    return record["response"], gold_answers(record), meta if isinstance(meta, dict) else {}
+    asked = {"question": record["question"]} if isinstance(record.get("question"), str) else {}
+    return record["response"], gold_answers(record), asked | (meta if isinstance(meta, dict) else {})
 
 
 def verify_items(items: list[Item], config: VerifierConfig, show: bool) -> list[Verdict]:

@@ -6,7 +6,7 @@ import re
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s*+(\\?[^\s{}$.,;\\]+(?:\{[^{}]{0,200}\}){0,2})")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$)(\]\[.,;&]|\\q?quad|\\[\[\]() ,;])*+(?:\\text\s*+\{\s*+)?(?:and|or|und|et|as well as|和|或|与|，|、)?\s*+\}?"
+    r"(?:[\s$)(\]\[.,;&]|\\q?quad|\\[\[\]() ,;])*+(?:\\text\s*+\{\s*+)?(?:and|or|und|et|和|或|与|，|、)?\s*+\}?"
     r"(?:[\s$(\[]|\\q?quad|\\[\[( ,;])*+"
     r"(?:\\?[A-Za-z](?:_\{?\w\}?)?\s*+=\s*+)?"
 )
@@ -17,7 +17,8 @@ _MOST_BOXES = 12
 # How an answer is announced, language by language; the fillers may stand between it and the answer.
 _ANNOUNCED = (
     r"\b(?:final\s++)?(?:answers?|result)\b(?!\s++(?:to|of|for)\b)",
-    r"(?:最终)?答案", "答え", "정답|답", r"\bréponse(?:\s++finale)?\b", r"\b(?:Antwort|Ergebnis|Lösung)\b", r"\brespuesta(?:\s++final)?\b", r"\b[Оо]твет\b",
+    r"(?:最终)?答案", "答え", "정답|답", r"\bréponse(?:\s++finale)?\b", r"\b(?:Antwort|Ergebnis|Lösung)\b",
+    r"\brespuesta(?:\s++final)?\b", r"\b[Оо]твет\b",
     r"\bresposta\b", r"\brisposta\b",
 )  # fmt: skip
 _VERB = (
@@ -130,7 +131,9 @@ def stated(response: str) -> str | None:
     parts.append(rest[position : end.start() if end is not None else len(rest)])
     found_text = "".join(parts).strip(' *_"`')
     # "Final Answer: The largest n is 34" announces a sentence.
-    return (concluded(found_text) if len(_WORD.findall(_COMMAND.sub(" ", found_text))) > 3 else None) or found_text or None
+    return (
+        (concluded(found_text) if len(_WORD.findall(_COMMAND.sub(" ", found_text))) > 3 else None) or found_text or None
+    )
 
 
 def hashed(response: str) -> str | None:
@@ -207,15 +210,15 @@ def has_choice(text: str) -> bool:
 
 
 def last_line_choice(response: str) -> str | None:
-    """The letter that the last line is, calls correct or has in brackets, if it is the only one; "I like it" has none."""
+    """The one letter that the last line is, calls correct or has in brackets; "I like it" has none."""
     line = response.strip().rsplit("\n", 1)[-1][-4000:]
     called = _last(_RIGHT_CHOICE, line)
     if called is not None:
         return called.group(1) or called.group(2)
     if len(line) <= MAX_BARE and (alone := choice(line)) is not None:
         return alone
-    letters = set(_BRACKETED_CHOICE.findall(line))
-    return letters.pop() if len(letters) == 1 and not re.search(r"\b(?:not|neither|nor)\b", line) else None
+    found = _last(_BRACKETED_CHOICE, line)
+    return found.group(1) if found and not re.search(r"\b(?:not|neither|nor)\b", line, re.IGNORECASE) else None
 
 
 def toy(response: str) -> str | None:

@@ -46,7 +46,7 @@ class VerifierFleet(Fleet):
 
 def _item(rollout: Rollout, completion: Completion) -> Item:
     problem = rollout.prompt.problem
-    return completion.text, problem.answers, problem.meta
+    return completion.text, problem.answers, {"question": problem.question, **problem.meta}
 
 
 def _take(verdicts: Any, completions: list[Completion]) -> list[Verdict]:

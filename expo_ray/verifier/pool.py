@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -21,11 +23,15 @@ from expo_ray.config.schema import VerifierConfig
 from expo_ray.messages import Outcome, Verdict
 from expo_ray.verifier import wire
 
+log = logging.getLogger(__name__)
+
 Item = tuple[str, tuple[str, ...], dict[str, Any]]
 """A response's text, its gold answers, and the problem's meta."""
 
 MAX_ATTEMPTS = 3
-"""Processes that may die under one item before it is an `error`."""
+"""Processes that may die under one item before it counts as wrong."""
+RESPONSE_S_SHARE = 0.1
+"""Share of an item's limit that its process spent computing, from which on the response is to blame for a timeout."""
 MAX_CHUNK = 16
 MAX_CHUNK_BYTES = 1 << 18
 MAX_RESPONSE = 1 << 18
@@ -90,6 +96,7 @@ class _Parent:
         """A fresh grading process: its pid and our end of its socket."""
         if self.isolation is None:
             self.isolation = self._receive(START_S)
+            log.info("isolation of the grading processes: %s", ", ".join(self.isolation or ["none"]))
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -120,9 +127,23 @@ class _Process:
         except ProcessLookupError:
             self.handle = None
         self.held: deque[int] = deque()
+        self.keys: deque[bytes] = deque()
+        """Of the items held; a reply without its key is not the grader's."""
         self.outbox = bytearray()
         self.inbox = bytearray()
-        self.since = time.monotonic()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """An item begins."""
+        self.since, self.cpu_since = time.monotonic(), self.cpu()
+
+    def cpu(self) -> float:
+        """CPU seconds of the process so far; 0 once it is dead."""
+        try:
+            # The clock of another process by its pid, as clock_getcpuclockid(3) makes it.
+            return time.clock_gettime((~self.pid << 3) | 2)
+        except OSError:
+            return 0.0
 
     def kill(self) -> None:
         if self.handle is not None:
@@ -167,6 +188,7 @@ class VerifierPool:
         self.cache: OrderedDict[bytes, Verdict] = OrderedDict()
         self._parent = _Parent(config)
         self._processes: list[_Process] = []
+        self._warned: set[str] = set()
 
     def judge(self, items: list[Item], progress: Callable[[int], None] | None = None) -> list[Verdict]:
         """A verdict for each item, in order; equal items of a batch are graded once.
@@ -280,7 +302,10 @@ class VerifierPool:
         for process in busy:
             if process.held and process in self._processes and now - process.since >= limit:
                 index = process.held.popleft()
-                batch.settle(index, Verdict("timeout", None, "none", (now - process.since) * 1000))
+                # A response that keeps the processor busy is wrong; one that a starved machine did not get to is not.
+                busy_s = process.cpu() - process.cpu_since
+                outcome: Outcome = "wrong" if busy_s >= RESPONSE_S_SHARE * limit else "timeout"
+                batch.settle(index, Verdict(outcome, None, "limit", (now - process.since) * 1000))
                 self._abandon(process, batch)
 
     def _assign(self, process: _Process, batch: _Batch) -> None:
@@ -292,8 +317,9 @@ class VerifierPool:
             process.held.append(index)
             chunk.append([index, *batch.packed[index]])
             size += len(batch.packed[index][0])
-        process.outbox += wire.pack(chunk)
-        process.since = time.monotonic()
+        process.keys.extend(secrets.token_bytes(wire.KEY_BYTES) for _ in chunk)
+        process.outbox += wire.pack(chunk) + b"".join(process.keys)
+        process.restart_clock()
 
     def _exchange(self, process: _Process, batch: _Batch) -> None:
         """Send and receive what is possible at once; a dead or lying process is replaced."""
@@ -309,42 +335,54 @@ class VerifierPool:
             process.inbox += part
             while (reply := wire.unpack(process.inbox, wire.MAX_REPLY)) is not None:
                 index = process.held[0] if process.held else -1
-                verdict = _checked(reply, index)
+                verdict = _checked(reply, index, process.keys[0] if process.keys else b"")
                 process.held.popleft()
-                process.since = time.monotonic()
+                process.keys.popleft()
+                process.restart_clock()
+                self._warn(verdict)
                 batch.settle(index, verdict)
                 self._remember(batch.keys[index], verdict)
         except (OSError, wire.BadFrame):
             self._blame(process, batch)
 
     def _blame(self, process: _Process, batch: _Batch) -> None:
-        """A process died: the item it worked on is tried again, up to MAX_ATTEMPTS times."""
+        """A process died: the item it worked on is tried again. Whatever kills MAX_ATTEMPTS of them is wrong."""
         if process.held:
             index = process.held[0]
             batch.attempts[index] += 1
             if batch.attempts[index] >= MAX_ATTEMPTS:
                 process.held.popleft()
-                batch.settle(index, Verdict("error", None, "none", (time.monotonic() - process.since) * 1000))
+                batch.settle(index, Verdict("wrong", None, "limit", (time.monotonic() - process.since) * 1000))
         self._abandon(process, batch)
 
     def _abandon(self, process: _Process, batch: _Batch) -> None:
         batch.waiting.extendleft(reversed(process.held))
         process.held.clear()
+        process.keys.clear()
         self._drop(process)
 
+    def _warn(self, verdict: Verdict) -> None:
+        """Log the first failure of each kind: a task's own fault would otherwise look like wrong answers."""
+        kind = verdict.method.split(":")[1] if verdict.method.startswith("failed:") else ""
+        if kind and kind not in self._warned:
+            self._warned.add(kind)
+            log.warning(
+                "the task %s failed on a response, graded %s: %s", self.config.name, verdict.outcome, verdict.method
+            )
+
     def _remember(self, key: bytes, verdict: Verdict) -> None:
-        if verdict.outcome == "error":
+        if verdict.outcome in ("error", "timeout"):
             return
         self.cache[key] = verdict
         if len(self.cache) > VERDICT_CACHE:
             self.cache.popitem(last=False)
 
 
-def _checked(reply: Any, index: int) -> Verdict:
+def _checked(reply: Any, index: int, key: bytes) -> Verdict:
     """The verdict in a reply of an untrusted process, or BadFrame."""
-    if not isinstance(reply, list) or len(reply) != 6 or reply[0] != index:
+    if not isinstance(reply, list) or len(reply) != 7 or reply[:2] != [key.hex(), index]:
         raise wire.BadFrame("not the reply to the item that was due")
-    _index, outcome, extracted, method, ms, credit = reply
+    _key, _index, outcome, extracted, method, credit, ms = reply
     if outcome not in get_args(Outcome) or not isinstance(method, str) or not isinstance(ms, float):
         raise wire.BadFrame("not a verdict")
     if not isinstance(credit, float) or not 0 <= credit < 1 or (credit and outcome != "wrong"):

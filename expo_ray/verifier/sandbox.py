@@ -1,8 +1,8 @@
 """Limits that a grading process puts on itself before it reads a response (Linux).
 
-The network namespace comes from unshare(2), the system-call filter from seccomp(2) in its classic BPF form
-(Documentation/userspace-api/seccomp_filter.rst). Where the kernel refuses one, the other still holds; `ping()`
-of the actor says which ones are in force.
+Three layers, each of which holds where the kernel refuses another: an empty network namespace (unshare(2)), a filter of
+system calls (seccomp(2), classic BPF), and rules of what may be read (Landlock, landlock(7)). `layers` says which are
+in force; the pool logs it.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable, Iterable
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -22,12 +23,28 @@ PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
 SECCOMP_ALLOW = 0x7FFF0000
 SECCOMP_EPERM = 0x00050000 | 1
+ITEMS_OF_CPU = 100
+"""CPU time that a process has in its life, in limits of one item; it retires at half of it."""
 
-# AUDIT_ARCH value, then the numbers of: socket, connect, bind, execve, execveat, ptrace, kill, and what forks.
-FILTERS = {
-    "x86_64": (0xC000003E, (41, 42, 49, 59, 322, 101, 62, 56, 57, 58, 435)),
-    "aarch64": (0xC00000B7, (198, 203, 200, 221, 281, 117, 129, 220, 435)),
-}
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+# Numbers on x86_64 and aarch64; None where there is no such call.
+_ALWAYS_DENIED = {
+    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "execve": (59, 221), "execveat": (322, 281),
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "io_uring_setup": (425, 425),
+    "truncate": (76, 45), "ftruncate": (77, 46), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None),
+    "renameat": (264, 38), "renameat2": (316, 276), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None),
+    "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36), "chmod": (90, None),
+    "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None), "fchown": (93, 55),
+    "lchown": (94, None), "fchownat": (260, 54), "mknod": (133, None), "mknodat": (259, 33), "utimensat": (280, 88),
+    "setxattr": (188, 5), "creat": (85, None), "openat2": (437, 437),
+}  # fmt: skip
+_DENIED_TO_LEAVES = {
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "pidfd_send_signal": (424, 424), "clone": (56, 220),
+    "fork": (57, None), "vfork": (58, None), "clone3": (435, 435),
+}  # fmt: skip
+_OPENS = {"open": (2, None, 1), "openat": (257, 56, 2)}
+"""Numbers, and which argument holds the flags."""
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class _FilterProgram(ctypes.Structure):
@@ -40,30 +57,35 @@ def _libc() -> ctypes.CDLL:
 
 def leave_network() -> bool:
     """Move this process and its future children to an empty network namespace; False where not permitted."""
-    if not sys.platform.startswith("linux"):
-        return False
-    return _libc().unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
+    return sys.platform.startswith("linux") and _libc().unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
 
 
-def deny_system_calls() -> bool:
-    """Refuse sockets, programs, new processes and signals from here on; False where the kernel has no filter."""
-    if not sys.platform.startswith("linux") or platform.machine() not in FILTERS:
+def deny_system_calls(may_fork: bool = False) -> bool:
+    """Refuse sockets, programs and changes of files from here on; False where the kernel has no filter.
+
+    may_fork: whether new processes and signals stay allowed, for a process that forks one for each item.
+    """
+    if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
         return False
-    arch, denied = FILTERS[platform.machine()]
+    column, architecture = _ARCHITECTURES[platform.machine()]
+    load, jump_if_equal, jump_if_bits, give = 0x20, 0x15, 0x45, 0x06
 
     def instruction(code: int, if_true: int, if_false: int, value: int) -> bytes:
         return struct.pack("HBBI", code, if_true, if_false, value)
 
-    load, jump_if_equal, give = 0x20, 0x15, 0x06
-    # A foreign architecture skips the table and is refused: its call numbers mean something else.
-    program = [
-        instruction(load, 0, 0, 4),
-        instruction(jump_if_equal, 0, len(denied) + 2, arch),
-        instruction(load, 0, 0, 0),
-    ]
-    for index, number in enumerate(denied):
-        program.append(instruction(jump_if_equal, len(denied) - index, 0, number))
-    program += [instruction(give, 0, 0, SECCOMP_ALLOW), instruction(give, 0, 0, SECCOMP_EPERM)]
+    calls = _ALWAYS_DENIED if may_fork else _ALWAYS_DENIED | _DENIED_TO_LEAVES
+    denied = [number for numbers in calls.values() if (number := numbers[column]) is not None]
+    refuse = instruction(give, 0, 0, SECCOMP_EPERM)
+    # A foreign architecture is refused as a whole: its call numbers mean something else.
+    program = [instruction(load, 0, 0, 4), instruction(jump_if_equal, 1, 0, architecture), refuse]
+    program.append(instruction(load, 0, 0, 0))
+    for number in denied:
+        program += [instruction(jump_if_equal, 0, 1, number), refuse]
+    for *numbers, argument in _OPENS.values():
+        if (number := numbers[column]) is not None:
+            program += [instruction(jump_if_equal, 0, 4, number), instruction(load, 0, 0, 16 + 8 * argument)]
+            program += [instruction(jump_if_bits, 0, 1, _WRITING), refuse, instruction(load, 0, 0, 0)]
+    program.append(instruction(give, 0, 0, SECCOMP_ALLOW))
     code = ctypes.create_string_buffer(b"".join(program))
     filter_program = _FilterProgram(len(program), ctypes.addressof(code))
     libc = _libc()
@@ -72,40 +94,84 @@ def deny_system_calls() -> bool:
     return libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(filter_program), 0, 0) == 0
 
 
+def read_only(folders: Iterable[str]) -> bool:
+    """Allow nothing of the file system but reading below `folders`; False where the kernel has no Landlock."""
+    create, add, restrict, read_file_and_folder = 444, 445, 446, 0b1100
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = _libc()
+    version = libc.syscall(create, None, 0, 1)
+    if version < 1:
+        return False
+    # Every right to the file system that this version of Landlock knows: 13, then one more for each of three versions.
+    rights = struct.pack("Q", (1 << (13 + min(version - 1, 2))) - 1)
+    rules = libc.syscall(create, rights, len(rights), 0)
+    if rules < 0:
+        return False
+    for folder in folders:
+        if os.path.isdir(folder):
+            opened = os.open(folder, os.O_PATH)
+            libc.syscall(add, rules, 1, struct.pack("=Qi", read_file_and_folder, opened), 0)
+            os.close(opened)
+    held = libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 and libc.syscall(restrict, rules, 0) == 0
+    os.close(rules)
+    return held
+
+
+def own_folders() -> list[str]:
+    """The folders of Python, its packages and the C libraries: what a grading process may have to import."""
+    return [*filter(None, sys.path), sys.prefix, sys.base_prefix, "/usr/lib", "/usr/lib64", "/lib", "/lib64"]
+
+
 def _no_socket(*_args: object, **_kwargs: object) -> None:
     raise PermissionError("a verifier process has no network")
 
 
-def probe() -> str:
-    """The layer that `enter` will get here, "seccomp" or "python", found out in a process of its own."""
+def _succeeds(action: Callable[[], bool]) -> bool:
+    """Whether an action succeeds, found out in a process of its own."""
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if deny_system_calls() else 1)
-    return "seccomp" if os.waitpid(pid, 0)[1] == 0 else "python"
+        os._exit(0 if action() else 1)
+    return os.waitpid(pid, 0)[1] == 0
 
 
-def enter(memory_mib: int, parent: int) -> None:
+def layers() -> list[str]:
+    """The layers that `enter` will get here, of "seccomp", "landlock" and "python" (sockets closed in Python only)."""
+    found = ["seccomp" if _succeeds(deny_system_calls) else "python"]
+    return [*found, "landlock"] if _succeeds(lambda: read_only(own_folders())) else found
+
+
+def enter(memory_mib: int, parent: int, item_s: float, may_fork: bool = False) -> None:
     """Take on every limit that this machine grants.
 
     Args:
         memory_mib: address space of this process, MiB.
         parent: pid of the process that forked this one; its death kills this one.
+        item_s: limit of one item, seconds.
+        may_fork: see deny_system_calls.
     """
     if sys.platform.startswith("linux"):
         _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
     limit = memory_mib * 1024 * 1024
+    life = int(_cpu_used() + ITEMS_OF_CPU * max(item_s, 1.0))
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    if not deny_system_calls():
+    # Hard as well as soft: nothing that runs here can raise it again.
+    resource.setrlimit(resource.RLIMIT_CPU, (life, life))
+    read_only(own_folders())
+    if not deny_system_calls(may_fork):
         socket.socket = _no_socket  # type: ignore[assignment, misc]
 
 
-def allow_cpu(seconds: float) -> None:
-    """Let this process use `seconds` more of CPU time; the kernel ends it beyond that."""
+def _cpu_used() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    total = int(used.ru_utime + used.ru_stime + seconds) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (total, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    return used.ru_utime + used.ru_stime
+
+
+def worn_out() -> bool:
+    """Whether this process has used half of its CPU time and should make room for a fresh one."""
+    return _cpu_used() > resource.getrlimit(resource.RLIMIT_CPU)[1] / 2

@@ -24,6 +24,9 @@ class Task:
     needs_meta = False
     """Whether `grade` reads `meta` (then the cache key holds it)."""
 
+    runs_answers = False
+    """Whether `grade` may evaluate an answer as code: each item then has a process of its own."""
+
     def __init__(self, config: dict[str, Any]) -> None:
         self.strict = bool(config.get("strict", False))
         self.config = config
@@ -50,13 +53,19 @@ class MathTask(Task):
     percent_is_unit = False
     """Whether 50% also counts as 50, whatever the configuration says."""
 
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        # The question says which formulas are only copied from it.
+        self.needs_meta = config.get("answer_form", "any") == "simplified"
+
     def warm(self) -> None:
         from expo_ray.verifier.math import compare
 
         compare.warm()
 
     finders: tuple[Callable[[str], str | None], ...] = (
-        extract.boxed, extract.tagged, extract.stated, extract.hashed, extract.bare, extract.last_math, extract.concluded
+        extract.boxed, extract.tagged, extract.stated, extract.hashed, extract.bare, extract.last_math,
+        extract.concluded,
     )  # fmt: skip
 
     def extract(self, response: str) -> str | None:
@@ -68,12 +77,16 @@ class MathTask(Task):
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
         from expo_ray.verifier.math import compare
 
+        wanted = self.gold_answer(gold)
+        if self.needs_meta and not compare.is_simplified(extracted, wanted, str(meta.get("question", ""))):
+            return False, "form"
         percent_is_unit = self.percent_is_unit or bool(self.config.get("percent_is_unit", False))
-        return compare.equal(extracted, self.gold_answer(gold), percent_is_unit=percent_is_unit)
+        return compare.equal(extracted, wanted, percent_is_unit=percent_is_unit)
 
     def gold_answer(self, gold: str) -> str:
         r"""The answer in a gold text: what it boxes, `\boxed{42}` as well as a whole solution; else the text."""
-        return (extract.boxed(gold) or gold) if "\\boxed" in gold or "\\fbox" in gold else gold
+        found = extract.boxed(gold) if re.search(r"\\(?:boxed|fbox)", gold) else None
+        return re.sub(r"\s*\(?approx(?:imately|\.)?\)?\s*$", "", found or gold)
 
 
 class Gsm8kTask(MathTask):
@@ -118,15 +131,41 @@ class ToyTask(Task):
         return extracted == gold, "exact"
 
 
+# reasoning-gym's scorers that evaluate the answer, or a gold answer, as Python (0.1.25; a test looks again).
+EVALUATING_SCORERS = frozenset(
+    [
+        "binary_matrix",
+        "countdown",
+        "intermediate_integration",
+        "n_queens",
+        "number_sorting",
+        "polynomial_multiplication",
+        "puzzle24",
+        "simple_integration",
+        "spiral_matrix",
+        "string_insertion",
+    ]
+)
+
+
 class ReasoningGymTask(Task):
-    """reasoning-gym's own scorers; `meta` is the entry, or the entry's metadata with its `source_dataset`."""
+    """reasoning-gym's own scorers; `meta` is the entry, or the entry's metadata with its `source_dataset`.
+
+    A response can forge its own verdict where the scorer evaluates it, and its own only: `runs_answers` gives each item
+    a process. Without `verifier.run_answers` such scorers are refused.
+    """
 
     needs_meta = True
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.runs_answers = bool(config.get("run_answers", False))
 
     def warm(self) -> None:
         import reasoning_gym  # noqa: F401 - the import is the work
 
     def extract(self, response: str) -> str | None:
+        response = extract.after_thinking(response)
         found = extract.tagged(response) or extract.boxed(response)
         if found is not None or self.strict:
             return found
@@ -137,11 +176,17 @@ class ReasoningGymTask(Task):
 
         Raises:
             KeyError: `meta` does not name the scorer.
+            PermissionError: the scorer evaluates answers, which is not allowed.
         """
         import reasoning_gym
 
         metadata = meta.get("metadata", meta)
-        score = reasoning_gym.get_score_answer_fn(metadata["source_dataset"])
+        name = metadata["source_dataset"]
+        if name in EVALUATING_SCORERS and not self.runs_answers:
+            raise PermissionError(
+                f"the scorer of {name} runs answers as code: set verifier.run_answers=true to allow it"
+            )
+        score = reasoning_gym.get_score_answer_fn(name)
         entry = {"question": meta.get("question", ""), "answer": gold, "metadata": metadata}
         return score(extracted, entry) >= 1.0, "text"
 

@@ -14,6 +14,10 @@ MAX_REPLY = 1 << 16
 """Bytes of one reply; a process that sends more is killed."""
 
 
+KEY_BYTES = 16
+"""Of the key that follows a chunk's frame for each of its items; the reply to the item holds it."""
+
+
 class BadFrame(ValueError):
     """A peer sent something that is not a frame."""
 

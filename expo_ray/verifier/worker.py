@@ -8,19 +8,29 @@ import array
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import sys
 import time
 from collections import OrderedDict
-from typing import Any
+from typing import Any, get_args
 
+from expo_ray.messages import Outcome
 from expo_ray.verifier import sandbox, wire
 from expo_ray.verifier.tasks import Graded, NotDecided, Task, make_task
 
 ANSWER_CACHE = 8192
 MAX_SHOWN = 2000
 """Characters of an extracted answer that a verdict carries."""
+Found = tuple[str, str | None, str, float]
+"""Outcome, extracted answer, method, credit."""
+BEYOND_LIMITS: Found = ("wrong", None, "limit", 0.0)
+"""What a response earns that cannot be graded within the limits: it wrote that, and must not gain by it."""
+
+
+class BadShare(ValueError):
+    """A task's `grade` gave what is no share from 0 to 1: the task's own fault."""
 
 
 class Grader:
@@ -30,8 +40,8 @@ class Grader:
         self.task = task
         self.cache: OrderedDict[tuple[str, ...], Graded] = OrderedDict()
 
-    def verdict(self, response: str, golds: list[str], meta: dict[str, Any]) -> tuple[str, str | None, str, float]:
-        """(outcome, extracted, method, credit) of one response; the caller bounds its time."""
+    def verdict(self, response: str, golds: list[str], meta: dict[str, Any]) -> Found:
+        """Grade one response; the caller bounds its time. A failure that the gold causes as well is an `error`."""
         extracted: str | None = None
         try:
             extracted = self.task.extract(response)
@@ -39,8 +49,21 @@ class Grader:
                 return "no_answer", None, "none", 0.0
             share, method = self._grade(extracted, golds, meta)
         except NotDecided:
-            return "error", extracted, "none", 0.0
+            return "wrong", extracted, "limit", 0.0
+        except (MemoryError, RecursionError, BadShare):
+            raise
+        except Exception as error:
+            # A library failed on hostile text. The response is to blame, unless the gold fails alike.
+            blamed = "error" if any(self._fails(gold, meta) for gold in golds) else "wrong"
+            return blamed, extracted, f"failed: {type(error).__name__}: {error}"[:200], 0.0
         return ("correct", extracted, method, 0.0) if share >= 1 else ("wrong", extracted, method, float(share))
+
+    def _fails(self, gold: str, meta: dict[str, Any]) -> bool:
+        try:
+            self.task.grade(gold, gold, meta)
+        except Exception:
+            return True
+        return False
 
     def _grade(self, extracted: str, golds: list[str], meta: dict[str, Any]) -> Graded:
         key = (extracted, *golds)
@@ -58,7 +81,7 @@ class Grader:
                 undecided = error
                 continue
             if not 0 <= found[0] <= 1:
-                raise ValueError(f"grade gives {found[0]}, which is no share from 0 to 1")
+                raise BadShare(f"grade gives {found[0]}, which is no share from 0 to 1")
             if found[0] >= graded[0]:
                 graded = found
             if graded[0] >= 1:
@@ -74,23 +97,67 @@ class Grader:
 def serve(descriptor: int, grader: Grader, timeout_s: float) -> None:
     """Answer frames of items until the pool closes the socket; replies go out one by one, in order."""
     while (items := wire.read_frame(descriptor)) is not None:
-        for number, response, golds, meta in items:
-            sandbox.allow_cpu(timeout_s)
+        for number, *item in items:
             start = time.perf_counter()
             fatal = False
-            try:
-                outcome, extracted, method, credit = grader.verdict(response, golds, meta)
-            except (MemoryError, RecursionError):
-                # After either, half-built state of the libraries is not worth keeping.
-                outcome, extracted, method, credit, fatal = "error", None, "none", 0.0, True
-            except Exception:
-                # Any failure of a library on hostile text is the third outcome, never a wrong answer.
-                outcome, extracted, method, credit = "error", None, "none", 0.0
+            if grader.task.runs_answers:
+                found = _thrown_away(descriptor, grader, item, timeout_s)
+            else:
+                try:
+                    found = grader.verdict(*item)
+                except (MemoryError, RecursionError):
+                    # After either, half-built state of the libraries is not worth keeping.
+                    found, fatal = BEYOND_LIMITS, True
+                except BadShare as error:
+                    found = ("error", None, f"failed: BadShare: {error}", 0.0)
             ms = (time.perf_counter() - start) * 1000
-            shown = None if extracted is None else extracted[:MAX_SHOWN]
-            wire.write_all(descriptor, wire.pack([number, outcome, shown, method, ms, credit]))
+            # The key is read after the grading, so that no graded code can have seen it.
+            key = wire.read_exactly(descriptor, wire.KEY_BYTES).hex()
+            wire.write_all(descriptor, wire.pack([key, number, *_shown(found), ms]))
             if fatal:
                 os._exit(0)
+        if sandbox.worn_out():
+            return
+
+
+def _shown(found: Found) -> Found:
+    outcome, extracted, method, credit = found
+    return outcome, None if extracted is None else extracted[:MAX_SHOWN], method, credit
+
+
+def _thrown_away(descriptor: int, grader: Grader, item: list[Any], timeout_s: float) -> Found:
+    """Grade one item, whose answer will run as code, in a process that ends with it.
+
+    It holds neither the socket nor a key; what it leaves behind is one frame in a pipe, which is data.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(descriptor)
+        os.close(reading)
+        sandbox.deny_system_calls()
+        try:
+            os.write(writing, wire.pack(_shown(grader.verdict(*item))))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    buffer = bytearray()
+    found: Any = None
+    deadline = time.monotonic() + 0.9 * timeout_s
+    try:
+        while found is None and select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            part = os.read(reading, 1 << 16)
+            if not part:
+                break
+            buffer += part
+            found = wire.unpack(buffer, wire.MAX_REPLY)
+    except wire.BadFrame:
+        found = None
+    os.close(reading)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    well_formed = isinstance(found, list) and len(found) == 4 and found[0] in get_args(Outcome)
+    return tuple(found) if well_formed else BEYOND_LIMITS  # the pool checks the rest
 
 
 def _grading_process(descriptor: int, grader: Grader, config: dict[str, Any], parent: int) -> None:
@@ -98,7 +165,7 @@ def _grading_process(descriptor: int, grader: Grader, config: dict[str, Any], pa
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    sandbox.enter(config["memory_mib"], parent)
+    sandbox.enter(config["memory_mib"], parent, config["timeout_s"], may_fork=grader.task.runs_answers)
     serve(descriptor, grader, config["timeout_s"])
 
 
@@ -107,7 +174,7 @@ def main(control_descriptor: int, config: dict[str, Any]) -> None:
     control = socket.socket(fileno=control_descriptor)
     grader = Grader(make_task(config["name"], config))
     grader.task.warm()
-    layers = [*(["netns"] if sandbox.leave_network() else []), sandbox.probe()]
+    layers = [*(["netns"] if sandbox.leave_network() else []), *sandbox.layers()]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()

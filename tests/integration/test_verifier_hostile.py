@@ -17,7 +17,7 @@ CANARY = Path("/tmp/expo_ray_pwned")
 # These say what the gold says, if in an odd way; everything else must not be `correct`.
 RIGHT = {
     "thousands of closed boxed", "nested boxed", "closed too often", "factorial difference", "long equation chain",
-    "zero to zero", "tower minus itself", "leading zeros", "huge integer",
+    "zero to zero", "tower minus itself", "leading zeros", "huge integer", "arabic digits", "fullwidth digits",
 }  # fmt: skip
 
 

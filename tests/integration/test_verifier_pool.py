@@ -93,12 +93,13 @@ def test_several_golds(actor: VerifierActor) -> None:
     assert actor.judge([("c", ("a", "b"), {})])[0].outcome == "wrong"
 
 
-def test_a_hang_is_a_timeout_and_the_process_is_replaced(actor: VerifierActor) -> None:
+def test_a_response_that_computes_beyond_its_limit_is_wrong_and_the_process_is_replaced(actor: VerifierActor) -> None:
     before = actor.ping()
     start = time.monotonic()
     verdicts = actor.judge([("spin", ("x",), {}), *[(f"item {i}", (f"item {i}",), {}) for i in range(50)]])
     assert time.monotonic() - start < 2.5
-    assert [verdict.outcome for verdict in verdicts] == ["timeout"] + ["correct"] * 50
+    assert [verdict.outcome for verdict in verdicts] == ["wrong"] + ["correct"] * 50
+    assert verdicts[0].method == "limit"
     after = actor.ping()
     assert after["alive"] == 2
     assert after["restarts"] == before["restarts"] + 1
@@ -106,7 +107,7 @@ def test_a_hang_is_a_timeout_and_the_process_is_replaced(actor: VerifierActor) -
 
 def test_memory_has_a_limit(actor: VerifierActor) -> None:
     assert _one(actor, "memory 10", str(10 << 20)).outcome == "correct"
-    assert _one(actor, "memory 600").outcome == "error"
+    assert _one(actor, "memory 600").outcome == "wrong"
     assert actor.ping()["alive"] == 2
 
 
@@ -120,9 +121,9 @@ def test_cpu_has_a_limit(actor: VerifierActor) -> None:
 
 
 @pytest.mark.parametrize("response", ["die", "recurse", "raise"])
-def test_a_death_or_failure_is_an_error_not_wrong(actor: VerifierActor, response: str) -> None:
+def test_a_death_or_failure_that_the_response_causes_is_wrong(actor: VerifierActor, response: str) -> None:
     verdicts = actor.judge([(response, ("x",), {}), ("fine", ("fine",), {})])
-    assert [verdict.outcome for verdict in verdicts] == ["error", "correct"]
+    assert [verdict.outcome for verdict in verdicts] == ["wrong", "correct"]
 
 
 def test_no_network_no_programs_no_files(actor: VerifierActor, tmp_path) -> None:

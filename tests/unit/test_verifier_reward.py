@@ -61,24 +61,26 @@ def test_frames_have_a_limit() -> None:
         None,
         5,
         [],
-        [0, "correct", "x", "exact", 0.1],
-        [1, "correct", "x", "exact", 0.1, 0.0],
-        [0, "great", "x", "exact", 0.1, 0.0],
-        [0, "correct", 5, "exact", 0.1, 0.0],
-        [0, "correct", "x", "exact", 0.1, 0.5],
-        [0, "wrong", "x", "exact", 0.1, 1.0],
-        [0, "wrong", "x", "exact", 0.1, -0.1],
-        [0, "wrong", "x", "exact", 0.1, float("nan")],
-        [0, "wrong", "x", "exact", 0.1, "0.5"],
+        ["6b", 0, "correct", "x", "exact", 0.0],
+        ["6b", 1, "correct", "x", "exact", 0.0, 0.1],
+        ["6b", 0, "great", "x", "exact", 0.0, 0.1],
+        ["6b", 0, "correct", 5, "exact", 0.0, 0.1],
+        ["6b", 0, "correct", "x", "exact", 0.5, 0.1],
+        ["6b", 0, "wrong", "x", "exact", 1.0, 0.1],
+        ["6b", 0, "wrong", "x", "exact", -0.1, 0.1],
+        ["6b", 0, "wrong", "x", "exact", float("nan"), 0.1],
+        ["6b", 0, "wrong", "x", "exact", "0.5", 0.1],
+        ["", 0, "correct", "x", "exact", 0.0, 0.1],
+        ["6c", 0, "correct", "x", "exact", 0.0, 0.1],
     ],
 )
 def test_a_lying_process_is_not_believed(reply: object) -> None:
     with pytest.raises(wire.BadFrame):
-        _checked(reply, 0)
+        _checked(reply, 0, b"k")
 
 
 def test_an_honest_process_is_believed() -> None:
-    assert _checked([0, "wrong", "x", "exact", 0.1, 0.5], 0) == Verdict("wrong", "x", "exact", 0.1, 0.5)
+    assert _checked(["6b", 0, "wrong", "x", "exact", 0.5, 0.1], 0, b"k") == Verdict("wrong", "x", "exact", 0.1, 0.5)
 
 
 class Shares(Task):

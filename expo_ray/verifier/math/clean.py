@@ -2,41 +2,21 @@
 """One spelling for what LaTeX, Unicode and plain text write in several ways. No meaning is added or taken away."""
 
 import re
+import tomllib
 import unicodedata
+from functools import lru_cache
+from pathlib import Path
 
-_CHARACTERS = {
-    **dict.fromkeys("−–—‐‑﹣", "-"), **dict.fromkeys("×⋅·∙", r"\cdot "), **dict.fromkeys("÷∕⁄", "/"),
-    **dict.fromkeys("’‘′", "'"), **dict.fromkeys("“”", '"'), "∞": r"\infty ", **dict.fromkeys("°º˚ᵒ", r"^\circ "),
-    "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ",
-    "±": r"\pm ", "∓": r"\mp ", "∅": r"\emptyset ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "√": r"\sqrt ", "⟨": r"\langle ",
-    "⟩": r"\rangle ", "∨": r"\lor ", "∧": r"\land ", "¢": r"\text{ cents}", "~": " ", "。": ".", "、": ",", "∑": r"\sum ",
-    "∏": r"\prod ", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "…": r"\ldots ", "≡": r"\equiv ", "→": r"\to ", "Å": r"\text{ angstrom}", "或": r"\text{ or }", "和": r"\text{ and }",
-    "度": r"^\circ ", "¬": r"\text{not }",
-}  # fmt: skip
+_NOTATION = tomllib.loads((Path(__file__).parent / "notation.toml").read_text(encoding="utf-8"))
+_CHARACTERS = {char: plain for plain, chars in _NOTATION["characters"].items() for char in chars}
+_MONEY = {sign: name for name, signs in _NOTATION["money"].items() for sign in signs}
+_COMMANDS = {name: plain for plain, names in _NOTATION["commands"].items() for name in names.split()}
 _SMALL = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉"
 _FROM_SMALL = str.maketrans(_SMALL, "0123456789+-0123456789")
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
-_MONEY = {"€": "euros", "£": "pounds sterling", "₹": "rupees", "¥": "yen", "￥": "yen"}
 _IDEOGRAPHS = re.compile("[一-鿿]+")
 
-_TEXT = "text textbf textrm textnormal textit textsf texttt textup mbox hbox emph mathrm mathbf mathit mathsf mathtt"
-_COMMANDS = {
-    **dict.fromkeys("dfrac tfrac cfrac nicefrac sfrac".split(), r"\frac"), **dict.fromkeys("dbinom tbinom".split(), r"\binom"),
-    **dict.fromkeys("leq leqslant le".split(), r"\le "), **dict.fromkeys("geq geqslant ge".split(), r"\ge "),
-    **dict.fromkeys("neq ne not=".split(), r"\ne "), **dict.fromkeys("times cdot ast".split(), r"\cdot "),
-    **dict.fromkeys("vee lor".split(), r"\lor "), **dict.fromkeys("wedge land".split(), r"\land "),
-    **dict.fromkeys("varnothing emptyset".split(), r"\emptyset "), **dict.fromkeys("quad qquad newline".split(), "\x04"),
-    **dict.fromkeys("enspace thinspace enskip nobreakspace medspace displaystyle textstyle scriptstyle limits".split(), " "),
-    **dict.fromkeys("middle mathord left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr bigm".split(), ""),
-    **dict.fromkeys("mleft mright tiny small normalsize large Large LARGE huge Huge bf rm it boldmath".split(), ""),
-    **dict.fromkeys("mid vert lvert rvert".split(), "|"), **dict.fromkeys("Vert lVert rVert".split(), r"\|"),
-    **dict.fromkeys(f"{_TEXT} boldsymbol operatorname operatorname*".split(), r"\text"),
-    **dict.fromkeys("vec hat overrightarrow".split(), r"\vec"), "bar": r"\overline", "dot": r"\overline", "degree": r"^\circ ", "deg": r"^\circ ",
-    "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "to": r"\to ", "div": "/",
-    "rightarrow": r"\to ", "colon": ":", "dots": r"\ldots ", "cdots": r"\ldots ", "infin": r"\infty ", "imath": "i",
-    "varphi": r"\phi ", "varepsilon": r"\epsilon ", "dollar": r"\$", "mod": r"\pmod ", "bmod": r"\pmod ", "pounds": "£",
-}  # fmt: skip
 _SYMBOLS = {**dict.fromkeys(",;:> \t", " "), "\n": " ", "!": "\x01", "/": "", "\\": "\x07"}
 _TOKEN = re.compile(r"\\not\s*=|\\([A-Za-z]+\*?)|\\(.)", re.DOTALL)
 _UNPRINTED = re.compile(r"\\(?:color|phantom|hspace|vspace|label|tag)\*?\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}")
@@ -48,23 +28,32 @@ _BOLD_LETTER = re.compile(r"\\(?:mathbf|boldsymbol|vec|hat)\s*(?:\{\s*\\?([ijk])
 # The inside of a text is out of reach of the rules for formulas: its characters move to the private area and back.
 _HIDDEN = {code: 0xE000 + code for code in range(33, 127)}
 _SHOWN = {hidden: code for code, hidden in _HIDDEN.items()}
-_LIST = re.compile(r"\\begin\{(cases|aligned|align\*?|gathered|split|array\}\{l)\}(.*?)\\end\{(?:\1|array)\}", re.DOTALL)
-_MATRIX = re.compile(r"\\begin\{[pbvBV]?(?:small)?matrix\}.*?\\end\{[a-zA-Z]*\}|\\begin\{array\}.*?\\end\{array\}", re.DOTALL)
+_LIST = re.compile(
+    r"\\begin\{(cases|aligned|align\*?|gathered|split|array\}\{l)\}(.*?)\\end\{(?:\1|array)\}", re.DOTALL
+)
+_MATRIX = re.compile(
+    r"\\begin\{[pbvBV]?(?:small)?matrix\}.*?\\end\{[a-zA-Z]*\}|\\begin\{array\}.*?\\end\{array\}", re.DOTALL
+)
 _CHOOSE = (
     (re.compile(r"\{([^{}\\]{1,20})\\choose(?![A-Za-z])([^{}\\]{1,20})\}"), r"\\binom{\1}{\2}"),
-    (re.compile(r"(?:\{\})?[\^_]\{([0-9]+)\}\\?C_\{([0-9]+)\}|(?<![A-Za-z0-9])C\(([0-9]+),([0-9]+)\)"), r"\\binom{\1\3}{\2\4}"),
+    (
+        re.compile(r"(?:\{\})?[\^_]\{([0-9]+)\}\\?C_\{([0-9]+)\}|(?<![A-Za-z0-9])C\(([0-9]+),([0-9]+)\)"),
+        r"\\binom{\1\3}{\2\4}",
+    ),
 )
 _ORDINAL = re.compile(r"(?<=[0-9])()\s*\^\s*\{?\s*(?:\\text\s*\{)?\s*(st|nd|rd|th)\s*\}{0,2}(?![A-Za-z])")
-_REMARK = re.compile(r"\\text\{ ?\(?(?:exactly|exact|in total|total|altogether|only)\)? ?\}|(?<=[0-9]) \(?(?:exactly|exact)\)?$")
+_REMARK = re.compile(
+    r"\\text\{ ?\(?(?:exactly|exact|in total|total|altogether|only)\)? ?\}|(?<=[0-9]) \(?(?:exactly|exact)\)?$"
+)
 _THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _STATEMENT = re.compile(
     r"^(?:\\text\{)?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:\s+is\s*:?|:|=)\s*(\}?)(?=.)", re.IGNORECASE | re.DOTALL
 )
 # 0.333\ldots: three times one digit, or twice two and more.
 _REPEATED = re.compile(r"(?<![0-9.])([0-9]*\.[0-9]*?)(?:([0-9])\2\2+|([0-9]{2,}?)\3+)\s*\\ldots(?![A-Za-z])")
-_APPROXIMATELY = re.compile(r"(?:\\text\{)?\s*\(?approx(?:imately|\.)?\)?\s*\}?$")
 
 
+@lru_cache(maxsize=4096)
 def clean(text: str, join: bool = True) -> str:
     r"""The answer in one spelling: braces around every argument, one space only where it separates.
 
@@ -80,12 +69,20 @@ def clean(text: str, join: bool = True) -> str:
     text = _MATRIX.sub(lambda match: match.group().replace("\\\\", "\x08"), text.replace("\n", "\x04"))
     text = _LIST.sub(lambda match: match.group(2).replace("&", ""), text)
     text = _ORDINAL.sub(r"\1\\text{\2}", _TOKEN.sub(_command, text))
-    text = _STATEMENT.sub(lambda match: "" if match.group(1) else r"\text{" if text.startswith("\\text") else "", text, count=1)
+    text = _STATEMENT.sub(
+        lambda match: "" if match.group(1) else r"\text{" if text.startswith("\\text") else "", text, count=1
+    )
     text = re.sub(r",\s*\x01\s*|\{,\}", "\x02", text).replace("\x01", "")
     text = _TEXT_PART.sub(_text, _REMARK.sub("", text))
     text = re.sub(r"(?<=[0-9])\.\.\.", r"\\ldots ", re.sub(r"(?<=[0-9]\.)\{([0-9]+)\}", r"\1", text))
     text = _REPEATED.sub(lambda match: rf"{match.group(1)}\overline{{{match.group(2) or match.group(3)}}}", text)
-    text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").replace("**", "^").replace("+/-", r"\pm ")
+    text = (
+        text.replace("<=", r"\le ")
+        .replace(">=", r"\ge ")
+        .replace("!=", r"\ne ")
+        .replace("**", "^")
+        .replace("+/-", r"\pm ")
+    )
     text = re.sub(r"^\+-(?=[0-9])", r"\\pm ", text)
     text = re.sub(r"\{\s*([.:=<>+-])\s*\}", r"\1", text)
     text = _PLAIN_FUNCTION.sub(r"\\\1 ", text)
@@ -93,7 +90,9 @@ def clean(text: str, join: bool = True) -> str:
     text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
     text = re.sub(r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt ", text)
     text = re.sub(r"\s*\*\s*|(?<=[0-9]) [xX] (?=10\s*\^)", r"\\cdot ", text)
-    text = re.sub(r"(?<=[0-9.])\(([0-9]+)\)(?![0-9])", lambda m: rf"\overline{{{m.group(1)}}}" if _decimal(m) else m.group(), text)
+    text = re.sub(
+        r"(?<=[0-9.])\(([0-9]+)\)(?![0-9])", lambda m: rf"\overline{{{m.group(1)}}}" if _decimal(m) else m.group(), text
+    )
     text = _over(_braced(text))
     for pattern, binomial in _CHOOSE:
         text = pattern.sub(binomial, text)
@@ -111,9 +110,11 @@ def _characters(text: str) -> str:
         elif ord(char) < 128 or char in _SMALL:
             kept.append(char)
         elif unicodedata.name(char, "").startswith("GREEK SMALL LETTER ") and " WITH " not in unicodedata.name(char):
-            kept.append("\\" + unicodedata.name(char)[19:].lower().replace("lamda", "lambda").replace("final ", "") + " ")
+            kept.append(
+                "\\" + unicodedata.name(char)[19:].lower().replace("lamda", "lambda").replace("final ", "") + " "
+            )
         elif unicodedata.category(char) != "Cf":
-            plain = unicodedata.normalize("NFKC", char)
+            plain = str(unicodedata.decimal(char, "")) or unicodedata.normalize("NFKC", char)
             top, slash, bottom = plain.partition("⁄")
             kept.append(rf"\frac{{{top}}}{{{bottom}}}" if slash and bottom else plain)
     text = "".join(" " if unicodedata.category(char) == "Zs" else char for char in kept for char in char)
@@ -123,7 +124,9 @@ def _characters(text: str) -> str:
     text = re.sub(r"(?:USD|US\$|US\\\$) ?(?=[0-9])", r"\\$", text)
     for sign, name in _MONEY.items():
         text = re.sub(rf"{sign}\s*([0-9][0-9.,]*)", rf"\1\\text{{ {name}}}", text).replace(sign, rf"\text{{ {name}}}")
-    return _IDEOGRAPHS.sub(lambda match: rf"\text{{ {match.group()}}}", re.sub(r"\\text\s*\{\s*([一-鿿]+)\s*\}", r"\1", text))
+    return _IDEOGRAPHS.sub(
+        lambda match: rf"\text{{ {match.group()}}}", re.sub(r"\\text\s*\{\s*([一-鿿]+)\s*\}", r"\1", text)
+    )
 
 
 def _unwrap_math(text: str) -> str:
@@ -151,9 +154,8 @@ def _text(match: re.Match[str]) -> str:
     inside = match.group(1)
     if re.fullmatch(r"\s*(?:[+-]?[0-9][0-9.,]*|\\\$)?\s*(?:\\?%|per ?cent|pct)?\s*", inside):
         return re.sub("per ?cent|pct|\\\\?%", r"\\%", inside)
-    counted = re.fullmatch(r"\s*([+-]?[0-9][0-9.,]*)( +[A-Za-z].*)", inside)
-    if counted:
-        return counted.group(1) + _text(re.match(r"(.*)", counted.group(2)))  # type: ignore[arg-type]
+    if counted := re.fullmatch(r"\s*([+-]?[0-9][0-9.,]*)( +[A-Za-z].*)", inside):
+        return counted.group(1) + r"\text{" + counted.group(2).translate(_HIDDEN) + "}"
     if re.fullmatch(rf"(?!max|min)(?:{_FUNCTIONS})", inside.strip()):
         return rf"\{inside.strip()} "
     return r"\text{" + re.sub(r"\s+", " ", inside).translate(_HIDDEN) + "}"
@@ -223,7 +225,11 @@ def _over(text: str) -> str:
 
 def _separators(text: str) -> str:
     r"""`\\` separates; a wide space or a new line does where relations stand on all its sides."""
-    parts = [part.strip().strip(",") for part in text.replace("\x07", "\x04\x07\x04").split("\x04") if part.strip() and part != "\x07"]
+    parts = [
+        part.strip().strip(",")
+        for part in text.replace("\x07", "\x04\x07\x04").split("\x04")
+        if part.strip() and part != "\x07"
+    ]
     relations = all(re.search(r"[=<>]|\\(?:le|ge|ne|in)(?![a-z])", part) for part in parts)
     return ",".join(parts) if relations or "\x07" in text.strip("\x07\x04 ") else r"\text{ }".join(parts)
 

@@ -9,24 +9,44 @@ from fractions import Fraction
 
 from expo_ray.verifier.math import value, words
 from expo_ray.verifier.math.clean import clean
-from expo_ray.verifier.math.number import MAX_ANSWER, rational
-from expo_ray.verifier.math.relation import FLIP, assignment, is_name, is_solved, proportional, reals, same_reals, value_of
+from expo_ray.verifier.math.number import MAX_ANSWER, NotDecided, rational
+from expo_ray.verifier.math.relation import (
+    FLIP,
+    assignment,
+    is_name,
+    is_solved,
+    proportional,
+    reals,
+    same_reals,
+    value_of,
+)
 from expo_ray.verifier.math.shape import Shape, read
-from expo_ray.verifier.math.syntax import parse
+from expo_ray.verifier.math.syntax import parse, symbols
 from expo_ray.verifier.math.units import DEGREE, PERCENT, RADIAN, Quantity, quantity
 
 Graded = tuple[bool, str]
 
-_BASE = re.compile(r"[({]?([0-9A-Za-z.]+?)[)}]? ?(?:_\{\(?(?:base )?([0-9]+|[a-z]{3,})\)?\}|,? ?\(?base[ -]?([0-9]+|[a-z]{3,})\)?)")
+_BASE = re.compile(
+    r"([+-]?)[({]?([0-9A-Za-z.]+?)[)}]? ?"
+    r"(?:_\{\(?(?:base )?([0-9]+|[a-z]{3,})\)?\}|,? ?\(?base[ -]?([0-9]+|[a-z]{3,})\)?)"
+)
 _TIME = re.compile(r"0?([0-9]{1,2})(?::([0-9]{2}(?::[0-9]{2})?))?(?: ?([ap])\.? ?m)?", re.IGNORECASE)
 _RATIO = re.compile(r"[^:]+(?::[^:]+)+")
 _INFINITE = ("\\infty", "+\\infty", "-\\infty")
+_QUESTION_MATH = re.compile(r"\$\$[^$]{1,2000}\$\$|\$[^$]{1,2000}\$|\\\(.{1,2000}?\\\)|\\\[.{1,2000}?\\\]", re.DOTALL)
 _LETTERS = re.compile(r"[A-Za-z](?: ?[A-Za-z])+")
 
 
 def warm() -> None:
     """Read and compare some of everything, so that forked processes find tables and mpmath's constants filled."""
-    for text in (r"\frac{x+1}{2}\sqrt{3}-\pi", r"\sin(x)\cos^{2} x", r"\log_{2} 8!", r"5\text{ cm}", r"x>3", r"(1,e^{2})"):
+    for text in (
+        r"\frac{x+1}{2}\sqrt{3}-\pi",
+        r"\sin(x)\cos^{2} x",
+        r"\log_{2} 8!",
+        r"5\text{ cm}",
+        r"x>3",
+        r"(1,e^{2})",
+    ):
         equal(text, text + "+1")
 
 
@@ -65,6 +85,47 @@ def _without_approximation(text: str) -> str:
     if is_name(exact.strip()):
         return text.replace("\\approx", "=")
     return exact.strip() if exact.strip() and not exact.strip().endswith("=") else text.replace("\\approx", "").strip()
+
+
+def is_readable(text: str) -> bool:
+    """Whether an answer can be compared at all: each part of it an expression, a quantity or a few words."""
+    try:
+        return _readable(read(_without_approximation(clean(text))))
+    except NotDecided:
+        return False
+
+
+def _readable(shape: Shape) -> bool:
+    if shape.kind != "leaf":
+        return all(map(_readable, shape.parts))
+    inner = quantity(shape.text, any_plural=True).value
+    if shape.text in ("\\emptyset", *_INFINITE) or parse(inner) is not None:
+        return True
+    plain = words.plain(shape.text)
+    if any(notation.fullmatch(plain) for notation in (_BASE, _TIME, _RATIO)):
+        return True
+    return len(plain.split()) <= 6 and re.fullmatch(r"[\w :;,.'()/+-]*[^\W_][\w :;,.'()/+-]*", plain) is not None
+
+
+def is_simplified(answer: str, gold: str, question: str) -> bool:
+    """Whether an answer is carried out: a number where the gold is one, and no formula copied from the question."""
+    said, wanted = (_stated_value(text) for text in (answer, gold))
+    if _number(wanted) is not None:
+        return _number(said) is not None
+    asked = [_without_spaces(clean(match.group())) for match in _QUESTION_MATH.finditer(question)]
+    copied = any(_without_spaces(said) in formula for formula in asked)
+    return not copied or any(_without_spaces(wanted) in formula for formula in asked)
+
+
+def _stated_value(text: str) -> str:
+    """The cleaned value without its name and unit."""
+    shape = read(_without_approximation(clean(text)))
+    found = value_of(shape, gold=False) if shape.kind == "relation" else None
+    return quantity((found or shape).text, any_plural=True).value
+
+
+def _without_spaces(text: str) -> str:
+    return re.sub(r"\s|\\cdot", "", text)
 
 
 class Comparison:
@@ -123,7 +184,9 @@ class Comparison:
             return self._quantities(first, second)
         if _LETTERS.fullmatch(answer) and _LETTERS.fullmatch(gold):
             return _same_letters(answer, gold), "symbolic"
-        if ("\\degree" in answer) != ("\\degree" in gold) and not re.search(r"\\(?:pi|sin|cos|tan|sec|csc|cot|cis)", answer + gold):
+        if ("\\degree" in answer) != ("\\degree" in gold) and not re.search(
+            r"\\(?:pi|sin|cos|tan|sec|csc|cot|cis)", answer + gold
+        ):
             return _values(answer.replace("\\degree", ""), gold.replace("\\degree", ""))
         return _values(answer, gold)
 
@@ -239,8 +302,8 @@ def _values(answer: str, gold: str) -> Graded:
         return first == second, "numeric"
     left, right = parse(answer), parse(gold)
     if left is not None and right is not None:
-        return value.equal(left, right), "symbolic"
-    if left is not None and right is not None or {first, second} != {None}:
+        return value.equal(left, right), "symbolic" if symbols(left) | symbols(right) else "numeric"
+    if {first, second} != {None}:
         return False, "text"
     return words.same(answer, gold), "text"
 
@@ -262,8 +325,10 @@ def _special(answer: str, gold: str) -> Graded | None:
     """Number bases, times and ratios, whose notation is their meaning; None for everything else."""
     answer, gold = words.plain(answer), words.plain(gold)
     bases = _BASE.fullmatch(answer), _BASE.fullmatch(gold)
-    if any(found and found.group(1)[0].isdigit() for found in bases):
-        pair = [_base(found) if found else (text.lstrip("0"), 10) for found, text in zip(bases, (answer, gold), strict=True)]
+    if any(found and found.group(2)[0].isdigit() for found in bases):
+        pair = [
+            _base(found) if found else (text.lstrip("0"), 10) for found, text in zip(bases, (answer, gold), strict=True)
+        ]
         return pair[0] == pair[1], "text"
     times = _TIME.fullmatch(answer), _TIME.fullmatch(gold)
     if any(found and found.group(3) for found in times) or all(found and found.group(2) for found in times):
@@ -276,8 +341,10 @@ def _special(answer: str, gold: str) -> Graded | None:
 
 
 def _base(match: re.Match[str]) -> tuple[str, Fraction | int | str]:
-    base = match.group(2) or match.group(3)
-    return match.group(1).lstrip("0").upper(), int(base) if base.isdigit() else words.number(base) or base
+    base = match.group(3) or match.group(4)
+    return match.group(1).strip("+") + match.group(2).lstrip("0").upper(), int(
+        base
+    ) if base.isdigit() else words.number(base) or base
 
 
 def _time(match: re.Match[str]) -> tuple[str, ...]:
@@ -318,12 +385,16 @@ def _has_inequality(*shapes: Shape) -> bool:
 
 
 def _has_words(*shapes: Shape) -> bool:
-    return any(part.kind == "leaf" and (parse(part.text) is None or part.text.isalpha()) for s in shapes for part in s.parts)
+    return any(
+        part.kind == "leaf" and (parse(part.text) is None or part.text.isalpha()) for s in shapes for part in s.parts
+    )
 
 
 def _only_equations(*shapes: Shape) -> bool:
-    return not any(shape.kind == "union" for shape in shapes) and not _has_inequality(*shapes) and not any(
-        shape.marks == ("\\in",) for shape in shapes
+    return (
+        not any(shape.kind == "union" for shape in shapes)
+        and not _has_inequality(*shapes)
+        and not any(shape.marks == ("\\in",) for shape in shapes)
     )
 
 

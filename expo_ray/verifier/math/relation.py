@@ -14,13 +14,18 @@ _GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|rho|tau|e
 _ONE_NAME = rf"(?:[A-Za-z]|[A-Z]{{2,4}}|[A-Z]?[a-z]{{4,}}|{_GREEK}|\\(?:text|vec)\{{[^{{}}]*\}})(?:_\{{[^{{}}]*\}})?'*"
 _NAME = re.compile(
     rf"{_ONE_NAME}(?::{_ONE_NAME})+|{_ONE_NAME}(?:\([A-Za-z](?:,[A-Za-z])*\))?|[A-Za-z](?:\+[A-Za-z])+|[fghPE](?:\^\{{-1\}})?\([^=()]*\)"
-    r"|(?:m|\\text\{m\})?\\(?:angle|triangle|overline|det) ?\{?[A-Z]+\}?|\\?\|(?:[A-Z]{2}|[a-z]|\\vec\{[a-z]\})\\?\||\[[A-Z]{3,}\]"
+    r"|(?:m|\\text\{m\})?\\(?:angle|triangle|overline|det) ?\{?[A-Z]+\}?"
+    r"|\\?\|(?:[A-Z]{2}|[a-z]|\\vec\{[a-z]\})\\?\||\[[A-Z]{3,}\]"
     r"|\\frac\{[A-Z]{2}\}\{[A-Z]{2}\}|\\frac\{d[a-z]\}\{d[a-z]\}|\([A-Za-z](?:,[A-Za-z])+\)"
     rf"|\\(?:sin|cos|tan|sec|csc|cot) ?(?:[A-Za-z]|{_GREEK}|\\angle ?[A-Z]+)|\\(?:lim|max|min)_\{{.*"
 )
-_CALL = re.compile(r"[A-Za-z]+(?:\^\{-1\})?\([a-z](?:,[a-z])*\)|[A-Za-z]_\{[^{}]*\}|\\vec\{[a-z]\}|\\frac\{[A-Z]{2}\}.*")
+_CALL = re.compile(
+    r"[A-Za-z]+(?:\^\{-1\})?\([a-z](?:,[a-z])*\)|[A-Za-z]_\{[^{}]*\}|\\vec\{[a-z]\}|\\frac\{[A-Z]{2}\}.*"
+)
 _WORDS = re.compile(r"\\text\{ ?([A-Za-z][A-Za-z ]*)\}(?: ?(?:\\(?:triangle|angle|odot) ?)?[A-Z]{0,4})?")
-_NEGATION = re.compile(r"\b(?:not?|never|neither|nor|cannot|isn|false|wrong|incorrect|except|unlike|or|maybe)\b", re.IGNORECASE)
+_NEGATION = re.compile(
+    r"\b(?:not?|never|neither|nor|cannot|isn|false|wrong|incorrect|except|unlike|or|maybe)\b", re.IGNORECASE
+)
 
 
 def is_name(text: str) -> bool:
@@ -183,7 +188,10 @@ def _inequality(shape: Shape) -> tuple[str, Reals] | None:
     name = parts[middle].text
     if not name.startswith("|"):
         return name, _merged([(low, high)])
-    mirrored = _End(-high.at, high.tree and ("-", high.tree), high.closed), _End(-low.at, low.tree and ("-", low.tree), low.closed)
+    mirrored = (
+        _End(-high.at, high.tree and ("-", high.tree), high.closed),
+        _End(-low.at, low.tree and ("-", low.tree), low.closed),
+    )
     return name.strip("|"), _merged([(mirrored[0], high)] if low is LOWEST else [mirrored, (low, high)])
 
 
@@ -202,10 +210,14 @@ def _end(part: Shape, closed: bool) -> _End | None:
 
 def _merged(intervals: Reals) -> Reals:
     """In order, without empty ones, joined where they touch."""
-    kept = [one for one in intervals if one[0].at < one[1].at or (one[0].closed and one[1].closed and one[0].same(one[1]))]
+    kept = [
+        one for one in intervals if one[0].at < one[1].at or (one[0].closed and one[1].closed and one[0].same(one[1]))
+    ]
     merged: Reals = []
     for low, high in sorted(kept, key=lambda one: (one[0].at, not one[0].closed)):
-        if merged and (low.at < merged[-1][1].at or (low.at == merged[-1][1].at and (low.closed or merged[-1][1].closed))):
+        if merged and (
+            low.at < merged[-1][1].at or (low.at == merged[-1][1].at and (low.closed or merged[-1][1].closed))
+        ):
             last = merged[-1]
             merged[-1] = (last[0], max(last[1], high, key=lambda end: (end.at, end.closed)))
         else:

@@ -157,7 +157,9 @@ def _both_signs(text: str) -> list[str]:
     if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", text):
         return [text]
     signs = (("+", "-"), ("-", "+"))
-    return [re.sub(r"\\mp(?![A-Za-z]) ?", minus, re.sub(r"\\pm(?![A-Za-z]) ?", plus, text)).strip() for plus, minus in signs]
+    return [
+        re.sub(r"\\mp(?![A-Za-z]) ?", minus, re.sub(r"\\pm(?![A-Za-z]) ?", plus, text)).strip() for plus, minus in signs
+    ]
 
 
 def _matrix(text: str, depth: int) -> Shape | None:

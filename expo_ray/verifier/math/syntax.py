@@ -15,11 +15,34 @@ from expo_ray.verifier.math.number import MAX_ANSWER, MAX_DEPTH, NotDecided
 Node = tuple[Any, ...]
 
 FUNCTIONS = frozenset(
-    "sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh exp ln log lg cis max min gcd lcm".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "sec",
+        "csc",
+        "cot",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "exp",
+        "ln",
+        "log",
+        "lg",
+        "cis",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+    ]
 )
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+    "omega "
     "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell"
 )
 GREEK = frozenset("\\" + name for name in _GREEK.split())
@@ -120,7 +143,9 @@ class _Parser:
 
     def signed(self) -> Node:
         negative = False
-        while self.peek() in ("+", "-"):
+        for _ in range(3):
+            if self.peek() not in ("+", "-"):
+                break
             negative ^= self.take() == "-"
         return ("-", self.product()) if negative else self.product()
 

@@ -152,15 +152,18 @@ def _natural(value: Fraction) -> int:
 
 
 _EXACT: dict[str, Callable[..., Any]] = {
-    "abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min, "fact": lambda n: math.factorial(_natural(n)),
-    "fact2": lambda n: math.prod(range(_natural(n), 0, -2)), "binom": lambda n, k: math.comb(_natural(n), _natural(k)),
-    "gcd": lambda *values: math.gcd(*map(_natural, values)), "lcm": lambda *values: math.lcm(*map(_natural, values)),
+    "abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min,
+    "fact": lambda n: math.factorial(_natural(n)),
+    "fact2": lambda n: math.prod(range(_natural(n), 0, -2)),
+    "binom": lambda n, k: math.comb(_natural(n), _natural(k)),
+    "gcd": lambda *values: math.gcd(*map(_natural, values)),
+    "lcm": lambda *values: math.lcm(*map(_natural, values)),
 }  # fmt: skip
 _NUMERIC: dict[str, Callable[..., Any]] = {
     "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "sec": mp.sec, "csc": mp.csc, "cot": mp.cot, "arcsin": mp.asin,
-    "arccos": mp.acos, "arctan": mp.atan, "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh, "exp": mp.exp, "ln": mp.log,
-    "lg": mp.log10, "log": mp.log10, "abs": abs, "floor": mp.floor, "ceil": mp.ceil, "max": max, "min": min,
-    "cis": lambda angle: mp.mpc(mp.cos(angle), mp.sin(angle)),
+    "arccos": mp.acos, "arctan": mp.atan, "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh, "exp": mp.exp,
+    "ln": mp.log, "lg": mp.log10, "log": mp.log10, "abs": abs, "floor": mp.floor, "ceil": mp.ceil, "max": max,
+    "min": min, "cis": lambda angle: mp.mpc(mp.cos(angle), mp.sin(angle)),
 }  # fmt: skip
 
 
@@ -233,8 +236,10 @@ class _Numeric(_Exact):
 
     def call(self, name: str, values: list[Any]) -> Any:
         first = values[0]
-        outside = (name in ("ln", "lg", "log") and first <= 0) or (name in ("arcsin", "arccos") and abs(first) > 1) if self.real else (
-            name in ("ln", "lg", "log") and not first
+        outside = (
+            (name in ("ln", "lg", "log") and first <= 0) or (name in ("arcsin", "arccos") and abs(first) > 1)
+            if self.real
+            else (name in ("ln", "lg", "log") and not first)
         )
         if outside or (self.real and any(mp.im(value) for value in values)):
             raise Undefined("not real")
