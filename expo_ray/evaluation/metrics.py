@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from expo_ray.messages import Group, Outcome
 from expo_ray.verifier.math.clean import clean
-from expo_ray.verifier.math.number import NotDecided, rational
+from expo_ray.verifier.math.words import NotDecided, rational
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import pytest
 
 from bench.verifier import read_pairs
 from expo_ray.verifier.extract import boxed
-from expo_ray.verifier.math.number import NotDecided
+from expo_ray.verifier.math.words import NotDecided
 from expo_ray.verifier.tasks import make_task
 
 LISTS = sorted((Path(__file__).parent.parent / "data").glob("pairs_*.txt"))

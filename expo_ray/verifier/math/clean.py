@@ -7,10 +7,10 @@ import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
-_NOTATION = tomllib.loads((Path(__file__).parent / "notation.toml").read_text(encoding="utf-8"))
-_CHARACTERS = {char: plain for plain, chars in _NOTATION["characters"].items() for char in chars}
-_MONEY = {sign: name for name, signs in _NOTATION["money"].items() for sign in signs}
-_COMMANDS = {name: plain for plain, names in _NOTATION["commands"].items() for name in names.split()}
+NOTATION = tomllib.loads((Path(__file__).parent / "notation.toml").read_text(encoding="utf-8"))
+_CHARACTERS = {char: plain for plain, chars in NOTATION["characters"].items() for char in chars}
+_MONEY = {sign: name for name, signs in NOTATION["money"].items() for sign in signs}
+_COMMANDS = {name: plain for plain, names in NOTATION["commands"].items() for name in names.split()}
 _SMALL = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉"
 _FROM_SMALL = str.maketrans(_SMALL, "0123456789+-0123456789")
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
@@ -21,7 +21,7 @@ _SYMBOLS = {**dict.fromkeys(",;:> \t", " "), "\n": " ", "!": "\x01", "/": "", "\
 _TOKEN = re.compile(r"\\not\s*=|\\([A-Za-z]+\*?)|\\(.)", re.DOTALL)
 _UNPRINTED = re.compile(r"\\(?:color|phantom|hspace|vspace|label|tag)\*?\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}")
 _UNWRAPPED = re.compile(r"\\(?:underline|boxed|fbox|ensuremath|mathop|displaylines)\s*(?=\{)")
-_FUNCTIONS = "sin|cos|tan|sec|csc|cot|log|ln|lg|arcsin|arccos|arctan|sinh|cosh|tanh|exp|cis|max|min|gcd|lcm|det"
+_FUNCTIONS = "|".join(NOTATION["names"]["functions"].split())
 _PLAIN_FUNCTION = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS})(?=[\s(0-9\\_^]|[a-z](?![a-z]))")
 _TEXT_PART = re.compile(r"\\text\s*\{([^{}]*)\}")
 _BOLD_LETTER = re.compile(r"\\(?:mathbf|boldsymbol|vec|hat)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\s([ijk])(?![A-Za-z]))")

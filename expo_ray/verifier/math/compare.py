@@ -9,7 +9,6 @@ from fractions import Fraction
 
 from expo_ray.verifier.math import value, words
 from expo_ray.verifier.math.clean import clean
-from expo_ray.verifier.math.number import MAX_ANSWER, NotDecided, rational
 from expo_ray.verifier.math.relation import (
     FLIP,
     assignment,
@@ -23,6 +22,7 @@ from expo_ray.verifier.math.relation import (
 from expo_ray.verifier.math.shape import Shape, read
 from expo_ray.verifier.math.syntax import parse, symbols
 from expo_ray.verifier.math.units import DEGREE, PERCENT, RADIAN, Quantity, quantity
+from expo_ray.verifier.math.words import MAX_ANSWER, NotDecided, rational
 
 Graded = tuple[bool, str]
 

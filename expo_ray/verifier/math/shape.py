@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, field
 
 from expo_ray.verifier.math import words
-from expo_ray.verifier.math.number import MAX_DEPTH, NotDecided
 from expo_ray.verifier.math.units import quantity
+from expo_ray.verifier.math.words import MAX_DEPTH, NotDecided
 
 _OPEN = ("(", "[", "{", "\\{", "\\langle", "\\begin")
 _CLOSE = (")", "]", "}", "\\}", "\\rangle", "\\end")

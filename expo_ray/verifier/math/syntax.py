@@ -10,42 +10,14 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from expo_ray.verifier.math.number import MAX_ANSWER, MAX_DEPTH, NotDecided
+from expo_ray.verifier.math.clean import NOTATION
+from expo_ray.verifier.math.words import MAX_ANSWER, MAX_DEPTH, NotDecided
 
 Node = tuple[Any, ...]
 
-FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "sec",
-        "csc",
-        "cot",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "exp",
-        "ln",
-        "log",
-        "lg",
-        "cis",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-    ]
-)
+FUNCTIONS = frozenset(NOTATION["names"]["functions"].split()) - {"det"}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
-    "omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell"
-)
-GREEK = frozenset("\\" + name for name in _GREEK.split())
+GREEK = frozenset("\\" + name for name in NOTATION["names"]["greek"].split())
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|", "\\|": "\\|"}
 _AROUND = {"\\lfloor": "floor", "\\lceil": "ceil", "|": "abs", "\\|": "abs"}
 _SERIES = {"\\sum": "sum", "\\prod": "prod"}

@@ -1,12 +1,11 @@
 r"""Quantities: a value with money, percent, degrees, a unit or counted things behind or before it."""
 
 import re
-import tomllib
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
-from expo_ray.verifier.math.number import from_words, rational
+from expo_ray.verifier.math.clean import NOTATION
+from expo_ray.verifier.math.words import from_words, rational
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +25,8 @@ class Quantity:
     unit: Unit | None
 
 
-_NOTATION = tomllib.loads((Path(__file__).parent / "notation.toml").read_text(encoding="utf-8"))
-_COUNTED = frozenset(_NOTATION["counted"]["things"].split())
-_ADJECTIVES = frozenset(_NOTATION["counted"]["adjectives"].split())
+_COUNTED = frozenset(NOTATION["counted"]["things"].split())
+_ADJECTIVES = frozenset(NOTATION["counted"]["adjectives"].split())
 _TAIL = re.compile(
     r"(?P<value>[+-]?.*?[0-9}\)a-z!])(?P<degree>\\degree)?"
     r"(?P<words> ?\(?\\text\{[^{}]*\}.*|\([a-z ]{3,}\)"
@@ -46,8 +44,8 @@ def _sizes(text: str) -> list[tuple[str, Fraction]]:
 
 def _table() -> dict[str, Unit]:
     table: dict[str, Unit] = {}
-    prefixes = {form: _sizes(text) for form, text in _NOTATION["prefixes"].items()}
-    for dimension, entries in _NOTATION["units"].items():
+    prefixes = {form: _sizes(text) for form, text in NOTATION["prefixes"].items()}
+    for dimension, entries in NOTATION["units"].items():
         for name, size in _sizes(entries):
             plain = name.rstrip("*")
             table[plain] = Unit(dimension, size)

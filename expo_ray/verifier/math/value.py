@@ -14,8 +14,8 @@ from typing import Any
 
 from mpmath import mp
 
-from expo_ray.verifier.math.number import NotDecided
 from expo_ray.verifier.math.syntax import Node, contains, symbols
+from expo_ray.verifier.math.words import NotDecided
 
 MAX_BITS = 200_000
 """Of an exact number; a larger one is not compared."""
