@@ -4,7 +4,6 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from bench.ladder.page import Sources, write_page
 from expo_ray.config.errors import InputError
 
 
@@ -19,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ablations", type=Path, help="folder of the ablations' sweeps (default: none)")
     parser.add_argument("--page", type=Path, help="default: FOLDER/ladder.md; the figures go to the same folder")
     given = parser.parse_args(arguments)
+    from bench.ladder.page import Sources, write_page  # matplotlib takes seconds, --help should not
+
     likelihood = given.likelihood or given.folder / "likelihood" / "0"
     sources = Sources(
         runs=given.folder,
