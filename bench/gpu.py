@@ -9,7 +9,6 @@ Everything printed comes from the run's metrics.jsonl or is measured here.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from expo_ray.config.compose import compose_config
+from expo_ray.files import read_lines
 from expo_ray.preflight.plan import plan_text
 from expo_ray.preflight.values import check_config
 
@@ -52,7 +52,7 @@ def training_figures(folder: Path) -> dict[str, float]:
     Args:
         folder: the run folder.
     """
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][UNMEASURED:]
+    steps = read_lines(folder / "metrics.jsonl")[UNMEASURED:]
     found = {name: [line[name] for line in steps if line.get(name) is not None] for name in SHOWN}
     figures = {name: statistics.median(values) for name, values in found.items() if values}
     return figures | {"sync/bytes": float(steps[-1]["sync/bytes"])}

@@ -8,12 +8,13 @@ possible gain, with the shorter phase hidden completely, is printed too.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import mkdtemp
+
+from expo_ray.files import read_lines, read_summary
 
 BAR = 1.6
 SETTINGS = ["experiment=demo", "learner.ranks=1", "rollout.max_sequences=256", "logging.tensorboard=false"]
@@ -27,11 +28,11 @@ def train(folder: Path, seed: int, ahead: int, more: list[str]) -> dict:
     options = [f"seed={seed}", f"trainer.async_steps={ahead}", f"run_dir={folder}", *more]
     command = [sys.executable, "-m", "expo_ray.train", *SETTINGS, *options]
     subprocess.run(command, check=True, timeout=RUN_S, stdout=subprocess.DEVNULL)
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][UNMEASURED:]
+    steps = read_lines(folder / "metrics.jsonl")[UNMEASURED:]
     sampling = "time/beside_generate" if ahead else "time/generate"
     names = {"step": "time/step", "generate": sampling, "update": "time/update", "sync": "time/sync"}
     found = {name: statistics.median(line[key] for line in steps) for name, key in names.items()}
-    evaluation = json.loads((folder / "summary.json").read_text())["evaluation"]
+    evaluation = read_summary(folder)["evaluation"]
     found["pass"] = evaluation["pass_at_k"]["all"][str(evaluation["samples"])]
     return found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.trl.compare import SideRun
+from expo_ray.files import read_lines
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRL_PYTHON = REPOSITORY / ".venv-trl" / "bin" / "python"
@@ -40,7 +41,7 @@ def run_ours(overrides: list[str], updates: int, seed: int, folder: Path) -> Sid
         _finish(process, folder.with_suffix(".log"))
     finally:
         _end(process)
-    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = read_lines(metrics)
     counts = {int(step["completions/total"]) for step in steps}
     if len(counts) != 1:
         raise SideFailed(f"the steps had {sorted(counts)} completions; all steps must have the same number")
