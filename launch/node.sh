@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# One Ray node on this machine, with token authentication. It ends only what it started itself.
+# One Ray node on this machine, with token authentication. It stops only a node that it started.
 #
-#   launch/node.sh head                  starts the head and prints the address that workers join
-#   launch/node.sh worker HOST:PORT      joins that head; needs its token
-#   launch/node.sh stop                  ends the node
-#   launch/node.sh status                0 where it runs
+#   launch/node.sh head                  starts the head and prints the address for workers
+#   launch/node.sh worker HOST:PORT      joins that head, given its token
+#   launch/node.sh stop                  stops the node
+#   launch/node.sh status                exit code 0 if it runs
 #
-# RAY_PORT (6379), DASHBOARD_PORT (8265), DASHBOARD_HOST (127.0.0.1), NODE_IP (the address that other nodes see),
-# START_S (120), STOP_S (60), RAY_ARGS (more arguments of `ray start`), NODE_STATE (folder of its log and pid)
+# Environment: RAY_PORT (6379), DASHBOARD_PORT (8265), DASHBOARD_HOST (127.0.0.1), NODE_IP (the address for other nodes),
+# START_S (120), STOP_S (60), RAY_ARGS (more arguments of `ray start`), NODE_STATE (folder for its log and pid)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -23,15 +23,15 @@ fail() { say "$*"; exit 1; }
 pid_of_node() {
     local pid
     pid=$(cat "$STATE/pid" 2>/dev/null) || return 1
-    # Another process may have the number by now.
+    # Another process may have this pid by now.
     [[ "$(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null)" == *"ray start "* ]] && echo "$pid"
 }
 
 need_token() {
     if [[ -n ${RAY_AUTH_TOKEN:-} || -s $TOKEN ]]; then return; fi
-    [[ $1 == head ]] || fail "no token: give the head's in RAY_AUTH_TOKEN, or in $TOKEN with mode 600"
+    [[ $1 == head ]] || fail "no token: put the head's into RAY_AUTH_TOKEN, or into $TOKEN with mode 600"
     [[ -z ${RAY_AUTH_TOKEN_PATH:-} ]] || fail "RAY_AUTH_TOKEN_PATH=$TOKEN holds no token"
-    (umask 077 && timeout 120 ray get-auth-token --generate >/dev/null) # Ray itself would leave it readable
+    (umask 077 && timeout 120 ray get-auth-token --generate >/dev/null) # Ray's own mode lets others read it
 }
 
 start() {
@@ -39,7 +39,7 @@ start() {
     shift
     [[ -x .venv/bin/ray ]] || fail "$PWD/.venv has no Ray: run launch/setup.sh"
     (umask 077 && mkdir -p "$STATE")
-    [[ -O $STATE ]] || fail "$STATE belongs to somebody else: set NODE_STATE"
+    [[ -O $STATE ]] || fail "$STATE belongs to another user: set NODE_STATE"
     if pid=$(pid_of_node); then fail "a node runs already, process $pid: launch/node.sh stop"; fi
     need_token "$kind"
     read -ra more <<<"${RAY_ARGS:-}"
@@ -72,7 +72,7 @@ stop() {
     kill -TERM "$pid"
     while kill -0 "$pid" 2>/dev/null; do
         if ((SECONDS >= deadline)); then
-            say "it did not end within ${STOP_S:-60} s: killed"
+            say "it did not stop within ${STOP_S:-60} s: killed"
             kill -KILL -- "-$pid"
             break
         fi

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A Ray cluster of plain machines, by ssh: launch/ssh.sh up | down | status HOSTS
+# A Ray cluster on plain machines, over ssh: launch/ssh.sh up | down | status HOSTS
 #
-# HOSTS is a file with one machine a line, as ssh takes it, and behind it, where Ray would choose another one, the IP
-# address that the other machines see. The first machine is the head; # begins a comment.
-# Each machine has this repository in the same folder (or REPO) with its packages (launch/setup.sh), and the same folder
-# for runs. The token of ~/.ray/auth_token goes to each one, with mode 600. START_S (180): bound on each start.
-# SSH: the command that reaches a machine. What launch/node.sh reads (RAY_PORT, ...) is passed on.
+# HOSTS is a file with one machine per line: its ssh name and, if Ray would choose the wrong one, its IP address for the
+# other machines. The first machine is the head; # starts a comment.
+# Each machine has this repository in the same folder (or REPO), its packages (launch/setup.sh), and a shared folder for
+# runs. The token in ~/.ray/auth_token is copied to each machine with mode 600. START_S (180) bounds each start. SSH is the
+# command that reaches a machine. The environment variables of launch/node.sh are passed on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,7 +27,7 @@ read_hosts() {
     ((${#hosts[@]})) || fail "$1 names no machine"
 }
 
-# on NUMBER COMMAND...: runs it in the repository of that machine.
+# on NUMBER COMMAND...: runs a command in the repository on that machine.
 on() {
     local number=$1 name line
     shift
@@ -39,7 +39,7 @@ on() {
     timeout "$((START_S + 60))" "${SSH[@]}" "${hosts[$number]}" "$line"
 }
 
-# each FIRST FUNCTION: calls FUNCTION NUMBER for the machines from FIRST on, all at once; names the ones that failed.
+# each FIRST FUNCTION: calls FUNCTION NUMBER in parallel for the machines from FIRST on; names those that failed.
 each() {
     local first=$1 number bad=() pids=()
     for ((number = first; number < ${#hosts[@]}; number++)); do
@@ -50,8 +50,8 @@ each() {
     ((${#bad[@]} == 0)) || fail "$2 failed on: ${bad[*]}"
 }
 
-# The token travels on standard input: a command line can be read by every user of the machine.
-# shellcheck disable=SC2016  # it is expanded there
+# The token travels on standard input, because every user of a machine can read command lines.
+# shellcheck disable=SC2016  # it expands on the other machine
 PUT_TOKEN='umask 077; mkdir -p ~/.ray; new=$(cat); file=~/.ray/auth_token
     if [ -s "$file" ] && [ "$(cat "$file")" != "$new" ]; then echo "$file holds another token" >&2; exit 1; fi
     printf %s "$new" >"$file"; chmod 600 "$file"'

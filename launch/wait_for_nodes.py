@@ -6,7 +6,7 @@ import time
 
 
 def main(address: str, wanted: int, seconds: float) -> int:
-    """0 once `wanted` nodes are alive; 1 where there are fewer after `seconds`."""
+    """Returns 0 once `wanted` nodes are alive, 1 if there are fewer after `seconds`."""
     import ray
 
     deadline = time.monotonic() + seconds

@@ -218,7 +218,8 @@ def test_a_slurm_job_starts_its_nodes_and_passes_the_exit_code_on(world):
     said = job.communicate(timeout=300)[0]
     assert job.returncode == 7, said
     calls = lines(home / "calls")
-    head, workers = (line for line in calls if line.startswith("srun "))
+    # Both run in the background, so either may write its line first.
+    head, workers = sorted((line for line in calls if line.startswith("srun ")), key=lambda line: "--head" not in line)
     assert "--nodelist=one " in head and "--head --node-ip-address=10.9.8.7 --port=23456" in head
     assert "--nodelist=two,three " in workers and "--ntasks=2" in workers and "--address=10.9.8.7:23456" in workers
     assert any("wait_for_nodes.py 10.9.8.7:23456 3 " in line for line in calls)
