@@ -106,14 +106,11 @@ make_venv() {
     if ((${#versions[@]} == 0)); then versions=("${PYTHONS[@]}"); fi
     if ((${#versions[@]} == 1)); then because=" ($(torch_wheels "${versions[0]}") has PyTorch for no other)"; fi
     for version in "${versions[@]}"; do
-        if "$UV" venv --quiet --seed --clear --no-python-downloads --python "$version" .venv 2>/dev/null; then
-            say "made .venv with $("$PY" --version)"
-            return
-        fi
+        if "$UV" venv --quiet --clear --no-python-downloads --python "$version" .venv 2>/dev/null; then return; fi
     done
     names=$(printf ' or %s' "${versions[@]}") && names="Python ${names# or }"
     say "no $names found$because: downloading ${versions[0]}"
-    said=$("$UV" venv --quiet --seed --clear --managed-python --python "${versions[0]}" .venv 2>&1 | tr -s ' \n' ' ') ||
+    said=$("$UV" venv --quiet --clear --managed-python --python "${versions[0]}" .venv 2>&1 | tr -s ' \n' ' ') ||
         fail "$names is needed$because and could not be downloaded: install it and run again (${said:0:250})"
 }
 
@@ -137,7 +134,7 @@ install_packages() {
 }
 
 main() {
-    local profile checksum line='' folder index
+    local profile checksum line='' folder index cert
     profile=$(choose_profile)
     checksum=$(cat "requirements/$profile.lock" setup.cfg setup.py pyproject.toml launch/setup.sh | sha256sum | cut -d' ' -f1)
     if [[ -f $STAMP ]]; then line=$(<"$STAMP"); fi
@@ -150,10 +147,14 @@ main() {
         rm -rf .venv
     fi
     get_uv
-    index=$(pip_setting index-url | awk '{print $1}')
+    # uv does not read pip's configuration.
+    index=$(pip_setting index-url | awk '{print $1}') && cert=$(pip_setting cert | awk '{print $1}')
     if [[ -n $index && -z ${UV_DEFAULT_INDEX:-} ]]; then export UV_DEFAULT_INDEX=$index; fi
+    if [[ -n $cert && -z ${SSL_CERT_FILE:-} ]]; then export SSL_CERT_FILE=$cert; fi
     if [[ ! -x $PY ]]; then
         make_venv "$profile"
+        "$PY" -m ensurepip >/dev/null 2>&1 || say "$("$PY" --version) brings no pip: use .venv/bin/uv pip"
+        say "made .venv with $("$PY" --version)"
     elif ! "$PY" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; then
         fail ".venv has $("$PY" --version), and the packages run on 3.11 and 3.12: remove .venv and run again"
     fi
