@@ -7,9 +7,9 @@ from expo_ray.runtime.dispatch import Fleet
 from expo_ray.verifier.pool import Item
 
 MAX_BLOCK = 256
-"""Items of one request: this many are verified again when an actor dies."""
+"""Largest block in items. When an actor dies, its whole block is verified again."""
 BLOCKS_PER_ACTOR = 4
-"""Of a small batch: several, so that no actor idles while another has a slow block."""
+"""A small batch is cut into this many blocks for each actor, so that none idles while another has a slow block."""
 
 
 class VerifierFleet(Fleet):
@@ -22,7 +22,7 @@ class VerifierFleet(Fleet):
         self.serve(self.workers | self.started())
 
     def verify(self, rollouts: list[Rollout]) -> list[Group]:
-        """Verdicts for every completion and explanation of the rollouts, one batch for all."""
+        """Verifies every completion and explanation of the rollouts, in one batch."""
         verdicts = iter(self.verdicts([_item(rollout, done) for rollout in rollouts for done in rollout.sampled]))
         return [
             Group(rollout, _take(verdicts, rollout.completions), _take(verdicts, rollout.explanations))
@@ -30,7 +30,7 @@ class VerifierFleet(Fleet):
         ]
 
     def verdicts(self, items: list[Item]) -> list[Verdict]:
-        """A verdict for each (response, gold answers, meta), in order.
+        """Verifies each (response, gold answers, meta); returns the verdicts in order.
 
         Raises:
             ActorFailed: an actor was lost more often than trainer.max_restarts.
