@@ -55,7 +55,8 @@ function chartFigure(chart, section, first) {
   const fillTable = () => details.open && rows.replaceChildren(numbersTable(chart, series, section));
   details.addEventListener("toggle", fillTable);
   const redraw = drawWhenNear(plot, () => {
-    const traces = chart.stacked ? bars(series, section) : series.flatMap((one) => lineTraces(one, section, floorOf(chart, series)));
+    const floor = floorOf(chart, series);
+    const traces = chart.stacked ? bars(series, section) : series.flatMap((one) => lineTraces(one, section, floor));
     Plotly.react(plot, traces, layout(chart, series), CONFIG);
   });
   const show = (name) => { if (chart.variants[name]) { series = chart.variants[name]; redraw(); fillTable(); } };
@@ -63,8 +64,8 @@ function chartFigure(chart, section, first) {
 }
 
 function valuesOf(chart, series) {
-  const drawn = series.flatMap((one) => [...one.mean, ...(one.low || []), ...(one.high || [])]).filter((value) => value !== null);
-  return chart.bound ? [...drawn, chart.bound.value] : drawn;
+  const drawn = series.flatMap((one) => [...one.mean, ...(one.low || []), ...(one.high || [])]);
+  return [...drawn, ...(chart.bound ? [chart.bound.value] : [])];
 }
 
 // The value at the bottom of a logarithmic axis, where zeros are drawn; 0 for a linear axis.
@@ -73,10 +74,13 @@ function floorOf(chart, series) {
   return positive.length ? 10 ** Math.floor(Math.log10(Math.min(...positive))) : 0;
 }
 
+function valueText(one, i) {
+  return number(one.mean[i]) + (one.low ? ` [${number(one.low[i])}, ${number(one.high[i])}]` : "");
+}
+
 function lineTraces(one, section, floor) {
   const raised = (values) => values.map((value) => (floor ? Math.max(value, floor) : value));
-  const texts = one.mean.map((value, i) => number(value)
-    + (one.low ? ` [${number(one.low[i])}, ${number(one.high[i])}]` : "") + (one.n ? ` (${one.n[i]} runs)` : ""));
+  const texts = one.mean.map((_, i) => valueText(one, i) + (one.n ? ` (${one.n[i]} runs)` : ""));
   const line = {
     x: one.x, y: raised(one.mean), text: texts, name: plain(section.names[one.entry]), mode: "lines+markers",
     line: { color: shade(one.entry), width: 2, dash: DASHES[one.entry % DASHES.length] },
@@ -94,10 +98,13 @@ function lineTraces(one, section, floor) {
 function bars(series, section) {
   const total = series[0].x.map((_, i) => series.reduce((sum, one) => sum + one.mean[i], 0));
   const parts = series.map((one) => ({
-    type: "bar", x: one.x, y: one.mean, text: one.mean.map(number), textposition: "none", name: plain(section.names[one.entry]),
-    marker: { color: shade(one.entry) }, hovertemplate: "%{fullData.name}: %{text}<extra></extra>",
+    type: "bar", x: one.x, y: one.mean, text: one.mean.map(number), textposition: "none",
+    name: plain(section.names[one.entry]), marker: { color: shade(one.entry) }, hovertemplate: "%{fullData.name}: %{text}<extra></extra>",
   }));
-  const whole = { x: series[0].x, y: total, text: total.map(number), mode: "lines", line: { width: 0 }, hovertemplate: "whole step: %{text}<extra></extra>" };
+  const whole = {
+    x: series[0].x, y: total, text: total.map(number), mode: "lines", line: { width: 0 },
+    hovertemplate: "whole step: %{text}<extra></extra>",
+  };
   return [...parts, whole];
 }
 
@@ -107,13 +114,19 @@ function layout(chart, series) {
   if (Math.max(...xs) - Math.min(...xs) < 6) made.xaxis.dtick = 1;
   const floor = floorOf(chart, series);
   const values = valuesOf(chart, series);
-  if (floor) Object.assign(made.yaxis, { type: "log", title: { text: `${made.yaxis.title.text} (log)` }, range: [Math.log10(floor), Math.ceil(Math.log10(Math.max(...values) * 1.001))], dtick: 1 });
-  else if (chart.share) made.yaxis.range = [-0.03, 1.03];
+  if (floor) {
+    const range = [Math.log10(floor), Math.ceil(Math.log10(Math.max(...values) * 1.001))];
+    Object.assign(made.yaxis, { type: "log", range, dtick: 1 });
+    made.yaxis.title.text += " (log)";
+  } else if (chart.share) made.yaxis.range = [-0.03, 1.03];
   else if (!chart.stacked) made.yaxis.range = paddedRange(values);
   if (chart.bound) {
-    made.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: chart.bound.value, y1: chart.bound.value, line: { color: style("ink"), width: 1.6, dash: "dot" } }];
-    const at = floor ? Math.log10(chart.bound.value) : chart.bound.value;
-    made.annotations = [{ xref: "paper", x: 1, y: at, yanchor: "bottom", showarrow: false, text: plain(`${chart.bound.label} ${number(chart.bound.value)}`) }];
+    const { label, value } = chart.bound;
+    const line = { color: style("ink"), width: 1.6, dash: "dot" };
+    made.shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line }];
+    const y = floor ? Math.log10(value) : value;  // annotations, unlike shapes, are in powers on a log axis
+    const text = plain(`${label} ${number(value)}`);
+    made.annotations = [{ xref: "paper", x: 1, y, yanchor: "bottom", showarrow: false, text }];
   }
   return made;
 }
@@ -127,13 +140,17 @@ function paddedRange(values) {
 }
 
 function frame(across, up) {
-  const axis = (name) => ({ title: { text: plain(name), standoff: 6 }, gridcolor: style("line"), linecolor: style("line"), zeroline: false, automargin: true, fixedrange: TOUCH, exponentformat: "e" });
+  const axis = (name) => ({
+    title: { text: plain(name), standoff: 6 }, gridcolor: style("line"), linecolor: style("line"), zeroline: false,
+    automargin: true, fixedrange: TOUCH, exponentformat: "e",
+  });
   return {
-    height: 250, margin: { l: 48, r: 8, t: 8, b: 36 }, showlegend: false, barmode: "stack", bargap: 0.12, hovermode: "x unified",
-    dragmode: TOUCH ? false : "zoom", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    height: 250, margin: { l: 48, r: 8, t: 8, b: 36 }, showlegend: false, barmode: "stack", bargap: 0.12,
+    hovermode: "x unified", dragmode: TOUCH ? false : "zoom", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { size: 11, color: style("soft"), family: "system-ui, sans-serif" },
     hoverlabel: { bgcolor: style("paper"), bordercolor: style("soft"), font: { color: style("ink"), size: 11 } },
-    xaxis: { ...axis(across), showgrid: false, tickformat: "~d", unifiedhovertitle: { text: plain(`${across}: %{x}`) } }, yaxis: { ...axis(up), nticks: 6 },
+    xaxis: { ...axis(across), showgrid: false, tickformat: "~d", unifiedhovertitle: { text: plain(`${across}: %{x}`) } },
+    yaxis: { ...axis(up), nticks: 6 },
   };
 }
 
@@ -146,11 +163,12 @@ function numbersTable(chart, series, section) {
     const row = el("tr", {}, el("th", { scope: "row" }, String(at)));
     for (const one of series) {
       const i = one.x.indexOf(at);
-      row.append(el("td", {}, i < 0 ? "" : number(one.mean[i]) + (one.low ? ` [${number(one.low[i])}, ${number(one.high[i])}]` : "")));
+      row.append(el("td", {}, i < 0 ? "" : valueText(one, i)));
     }
     body.append(row);
   }
-  return el("table", { class: "numbers" }, el("caption", {}, `${chart.title}, ${chart.unit}`), el("thead", {}, head), body);
+  const caption = el("caption", {}, `${chart.title}, ${chart.unit}`);
+  return el("table", { class: "numbers" }, caption, el("thead", {}, head), body);
 }
 
 function scatterPlot(host, data, open) {
@@ -158,7 +176,8 @@ function scatterPlot(host, data, open) {
     .filter((sample) => sample.properties && sample.properties[0] !== null)
     .map((sample) => ({ prompt, sample, group: String(data.groupOfRun[prompt.run]) })));
   if (!points.length) {
-    host.append(el("p", { class: "empty" }, "No recorded sample has measured properties (algo.properties_every, logging.samples_per_step)."));
+    const why = "algo.properties_every, logging.samples_per_step";
+    host.append(el("p", { class: "empty" }, `No recorded sample has measured properties (${why}).`));
     return;
   }
   const first = points.find((point) => point.sample.kind === "explanation") || points[0];
@@ -168,20 +187,24 @@ function scatterPlot(host, data, open) {
   const draw = () => note.replaceChildren(...drawScatter(plot, points, state));
   const steps = el("select", {});
   const setSteps = () => {
-    const known = [...new Set(points.filter((p) => p.group === state.group).map((p) => p.prompt.step))].sort((a, b) => a - b);
-    steps.replaceChildren(el("option", { value: "" }, "all measured steps"), ...known.map((step) => el("option", { value: step }, `step ${step}`)));
+    const own = points.filter((p) => p.group === state.group).map((p) => p.prompt.step);
+    const known = [...new Set(own)].sort((a, b) => a - b).map((step) => el("option", { value: step }, `step ${step}`));
+    steps.replaceChildren(el("option", { value: "" }, "all measured steps"), ...known);
     state.step = "";
   };
   setSteps();
   const redraw = drawWhenNear(plot, () => {
     draw();
-    if (!plot.dataset.open) plot.on("plotly_click", (event) => event.points[0].customdata && open(event.points[0].customdata));
+    if (!plot.dataset.open) plot.on("plotly_click", ({ points: [at] }) => at.customdata && open(at.customdata));
     plot.dataset.open = "yes";
   });
   const groups = [...new Set(points.map((p) => p.group))];
-  const runs = select("runs", groups.map((i) => [i, data.groups[i]]), (value) => { state.group = value; setSteps(); redraw(); });
+  const choose = (change) => (value) => { change(value); redraw(); };
+  const names = groups.map((i) => [i, data.groups[i]]);
+  const runs = select("runs", names, choose((value) => { state.group = value; setSteps(); }));
   runs.box.value = state.group;
-  const rise = select("property 2 as", [["1", "rise over the answer alone"], ["2", "rise over the policy's own chains"]], (value) => { state.rise = Number(value); redraw(); });
+  const rises = [["1", "rise over the answer alone"], ["2", "rise over the policy's own chains"]];
+  const rise = select("property 2 as", rises, choose((value) => { state.rise = Number(value); }));
   steps.addEventListener("change", () => { state.step = steps.value; redraw(); });
   host.append(el("div", { class: "controls few" }, runs.label, el("label", {}, "step", steps), rise.label),
     legend(Object.values(KIND_NAMES), "kinds"), el("figure", { class: "scatter" }, plot, note));
@@ -189,7 +212,8 @@ function scatterPlot(host, data, open) {
 
 // Draws the chosen points and returns what is said below them.
 function drawScatter(plot, points, state) {
-  const wanted = points.filter((p) => p.group === state.group && (state.step === "" || String(p.prompt.step) === state.step) && p.sample.properties[state.rise] !== null);
+  const atStep = (prompt) => state.step === "" || String(prompt.step) === state.step;
+  const wanted = points.filter((p) => p.group === state.group && atStep(p.prompt) && p.sample.properties[state.rise] !== null);
   const stride = Math.ceil(wanted.length / MOST_MARKS) || 1;
   const shown = wanted.filter((_, i) => i % stride === 0);
   const [traces, medians, said] = [[], [], []];
@@ -198,10 +222,15 @@ function drawScatter(plot, points, state) {
     if (!own.length) return;
     const marks = { mode: "markers", name: plain(KIND_NAMES[kind]), hovertemplate: "%{text}<extra></extra>" };
     const look = { color: shade(entry), symbol: SYMBOLS[entry] };
-    traces.push({ ...marks, x: own.map((p) => p.sample.properties[0]), y: own.map((p) => p.sample.properties[state.rise]), text: own.map((p) => markText(p, state)), customdata: own.map((p) => p.prompt), marker: { ...look, size: 7, opacity: 0.5 } });
-    const [x, y] = [0, state.rise].map((index) => median(own.map((p) => p.sample.properties[index])));
+    const [xs, ys] = [0, state.rise].map((index) => own.map((p) => p.sample.properties[index]));
+    traces.push({
+      ...marks, x: xs, y: ys, text: own.map((p) => markText(p, state)), customdata: own.map((p) => p.prompt),
+      marker: { ...look, size: 7, opacity: 0.5 },
+    });
+    const [x, y] = [median(xs), median(ys)];
     const text = `${KIND_NAMES[kind]}: ${own.length} samples, median property 1 ${number(x)}, property 2 ${number(y)}`;
-    medians.push({ ...marks, x: [x], y: [y], text: [plain(text)], marker: { ...look, size: 16, line: { color: style("ink"), width: 2 } } });
+    const marker = { ...look, size: 16, line: { color: style("ink"), width: 2 } };
+    medians.push({ ...marks, x: [x], y: [y], text: [plain(text)], marker });
     said.push(el("li", {}, text));
   });
   const made = frame("property 1: log pi(sample | question), nats a token", "property 2, nats");
@@ -213,7 +242,8 @@ function drawScatter(plot, points, state) {
 
 function markText({ sample, prompt }, state) {
   const verdict = sample.outcome ? `, ${sample.outcome}` : "";
-  const lines = [`${KIND_NAMES[sample.kind]}${verdict}, step ${prompt.step}`, prompt.question.slice(0, 120), `${number(sample.properties[0])}, ${number(sample.properties[state.rise])}`];
+  const place = [0, state.rise].map((index) => number(sample.properties[index])).join(", ");
+  const lines = [`${KIND_NAMES[sample.kind]}${verdict}, step ${prompt.step}`, prompt.question.slice(0, 120), place];
   return lines.map(plain).join("<br>");
 }
 
