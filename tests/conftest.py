@@ -9,6 +9,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Of Ray's nodes that a test starts itself (expo_ray.runtime.ray_node does it for a run).
 os.environ.setdefault("RAY_agent_register_timeout_ms", "90000")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs pytest behind a script ignores it, and so would every command that a test sends a Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)

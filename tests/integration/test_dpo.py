@@ -18,7 +18,7 @@ def train(folder: Path, *overrides: str) -> None:
     small = ["experiment=demo", "algo=exp_dpo", "trainer.steps=3", "trainer.prompts_per_step=12", "eval.before=false"]
     small += ["eval.max_problems=1", "algo.properties_every=0", "rollout.temperature=1.0", "learner.warmup_steps=0"]
     small += ["algo.dpo_refresh_steps=2", "logging.tensorboard=false"]
-    done = finish(launch("expo_ray.train", *small, f"run_dir={folder}", *overrides))
+    done = finish(launch("expo_ray.train", *overrides, *small, f"run_dir={folder}"))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
