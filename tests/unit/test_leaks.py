@@ -16,9 +16,9 @@ def labelled(name: str) -> list[tuple[str, bool]]:
     return [(record["text"], record["leak"]) for record in map(json.loads, lines)]
 
 
-@pytest.mark.parametrize("name", ["leaks.jsonl", "leaks_heldout.jsonl"])
+@pytest.mark.parametrize("name", ["leaks.jsonl", "leaks_heldout.jsonl", "leaks_other_author.jsonl"])
 def test_precision_and_recall(name):
-    """leaks_heldout.jsonl was written before the first pattern, by the same author, and led to no change of one."""
+    """How the lists came about: docs/algorithms/leaks.md."""
     sentences = labelled(name)
     flagged = [leak for text, leak in sentences if mentions_given_answer(text) is not None]
     leaks = sum(leak for _, leak in sentences)
@@ -31,6 +31,27 @@ def test_the_list_is_large_and_half_innocent():
     sentences = labelled("leaks.jsonl")
     assert len({text for text, _ in sentences}) == len(sentences) >= 200
     assert 0.45 <= sum(leak for _, leak in sentences) / len(sentences) <= 0.55
+
+
+def test_at_most_one_of_maths_test_solutions_is_flagged(shared):
+    solutions = [json.loads(line)["solution"] for line in (shared / "data/math_test.jsonl").open(encoding="utf-8")]
+    flagged = [phrase for phrase in map(mentions_given_answer, solutions) if phrase]
+    assert len(solutions) == 5000 and len(flagged) <= 1, flagged
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("To show that the correct answer is 24", "to show that the correct answer is"),
+        ("We verify that the correct answer is indeed 5.", "verify that the correct answer is indeed"),
+        ("The problem gives us the answer 7.", "problem gives us the answer"),
+        ("This matches the expected result.", "expected result"),
+        ("We were told that the answer is 3.", "we were told that the answer"),
+        ("We were told that the result is 12.", "we were told that the result is 1"),
+    ],
+)
+def test_phrases_that_were_missed(text, phrase):
+    assert mentions_given_answer(text) == phrase
 
 
 @pytest.mark.parametrize(("name", "key"), [("math_train.jsonl", "solution"), ("gsm8k_train.jsonl", "answer")])
