@@ -90,15 +90,9 @@ def model_shape(path: str) -> ModelShape | None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"model.path={folder} has no config.json; give a Hugging Face model folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"model.path: {file} cannot be read as JSON ({error}); copy the model again") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"model.path: {file} is not a JSON object; copy the model again")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.path={folder} has no config.json: give a Hugging Face model folder")
+    config = _json(folder, "config.json")
     return config.get("text_config") or config
 
 
