@@ -28,7 +28,7 @@ Trains a policy on verifiable problems with GRPO, ExP-GRPO, ExP-DPO or one of th
   trainer.steps=N   trainer.resume=auto|never|PATH   seed=N   run_name=NAME   run_dir=FOLDER
   dry_run=true      print what would run where, start nothing
   -m                sweep: algo=grpo,exp_grpo seed=0,1,2 runs each combination; with run_dir=FOLDER the same
-                    command goes on where it stopped; hydra/launcher=local|ray_jobs runs jobs side by side
+                    command resumes the sweep; hydra/launcher=local|ray_jobs runs its jobs in parallel
   --cfg job         print the composed configuration
 
 All keys: expo_ray/config/schema.py. The last line printed is the run's folder.

@@ -38,7 +38,7 @@ def key(default: Any, *choices: str, **facts: Any) -> Any:
 
     Args:
         default: the value, or the class of a config group.
-        choices: the only words allowed, where not every text is.
+        choices: the only words allowed; none: any text is.
         facts: fields of `Key`.
     """
     facts = facts | {"choices": choices}

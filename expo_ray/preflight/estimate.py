@@ -141,11 +141,11 @@ class MemoryEstimate:
 
 
 def sequences_at_once(config: Config, shape: ModelShape | None) -> int:
-    """How many sequences an engine decodes at once: `rollout.max_sequences`, where that is not 0.
+    """How many sequences an engine decodes at once: `rollout.max_sequences`, if it is not 0.
 
-    Where it is 0, as many as a step asks of an engine, so that a step is sampled in one wave. On a CPU no more than its
-    key-value cache holds at full length: vLLM would throw sequences out and compute them again. Evaluations, which ask
-    for more than a step, get at least `FEWEST_SEQUENCES`.
+    If it is 0, as many as a step asks of an engine, so that a step is sampled in one wave, but on a CPU no more than
+    the key-value cache holds at full length: vLLM would preempt sequences and recompute them. Evaluations ask for more
+    than a step and get at least `FEWEST_SEQUENCES`.
     """
     rollout = config.rollout
     if rollout.max_sequences:

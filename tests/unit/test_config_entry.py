@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from expo_ray import demo, entry
+from expo_ray import demo, entry, evaluate
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.data import sources
@@ -87,6 +87,20 @@ def test_a_run_starts_with_what_its_check_has_read(overrides, own_data, tmp_path
     [(plan, folder, context)] = started
     assert folder == tmp_path / "run" and plan.config.run_dir == str(folder) and context > 48
     assert calls == {"checks": 1, "problem files": 1, "config.json": 1}
+
+
+def test_an_evaluation_starts_with_what_its_check_has_read(overrides, own_data, tmp_path, calls, monkeypatch, capsys):
+    class NoActors:
+        def __init__(self, plan, folder, context, stop_ids):
+            assert not plan.trains and plan.shape.context == 128 and context > 48
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("expo_ray.driver.actors.Actors", NoActors)
+    file = next(override for override in own_data if override.startswith("data.path="))
+    whole = [file.replace("data.path", "data.eval_path"), "data.solution_key=null"]
+    assert evaluate.main([*overrides, "data=jsonl", *whole, f"run_dir={tmp_path}/run"]) == 130
+    assert calls == {"problem files": 1, "config.json": 1}
+    assert (tmp_path / "run" / "plan.txt").exists() and "chunk 0 of 1" in capsys.readouterr().err
 
 
 def test_each_job_of_a_sweep_is_checked_once(overrides, own_data, tmp_path, argv, calls):
