@@ -40,12 +40,12 @@ class Record:
 
 
 class Problems:
-    """A run's problems, read when they are first asked for, each file once.
+    """A run's problems. Each file is read once, when its problems are first used.
 
     Args:
         data: conf/data. Levels are chosen by `levels` (training) or `eval_levels`; `max_problems` takes a seeded
             sample of the training problems.
-        seed: of the sample, and of the toy task's problems.
+        seed: seeds the sample, and the toy task's problems.
     """
 
     def __init__(self, data: DataConfig, seed: int) -> None:

@@ -1,7 +1,7 @@
-"""`python -m expo_ray.prompts --preview [key=value ...]`: the prompts of a few problems, as the model will see them.
+"""`python -m expo_ray.prompts --preview [key=value ...]` prints a few problems' prompts as the model will see them.
 
-The overrides are those of expo_ray.train: model.path=FOLDER chooses the tokenizer, data=NAME and data.path=FILE the
-problems, verifier=NAME the form of answer, model.prompt_style the template. Without any: the toy task.
+It takes the overrides of expo_ray.train: model.path=FOLDER sets the tokenizer, data=NAME and data.path=FILE the problems,
+verifier=NAME the form of answer, model.prompt_style the template. The default is the toy task.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from expo_ray.messages import Prompt
 from expo_ray.prompts.builder import PromptBuilder
 from expo_ray.prompts.loading import load_tokenizer, make_builder
 
-EMBEDDED_WORLD = ["model=toy", "data=toy", "verifier=toy"]
+TOY_TASK = ["model=toy", "data=toy", "verifier=toy"]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the preview. Returns 0, or 2 with one sentence on standard error for bad input."""
     options = _parser().parse_args(arguments)
     try:
-        config = compose_config(options.overrides or EMBEDDED_WORLD)
+        config = compose_config(options.overrides or TOY_TASK)
         problems = Problems(config.data, config.seed).training[: options.count]
         builder = make_builder(load_tokenizer(config), config)
     except (InputError, OSError, ValueError) as error:

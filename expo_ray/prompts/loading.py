@@ -1,4 +1,4 @@
-"""A run's tokenizer, its prompts and its stop tokens, from the configuration."""
+"""Loads a run's tokenizer, prompts and stop tokens."""
 
 import itertools
 import os
@@ -15,14 +15,14 @@ from expo_ray.prompts.builder import PromptBuilder
 
 
 def load_tokenizer(config: Config) -> Any:
-    """The policy's tokenizer.
+    """Loads the policy's tokenizer.
 
     Raises:
         ConfigError: it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said out loud, else it warns when Ray's start forks
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, tokenizers warns when Ray forks
     try:
         return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -31,7 +31,11 @@ def load_tokenizer(config: Config) -> Any:
 
 
 def make_builder(tokenizer: Any, config: Config) -> PromptBuilder:
-    """The prompt builder; an unusable style or tokenizer is the user's input error."""
+    """Makes the prompt builder.
+
+    Raises:
+        ConfigError: the prompt style or the tokenizer cannot be used.
+    """
     try:
         return PromptBuilder(tokenizer, config.model.prompt_style, config.verifier.name)
     except ValueError as error:
@@ -41,16 +45,16 @@ def make_builder(tokenizer: Any, config: Config) -> PromptBuilder:
 def load_prompts(
     config: Config, builder: PromptBuilder, problems: Problems, context: int | None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts.
+    """Builds the training and held-out prompts.
 
     Args:
         config: the run's configuration.
         builder: makes the prompts.
-        problems: the run's.
+        problems: the run's problems.
         context: the model's context in tokens; None if it is not known.
 
     Raises:
-        DataError: no problems, or a prompt too long.
+        DataError: there are no problems, or a prompt is too long.
     """
     if not problems.training:
         raise DataError(f"data.path={config.data.path}: no problem is left after data.levels={config.data.levels}")
@@ -60,7 +64,7 @@ def load_prompts(
 
 
 def at_most_per_level(problems: list[Problem], limit: int) -> list[Problem]:
-    """At most `limit` problems of each level (0: all), in their order.
+    """Returns at most `limit` problems of each level (0: all), in their order.
 
     The choice is random, because files often begin with one subject, and the same in every run.
     """
@@ -82,16 +86,16 @@ def stop_ids(tokenizer: Any, generation_ends: Sequence[int]) -> tuple[int, ...]:
 def build_prompts(
     problems: Sequence[Problem], builder: PromptBuilder, max_prompt_tokens: int, context: int | None
 ) -> list[Prompt]:
-    """Both prompts of every problem, tokenised once; those over `max_prompt_tokens` are left out, with a warning.
+    """Builds both prompts of every problem; problems over `max_prompt_tokens` are left out, with a warning.
 
     Args:
-        problems: what to ask.
+        problems: the problems.
         builder: makes the prompts.
         max_prompt_tokens: rollout.max_prompt_tokens.
-        context: the model's context in tokens; None where it is not known.
+        context: the model's context in tokens; None if it is not known.
 
     Raises:
-        DataError: a prompt is longer than the model's context, or none is short enough.
+        DataError: a prompt is longer than the model's context, or no prompt is short enough.
     """
     prompts = builder(problems)
     if not prompts:
@@ -123,5 +127,5 @@ def _prompt_tokens(prompt: Prompt) -> int:
 
 
 def longest_sequence(prompts: Sequence[Prompt], max_completion_tokens: int) -> int:
-    """Tokens of the longest prompt with the longest completion: the context that an engine needs."""
+    """The context that an engine needs, in tokens: the longest prompt with the longest completion."""
     return max(map(_prompt_tokens, prompts)) + max_completion_tokens

@@ -126,7 +126,7 @@ class ChoiceTask(Task):
 
 
 class ToyTask(Task):
-    """The embedded world: `3+4=7;7+2=9;A:79.` states 79."""
+    """The toy task: `3+4=7;7+2=9;A:79.` states 79."""
 
     def extract(self, response: str) -> str | None:
         return extract.toy(response)

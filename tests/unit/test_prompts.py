@@ -214,7 +214,7 @@ def test_preview_shows_prompts_and_ids(tmp_path, capsys):
     assert "<user>Find x." in shown and "The correct answer is 4321." in shown
 
 
-def test_preview_without_overrides_shows_the_embedded_world(capsys):
+def test_preview_without_overrides_shows_the_toy_task(capsys):
     assert main(["--preview", "--count", "1"]) == 0
     assert "Q:" in capsys.readouterr().out
 
