@@ -1,7 +1,7 @@
 """`python -m expo_ray.prompts --preview [key=value ...]` prints a few problems' prompts as the model will see them.
 
-It takes the overrides of expo_ray.train: model.path=FOLDER sets the tokenizer, data=NAME and data.path=FILE the problems,
-verifier=NAME the form of answer, model.prompt_style the template. The default is the toy task.
+It takes the overrides of expo_ray.train: model.path=FOLDER sets the tokenizer, data=NAME and data.path=FILE the
+problems, verifier=NAME the form of answer, model.prompt_style the template. The default is the toy task.
 """
 
 import argparse
