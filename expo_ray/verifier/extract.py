@@ -43,14 +43,13 @@ _MATH = re.compile(
 )
 _NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\$?\.\d+")
 _CHOICES = r"\(?([A-J])\)?"
-_ONE_CHOICE = re.compile(rf"\W*(?:option|choice|answer)?\W*{_CHOICES}(?:\s*[).:,]+(?:[^A-Za-z]|\s).*)?\W*", re.DOTALL)
+_ONE_CHOICE = re.compile(rf"\W*+(?:option|choice|answer)?\W*+{_CHOICES}(?:\s*[).:,]+(?:[^A-Za-z]|\s).*)?\W*", re.DOTALL)
 _RIGHT_CHOICE = re.compile(
     rf"\b(?:correct|right|best)\s+(?:option|choice|answer|one)\s+(?:is|:)\W*{_CHOICES}(?![A-Za-z'])"
     rf"|(?<![A-Za-z]){_CHOICES}\W{{0,4}} is (?:the )?(?:correct|right|best)(?: (?:option|choice|answer))?\b"
 )
 _NOT_BUT = re.compile(rf"not\W+{_CHOICES}\W+but\W+{_CHOICES}\W*", re.IGNORECASE)
 _BRACKETED_CHOICE = re.compile(r"\(([A-J])\)")
-_TAGGED = re.compile(r"<answer>(.{0,4000}?)</answer>", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _COMMAND = re.compile(r"\\[A-Za-z]+|\\text\{[^{}]*\}")
 _HEADING = re.compile(r"\W*[A-Za-z]{3,}(?!\()[^$\\=]*")
@@ -152,8 +151,9 @@ def hashed(response: str) -> str | None:
 
 def tagged(response: str) -> str | None:
     """What stands in the last `<answer>...</answer>`; None without one."""
-    found = _last(_TAGGED, response)
-    return found.group(1).strip() or None if found else None
+    before, closing, _after = response.rpartition("</answer>")
+    _earlier, opening, inside = before.rpartition("<answer>")
+    return inside.strip() or None if closing and opening else None
 
 
 def last_math(response: str) -> str | None:
@@ -172,6 +172,8 @@ def last_math(response: str) -> str | None:
 def concluded(response: str) -> str | None:
     """What the last line ends in behind "is" or "=", or in bold: "so the probability is 1/6."; None for more words."""
     line = response.rstrip().rsplit("\n", 1)[-1][-400:]
+    if "\\boxed" in line:
+        return None
     found = _CONCLUDED.search(line) or re.fullmatch(r"\*\*([^*]+)\*\*\W*", line)
     return found.group(1).strip() if found and len(_WORD.findall(found.group(1))) <= 2 else None
 

@@ -63,7 +63,7 @@ class _Parent:
         }
         arguments = [str(theirs.fileno()), json.dumps(dataclasses.asdict(config))]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "expo_ray.verifier.worker", *arguments],
+            [sys.executable, "-P", "-m", "expo_ray.verifier.worker", *arguments],
             env=environment,
             cwd=tempfile.gettempdir(),
             pass_fds=[theirs.fileno()],

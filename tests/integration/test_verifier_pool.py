@@ -1,6 +1,10 @@
 """The processes behind the verifier: limits, isolation, order, and what happens when one hangs or dies."""
 
+import contextlib
+import ctypes
 import os
+import platform
+import resource
 import signal
 import socket
 import subprocess
@@ -11,6 +15,7 @@ from typing import Any
 import pytest
 
 from expo_ray.config.schema import VerifierConfig
+from expo_ray.verifier import sandbox, wire
 from expo_ray.verifier.actor import VerifierActor
 from expo_ray.verifier.tasks import Task
 
@@ -49,16 +54,42 @@ class Probe(Task):
             return _attempt(lambda: os.kill(int(rest), signal.SIGKILL))
         if verb == "pid":
             return str(os.getpid())
+        if verb == "call":
+            numbers = [int(number) for number in rest.split()]
+            return str(ctypes.get_errno()) if _system_call(*numbers) == -1 else "done"
+        if verb in ("unlink", "read", "chmod", "truncate", "rename"):
+            return _attempt(FILE_ACTIONS[verb], rest)
+        if verb == "more-cpu":
+            return _attempt(resource.setrlimit, resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        if verb == "forge":
+            # A reply of its own, as far as it can know one.
+            for descriptor in range(3, 64):
+                with contextlib.suppress(OSError):
+                    os.write(descriptor, wire.pack(["00" * wire.KEY_BYTES, 0, "correct", "x", "exact", 0.0, 0.1]))
+            return "forged"
         return response or None
 
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> tuple[bool, str]:
         return extracted == gold, "text"
 
 
-def _attempt(action: Any) -> str:
+FILE_ACTIONS = {
+    "unlink": os.unlink,
+    "read": lambda path: os.close(os.open(path, os.O_RDONLY)),
+    "chmod": lambda path: os.chmod(path, 0o777),
+    "truncate": lambda path: os.truncate(path, 0),
+    "rename": lambda path: os.rename(path, path + ".moved"),
+}
+
+
+def _system_call(*numbers: int) -> int:
+    return int(ctypes.CDLL(None, use_errno=True).syscall(*numbers))
+
+
+def _attempt(action: Any, *arguments: Any) -> str:
     try:
-        action()
-    except OSError as error:
+        action(*arguments)
+    except (OSError, ValueError) as error:
         return f"refused {type(error).__name__}"
     return "done"
 
@@ -135,6 +166,87 @@ def test_no_network_no_programs_no_files(actor: VerifierActor, tmp_path) -> None
     assert _one(actor, f"kill {os.getpid()}").extracted.startswith("refused")
     assert _one(actor, f"write {tmp_path}/file").extracted.startswith("refused")
     assert actor.ping()["isolation"], "no isolation layer is in force"
+
+
+@pytest.mark.parametrize("action", ["unlink", "chmod", "truncate", "rename"])
+def test_files_cannot_be_changed(actor: VerifierActor, tmp_path, action: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("keep me")
+    assert _one(actor, f"{action} {victim}").extracted.startswith("refused")
+    assert victim.read_text() == "keep me"
+
+
+def test_what_is_not_the_interpreters_cannot_be_read(actor: VerifierActor, tmp_path) -> None:
+    if "landlock" not in actor.ping()["isolation"]:
+        pytest.skip("the kernel has no Landlock")
+    secret = tmp_path / "secret"
+    secret.write_text("gold answers")
+    assert _one(actor, f"read {secret}").extracted.startswith("refused")
+
+
+@pytest.mark.parametrize("name", ["tkill", "tgkill", "pidfd_send_signal", "io_uring_setup", "process_vm_writev"])
+def test_more_system_calls_are_refused(actor: VerifierActor, name: str) -> None:
+    if "seccomp" not in actor.ping()["isolation"]:
+        pytest.skip("the kernel has no seccomp filter")
+    calls = sandbox._ALWAYS_DENIED | sandbox._DENIED_TO_LEAVES
+    number = calls[name][sandbox._ARCHITECTURES[platform.machine()][0]]
+    # EPERM, and not EINVAL or ESRCH: it is the filter that refuses.
+    assert _one(actor, f"call {number} 1 1 0 0 0").extracted == "1"
+
+
+def test_the_cpu_limit_is_hard(actor: VerifierActor) -> None:
+    assert _one(actor, "more-cpu").extracted.startswith("refused")
+    soft, hard = resource.prlimit(actor.ping()["pids"][0], resource.RLIMIT_CPU)
+    assert soft == hard != resource.RLIM_INFINITY
+
+
+def test_a_forged_reply_is_not_believed(actor: VerifierActor) -> None:
+    verdicts = actor.judge([("forge", ("x",), {}), ("fine", ("fine",), {})])
+    assert [verdict.outcome for verdict in verdicts] == ["wrong", "correct"]
+
+
+class Evaluates(Task):
+    """A scorer that runs the answer, as some of reasoning-gym's do."""
+
+    runs_answers = True
+    right = "42"
+
+    def extract(self, response: str) -> str | None:
+        return response
+
+    def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> tuple[bool, str]:
+        return str(eval(extracted, {"task": self, "os": os})) == type(self).right, "text"
+
+
+@pytest.fixture(scope="module")
+def evaluating():
+    made = VerifierActor(VerifierConfig(name=f"{ME}:Evaluates", processes=1, timeout_s=2.0))
+    yield made
+    made.close()
+
+
+def test_an_answer_that_runs_as_code_changes_no_later_item(evaluating: VerifierActor) -> None:
+    replace = "[setattr(type(task), 'right', 'I do not know'), 1][1]"
+    items = [(replace, ("42",), {}), *[(f"'I do not know' + ''*{index}", ("42",), {}) for index in range(9)]]
+    verdicts = evaluating.judge([*items, ("6*7", ("42",), {})])
+    assert [verdict.outcome for verdict in verdicts] == ["wrong"] * 10 + ["correct"]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "os._exit(0)",
+        "[None for _ in iter(int, 1)]",
+        "os.fork()",
+        "os.kill(os.getppid(), 9)",
+        "[os.write(fd, b'\0\0\0\2[]') for fd in range(3, 64)]",
+        "open('/tmp/expo_ray_evaluated', 'w').write('x')",
+    ],
+)
+def test_an_answer_that_runs_as_code_harms_itself_only(evaluating: VerifierActor, attack: str) -> None:
+    verdicts = evaluating.judge([(attack, ("42",), {}), (f"42 + 0*len({attack!r})", ("42",), {})])
+    assert [verdict.outcome for verdict in verdicts] == ["wrong", "correct"]
+    assert not os.path.exists("/tmp/expo_ray_evaluated")
 
 
 def test_no_inherited_secrets(actor: VerifierActor) -> None:

@@ -68,10 +68,12 @@ def clean(text: str, join: bool = True) -> str:
     text = _BOLD_LETTER.sub(lambda match: rf"\vec{{{match.group(1) or match.group(2)}}}", text)
     text = _MATRIX.sub(lambda match: match.group().replace("\\\\", "\x08"), text.replace("\n", "\x04"))
     text = _LIST.sub(lambda match: match.group(2).replace("&", ""), text)
+    text = re.sub(r"\\math(?:rm|it)\s*\{\s*([ei])\s*\}", r"\1", text)
     text = _ORDINAL.sub(r"\1\\text{\2}", _TOKEN.sub(_command, text))
     text = _STATEMENT.sub(
         lambda match: "" if match.group(1) else r"\text{" if text.startswith("\\text") else "", text, count=1
     )
+    text = re.sub(r"\\text\s+([A-Za-z])(?![A-Za-z])", r"\1", text)
     text = re.sub(r",\s*\x01\s*|\{,\}", "\x02", text).replace("\x01", "")
     text = _TEXT_PART.sub(_text, _REMARK.sub("", text))
     text = re.sub(r"(?<=[0-9])\.\.\.", r"\\ldots ", re.sub(r"(?<=[0-9]\.)\{([0-9]+)\}", r"\1", text))
