@@ -142,10 +142,42 @@ def test_powers_of_unknowns_are_compared_in_no_time() -> None:
     assert time.process_time() - start < 5
 
 
-PIECES = (
-    "answer |answer is |\\boxed{|\\boxed{5} and |{|}|\\|$|$a$ |\\(|####|#### a\n| |\n|**|```|<answer>|A:|(A) |is |= |0|"
-    "1,|<<|because |64, which |答案|\\boxed |\\text{|and |x = |\\quad |</think>|%"
-).split("|")
+PIECES = [
+    "answer ",
+    "answer is ",
+    "\\boxed{",
+    "\\boxed{5} and ",
+    "{",
+    "}",
+    "\\",
+    "$",
+    "$a$ ",
+    "\\(",
+    "####",
+    "#### a\n",
+    " ",
+    "\n",
+    "**",
+    "```",
+    "<answer>",
+    "A:",
+    "(A) ",
+    "is ",
+    "= ",
+    "0",
+    "1,",
+    "<<",
+    "because ",
+    "64, which ",
+    "答案",
+    "\\boxed ",
+    "\\text{",
+    "and ",
+    "x = ",
+    "\\quad ",
+    "</think>",
+    "%",
+]
 
 
 @pytest.mark.parametrize("piece", PIECES)
