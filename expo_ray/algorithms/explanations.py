@@ -29,9 +29,6 @@ class ExplanationStore:
     def __init__(self) -> None:
         self._kept: dict[str, list[KeptExplanation]] = {}
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def __contains__(self, uid: str) -> bool:
         """Whether the problem's explanations were sampled, even if none of them was kept."""
         return uid in self._kept
