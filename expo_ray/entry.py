@@ -78,7 +78,7 @@ def check_arguments(arguments: list[str]) -> Command:
             continue
         checked = check_run(config)
         if command.sweeps:  # many jobs' problems do not fit in memory together: each job reads its own
-            checked = replace(checked, problems=Problems(config.data, config.seed))
+            checked = replace(checked, problems=Problems(config.data, config.seed, config.verifier))
         command.checked[_own(job)] = checked
     return command
 

@@ -98,7 +98,7 @@ def _prompts(plan: "Plan", tokenizer: Any) -> list["Prompt"]:
     from expo_ray.prompts.loading import at_most_per_level, build_prompts, make_builder
 
     config = plan.config
-    problems = at_most_per_level(Problems(config.data, config.seed).held_out, config.eval.max_problems)
+    problems = at_most_per_level(Problems(config.data, config.seed, config.verifier).held_out, config.eval.max_problems)
     if not problems:
         raise DataError(
             f"{_data_name(config)}: no problem to evaluate on (data.eval_levels={config.data.eval_levels}); "

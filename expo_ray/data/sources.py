@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import DataError
-from expo_ray.config.schema import DataConfig
+from expo_ray.config.schema import DataConfig, VerifierConfig
 from expo_ray.messages import Problem
 from expo_ray.verifier.extract import boxed, hashed
+from expo_ray.verifier.tasks import CHECKED, checked_golds
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,13 @@ class Problems:
         data: conf/data. Levels are chosen by `levels` (training) or `eval_levels`; `max_problems` takes a seeded
             sample of the training problems.
         seed: seeds the sample, and the toy task's problems.
+        verifier: what grades the answers; the gold answers are then checked, and repaired where that is plain.
     """
 
-    def __init__(self, data: DataConfig, seed: int) -> None:
-        self.data, self.seed = data, seed
+    def __init__(self, data: DataConfig, seed: int, verifier: VerifierConfig | None = None) -> None:
+        self.data, self.seed, self.verifier = data, seed, verifier
+        self.golds: list[str] = []
+        """What the check of each loaded file's gold answers found, for the plan."""
 
     @cached_property
     def training(self) -> list[Problem]:
@@ -87,7 +91,11 @@ class Problems:
         if data.max_problems and not held_out and len(chosen) > data.max_problems:
             kept = sorted(random.Random(self.seed).sample(range(len(chosen)), data.max_problems))
             chosen = [chosen[index] for index in kept]
-        return chosen
+        if self.verifier is None or self.verifier.name not in CHECKED or not chosen:
+            return chosen
+        golds = checked_golds(chosen, self.verifier)
+        self.golds.append(golds.text())
+        return golds.problems
 
     def _records(self, held_out: bool) -> list[Record]:
         data = self.data

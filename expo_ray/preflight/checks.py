@@ -1,7 +1,7 @@
 """All checks of a run before it starts anything, and those of an engine's cache and a Ray cluster's nodes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def check_run(config: Config) -> Checked:
     """
     plan = check_config(config)
     data = config.data
-    problems = Problems(data, config.seed)
+    problems = Problems(data, config.seed, config.verifier)
     if data.path is not None:
         check_longest(problems.training, plan)
     if data.eval_path is not None:
@@ -52,7 +52,7 @@ def check_run(config: Config) -> Checked:
     if not config.dry_run:
         check_start(plan)
         check_hub(config)
-    return Checked(plan, problems)
+    return Checked(replace(plan, golds=tuple(problems.golds)), problems)
 
 
 def check_start(plan: Plan) -> None:

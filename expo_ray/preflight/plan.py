@@ -56,6 +56,8 @@ class Plan:
     shape: ModelShape | None
     actors: list[ActorPlan]
     batch: BatchPlan
+    golds: tuple[str, ...] = ()
+    """What the check of the gold answers found, a line for each file."""
 
     def actor(self, name: str) -> ActorPlan:
         """The row of one kind of actor: rollout, learner, verifier or driver."""
@@ -191,6 +193,7 @@ def plan_text(plan: Plan) -> str:
         f"folder      {config.run_dir}",
         f"model       {config.model.path} ({_shape_text(plan.shape)})",
         f"data        {data.name}: {data.path or data.hub or 'generated'}{levels}",
+        *(f"golds       {found}" for found in plan.golds),
         f"resources   {there.where}: {there.cores:g} cores, {there.memory_gib:.1f} GiB memory, {cards}",
         f"profile     {config.profile.name}: rollout {rollout.dtype}, learner {learner.dtype}",
         "",

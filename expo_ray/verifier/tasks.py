@@ -257,6 +257,7 @@ def make_task(name: str, config: dict[str, Any]) -> Task:
 
 CHECKED = ("math", "gsm8k")
 _CONTROLS = {"\t": "\\t", "\x0c": "\\f", "\x08": "\\b", "\r": "\\r", "\x0b": "\\v", "\x07": "\\a"}
+_WHOLE = re.compile(r"-?[0-9]{1,15}")
 _VOID = re.compile(r"(?:nan|none|null|n/a|\?+)?", re.IGNORECASE)
 
 
@@ -274,7 +275,7 @@ class Golds:
         """One line for the plan."""
         count = len(self.problems)
         first = f", first {self.first}" if self.first else ""
-        return f"gold answers: {count} checked, {self.repaired} repaired, {self.unusable} cannot be graded{first}"
+        return f"{count} gold answers checked, {self.repaired} repaired, {self.unusable} cannot be graded{first}"
 
 
 def checked_golds(problems: Sequence[Problem], config: VerifierConfig) -> Golds:
@@ -307,6 +308,8 @@ def checked_golds(problems: Sequence[Problem], config: VerifierConfig) -> Golds:
 @lru_cache(maxsize=1 << 16)
 def repair(name: str, gold: str) -> str | None:
     """A gold answer as it can be graded: itself, or the answer that it plainly holds; None without one."""
+    if _WHOLE.fullmatch(gold):
+        return gold
     task = make_task(name, {"name": name})
     assert isinstance(task, MathTask)
     plain = re.sub("[\x07-\x0d](?=[A-Za-z])", lambda match: _CONTROLS.get(match.group(), match.group()), gold)

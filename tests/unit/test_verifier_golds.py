@@ -1,9 +1,12 @@
 """Gold answers before a run: repaired where they plainly hold an answer, else counted and named."""
 
+import json
+
 import pytest
 
 from expo_ray.config.errors import DataError
-from expo_ray.config.schema import VerifierConfig
+from expo_ray.config.schema import DataConfig, VerifierConfig
+from expo_ray.data.sources import Problems
 from expo_ray.messages import Problem
 from expo_ray.verifier.tasks import checked_golds, repair
 
@@ -40,7 +43,7 @@ def problems(*golds: str) -> list[Problem]:
 def test_a_few_unusable_golds_are_counted_and_named() -> None:
     found = checked_golds(problems(*["7"] * 98, r"\boxed{8}", "NaN"), VerifierConfig())
     assert [problem.answers for problem in found.problems[-2:]] == [("8",), ("NaN",)]
-    assert found.text() == "gold answers: 100 checked, 1 repaired, 1 cannot be graded, first file-100: 'NaN'"
+    assert found.text() == "100 gold answers checked, 1 repaired, 1 cannot be graded, first file-100: 'NaN'"
 
 
 def test_many_unusable_golds_stop_the_run() -> None:
@@ -50,3 +53,13 @@ def test_many_unusable_golds_stop_the_run() -> None:
 
 def test_other_tasks_compare_texts_and_need_no_check() -> None:
     assert checked_golds(problems("anything at all"), VerifierConfig(name="toy")).unusable == 0
+
+
+def test_golds_are_checked_when_problems_are_loaded(tmp_path) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"question": "?", "answer": answer} for answer in (r"\\boxed{7}", "8", "9")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig(name="jsonl", path=str(file), question_key="question", answer_key="answer", held_out_share=0.0)
+    problems = Problems(data, 0, VerifierConfig())
+    assert [problem.answers for problem in problems.training] == [("7",), ("8",), ("9",)]
+    assert problems.golds == ["3 gold answers checked, 1 repaired, 0 cannot be graded"]
