@@ -6,7 +6,7 @@ import pytest
 from tests.chaos.compare import lines
 from tests.chaos.harness import Chaos
 
-WARM, STEPS = 40, 120
+WARM, STEPS = 80, 220
 SMALL = [
     "experiment=demo",
     f"trainer.steps={STEPS}",
