@@ -3,10 +3,13 @@
     python -m bench.verifier speed [--items 2000]
     python -m bench.verifier hang [--items 10000] [--timeout 1]
     python -m bench.verifier pairs
+    python -m bench.verifier cases
+    python -m bench.verifier copies
 
 `speed` and `hang` take their items from the MATH training file $EXPO_SHARED/data/math_train.jsonl if it exists (default
 of the variable: `shared` next to the repository), else they make arithmetic ones. `pairs` prints the agreement of both
-verifiers with the labelled lists.
+verifiers with the labelled lists, `cases` with the labelled responses of $EXPO_SHARED/verifier/cases.jsonl, by kind.
+`copies` boxes the longest formula of each question of the MATH test file, with both values of verifier.answer_form.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import os
 import random
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +127,8 @@ def hang(count: int, timeout_s: float, processes: int = 2) -> dict[str, Any]:
     return {
         "items": count,
         "hanging": len(hanging),
-        "timeouts": sum(verdict.outcome == "timeout" for verdict in verdicts),
-        "timeouts on hanging items": sum(verdicts[index].outcome == "timeout" for index in hanging),
+        "stopped at the limit": sum(verdict.method == "limit" for verdict in verdicts),
+        "of them hanging items": sum(verdicts[index].method == "limit" for index in hanging),
         "without hanging s": clean_s,
         "with hanging s": mixed_s,
         "timeouts' own share s": share_s,
@@ -170,10 +174,65 @@ def pairs() -> dict[str, str]:
     return found
 
 
+def _shared(*parts: str) -> Path:
+    return Path(os.environ.get("EXPO_SHARED", ROOT.parent / "shared")).joinpath(*parts)
+
+
+def cases() -> dict[str, str]:
+    """Returns our agreement and bare math-verify's for each kind of labelled response, without the contested ones."""
+    from math_verify import parse, verify
+
+    rows = [json.loads(line) for line in _shared("verifier", "cases.jsonl").open(encoding="utf-8")]
+    rows = [row for row in rows if not row.get("contested")]
+    table: dict[str, Counter[str]] = {}
+    for task in sorted({row["task"] for row in rows}):
+        pool = VerifierPool(VerifierConfig(name=task, processes=2))
+        of_task = [row for row in rows if row["task"] == task]
+        verdicts = pool.judge([(row["response"], (row["answer"],), {}) for row in of_task])
+        pool.close()
+        for row, verdict in zip(of_task, verdicts, strict=True):
+            bare = verify(parse(f"${row['answer']}$"), parse(row["response"]))
+            for name in (row["kind"], "all"):
+                for side, said in (("ours", verdict.outcome == "correct"), ("bare", bare)):
+                    verdict_on = "right" if said == row["equal"] else "accepted" if said else "refused"
+                    table.setdefault(name, Counter())[f"{side} {verdict_on}"] += 1
+    return {
+        kind: "; ".join(
+            f"{side} {count[f'{side} right']} right, {count[f'{side} accepted']} wrong accepted, "
+            f"{count[f'{side} refused']} right refused"
+            for side in ("ours", "bare")
+        )
+        for kind, count in sorted(table.items())
+    }
+
+
+def copies() -> dict[str, str]:
+    """Returns the share of golds, and of formulas copied from the question, that count under each answer form."""
+    rows = [json.loads(line) for line in _shared("data", "math_test.jsonl").open(encoding="utf-8")]
+    formula = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
+    found: dict[str, str] = {}
+    for form in ("any", "simplified"):
+        pool = VerifierPool(VerifierConfig(answer_form=form, processes=2))
+        items: dict[str, list[Item]] = {"golds": [], "copies": []}
+        for row in rows:
+            question = row.get("problem") or row["question"]
+            asked = [next(part for part in match.groups() if part) for match in formula.finditer(question)]
+            meta = {"question": question}
+            if row["answer"]:
+                items["golds"].append((f"\\boxed{{{row['answer']}}}", (row["answer"],), meta))
+                longest = max(asked, key=len, default="")
+                items["copies"].append((f"\\boxed{{{longest}}}", (row["answer"],), meta))
+        for name, todo in items.items():
+            right = sum(verdict.outcome == "correct" for verdict in pool.judge(todo))
+            found[f"{form}, {name}"] = f"{right} of {len(todo)}, {right / len(todo):.2%}"
+        pool.close()
+    return found
+
+
 def main() -> None:
     """Prints one measurement, a line per figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "hang", "pairs"))
+    parser.add_argument("what", choices=("speed", "hang", "pairs", "cases", "copies"))
     parser.add_argument("--items", type=int)
     parser.add_argument("--timeout", type=float, default=1.0)
     options = parser.parse_args()
@@ -182,7 +241,7 @@ def main() -> None:
     elif options.what == "hang":
         found = hang(options.items or 10_000, options.timeout)
     else:
-        found = dict(pairs())
+        found = dict({"pairs": pairs, "cases": cases, "copies": copies}[options.what]())
     for name, value in found.items():
         print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
 

@@ -94,7 +94,7 @@ class Verdict:
     extracted: str | None = None
     """The answer found in the response; None if there is none."""
     method: str = "none"
-    """The comparison that decided: exact, numeric, symbolic, set, interval, matrix, text, none."""
+    """What decided: exact, numeric, symbolic, set, interval, matrix, text; form, limit, failed; none."""
     ms: float = 0.0
     """Wall-clock milliseconds spent on it."""
     credit: float = 0.0

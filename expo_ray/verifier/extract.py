@@ -34,7 +34,7 @@ _STATED = re.compile(
 )
 # Where the answer ends: the sentence's end, or a clause that explains it.
 _END = re.compile(
-    r"です|입니다|이다|[.!?。](?=\s|$|\"|[一-鿿])|\n|;|,\s*+(?!(?:and|or)\b)(?=[A-Za-z]{2,})"
+    r"です|입니다|이다|[.!。](?=\s|$|\"|[一-鿿])|\n|;|,\s*+(?!(?:and|or)\b)(?=[A-Za-z]{2,})"
     r"|[\s,]*+\b(?:because|since|which|where|so|as|but|when|given|for|if|by|in total|altogether)\b(?!\s*+[=<>])",
     re.IGNORECASE,
 )

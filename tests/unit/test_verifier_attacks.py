@@ -52,6 +52,16 @@ WRONG = [
     (r"\boxed{{7}{8}}", "56"),
     (r"\boxed{5 \quad 120}", "5120"),
     (r"\boxed{\max(x,10)}", "10"),
+    (r"\boxed{(A) 5 (B) 6}", "A"),
+    (r"\boxed{C: 12 or D: 13}", "C"),
+    (r"\boxed{7\text{ pairs of } 2}", "7"),
+    ("My answer: 7? No, 8", "7"),
+    ("The answer is either 7 or 8.", "8"),
+    ("The answer is not 7.", "7"),
+    (r"\boxed{\text{seven or eight}}", "7"),
+    (r"\boxed{0\cdot\infty}", "0"),
+    (r"\boxed{7 \text{ times } 2}", "7"),
+    (r"\boxed{\textcolor{white}{8}7}", "7"),
     (r"\boxed{\lceil \frac{x}{10^{6}} \rceil}", "1"),
 ]
 RIGHT = [

@@ -151,7 +151,9 @@ def unit_of(words: str, any_plural: bool) -> Unit | None:
             return None
         power = f"^{bottom.power}" if bottom.power > 1 else ""
         return Unit(f"{top.dimension}/{bottom.dimension}{power}", top.factor / bottom.factor, top.power)
-    phrase = re.sub(r" (?:of|in|on|for|from|with|left|in total|altogether|long|tall|old|each)( [^^]*)?$", "", phrase)
+    phrase = re.sub(
+        r" (?:of|in|on|for|from|with|left|in total|altogether|long|tall|old|each)( [A-Za-z ]*)?$", "", phrase
+    )
     match = re.fullmatch(r"(.+?)\s*\^\s*([23])|(.+)", phrase)
     if match is None:
         return None

@@ -189,8 +189,8 @@ def canonical(text: str) -> str:
 def label(text: str) -> tuple[str, str] | None:
     r"""A choice's letter and its text: `\text{(C) }42`, `C) 12`, `C: 12`; None for anything else."""
     match = _LABEL.fullmatch(text)
-    if match is None:
-        return None
+    if match is None or re.search(r"\([A-J]\)|(?<![A-Za-z])[A-J][):.]", match.group(4)):
+        return None  # several choices are none
     rest = match.group(4)
     inside = text.startswith("\\text") and match.group(3) is None
     return match.group(1) or match.group(2), (rest[:-1] if inside and rest.endswith("}") else rest).strip()
