@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from expo_ray.config.compose import CONF, compose_config, derive, parse_overrides, quoted, register, sweep_jobs
+from expo_ray.config.compose import CONF, compose_config, derive, jobs_of, parse_overrides, quoted, register, sweep_jobs
 from expo_ray.config.errors import ConfigError, InputError
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import Problems
@@ -64,13 +64,10 @@ def check_arguments(arguments: list[str]) -> Command:
     """
     command = Command(arguments, _parse(arguments), {})
     overrides = command.parsed.overrides
-    if not command.sweeps:
-        for override in parse_overrides(overrides):
-            if override.is_sweep_override():
-                raise ConfigError(f"'{override.input_line}' names several values: add -m to run each of them")
+    jobs = jobs_of(overrides, command.sweeps)
     if "hydra/sweeper=optuna" in overrides and "hydra.sweeper.direction=maximize" not in overrides:
         raise ConfigError("hydra/sweeper=optuna looks for the smallest value: use hydra/sweeper=optuna_maximize")
-    for job in sweep_jobs(overrides) if command.sweeps else [overrides]:
+    for job in jobs:
         config = compose_config(job)
         if "hydra/launcher=ray_jobs" in overrides:  # each job checks the node that it gets; this machine says nothing
             config.dry_run, config.cluster.address = True, config.cluster.address or "auto"

@@ -1,6 +1,6 @@
 """python -m expo_ray.submit [options] [group=choice] [key=value] [-m]: trains as a job of a running Ray cluster.
 
-The job's log is followed, and its exit code is this command's.
+It follows the job's log and ends with the job's exit code.
 """
 
 import os
@@ -12,24 +12,23 @@ from typing import Any
 DESCRIPTION = """\
 Runs `python -m expo_ray.train` with these overrides as a job of a running Ray cluster (docs/cluster.md).
 
-This code travels to the nodes; their packages are installed there before. Token authentication is on unless
+The code travels to the nodes, where its packages are installed already. Token authentication is on unless
 RAY_AUTH_MODE=disabled: Ray looks for the cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
-Ctrl-C asks whether to stop the job. Exit code: the job's; 2: wrong input, nothing was submitted; 130: stopped, or left.
+Ctrl-C asks whether to stop the job. Exit code: the job's; 2: bad input, nothing was submitted; 130: stopped, or left.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns the job's exit code; 2: wrong input; 130: the job was stopped, or left running."""
+    """Returns the job's exit code; 2: bad input; 130: the job was stopped, or left running."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
     from expo_ray.config.errors import InputError
     from expo_ray.submission.dashboard import NoAnswer, first_line
-    from expo_ray.submission.follow import INTERRUPTED, Follower, Limits, how_to, tell
+    from expo_ray.submission.job import INTERRUPTED, REQUEST_S, Follower, how_to, tell
 
-    limits = Limits()
     try:
         line = None if options.follow else _line(options)
-        client = _connect(options.address, limits.request_s)
+        client = _connect(options.address, REQUEST_S)
         name = options.follow or f"expo_ray_{secrets.token_hex(6)}"
         if line is not None:
             _submit(client, name, line, options.upload_s)
@@ -42,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(name)
         return 0
     try:
-        return Follower(client, name, limits, _ask_user if sys.stdin.isatty() else None).follow()
+        return Follower(client, name, _ask_user if sys.stdin.isatty() else None).follow()
     except (NoAnswer, RuntimeError) as error:
         tell(f"{name}: {first_line(error)}; {how_to(client, name)}")
         return 1
@@ -55,9 +54,9 @@ def _parse(arguments: list[str]) -> Namespace:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as of expo_ray.train")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="those of expo_ray.train")
     parser.add_argument("-m", "--multirun", action="store_true", help="a sweep, as one job")
-    parser.add_argument("--address", help="of the dashboard, http://HOST:8265; default: this machine's")
+    parser.add_argument("--address", help="the dashboard's, http://HOST:8265; default: this machine's")
     parser.add_argument("--runs", metavar="FOLDER", help="where runs go, if no run_dir is given; all nodes see it")
     parser.add_argument("--python", default="python", help="the interpreter's name on the nodes")
     parser.add_argument("--upload-s", type=float, default=600.0, help="bound on the upload of the code")
@@ -70,18 +69,18 @@ def _parse(arguments: list[str]) -> Namespace:
 
 
 def _line(options: Namespace) -> str:
-    """The job's command line, checked."""
-    from expo_ray.submission.request import complete, entrypoint
+    """Checks the overrides and returns the job's command line."""
+    from expo_ray.submission.job import complete, entrypoint
 
     runs = options.runs or os.environ.get("EXPO_RUNS") or None
     return entrypoint(options.python, complete(options.overrides, runs, options.multirun), options.multirun)
 
 
 def _connect(address: str | None, seconds: float) -> Any:
-    """Ray's client of the dashboard.
+    """Connects Ray's client to the dashboard.
 
     Raises:
-        ConfigError: no dashboard there, or it does not let us in.
+        ConfigError: there is no dashboard, or it rejects the token.
     """
     from ray.job_submission import JobSubmissionClient
 
@@ -107,12 +106,11 @@ def _submit(client: Any, name: str, line: str, seconds: float) -> None:
     """Uploads the code and submits the job.
 
     Raises:
-        ConfigError: it was not taken.
+        ConfigError: the cluster did not accept it.
     """
     from expo_ray.config.errors import ConfigError
     from expo_ray.submission.dashboard import NoAnswer, first_line, submit
-    from expo_ray.submission.follow import how_to, tell
-    from expo_ray.submission.request import runtime_env
+    from expo_ray.submission.job import how_to, runtime_env, tell
 
     try:
         submit(client, seconds, entrypoint=line, runtime_env=runtime_env(), submission_id=name)
@@ -126,7 +124,7 @@ def _submit(client: Any, name: str, line: str, seconds: float) -> None:
 
 def _ask_user() -> str:
     print(
-        "\nStop the job? [y] after its step, with a checkpoint  [n] leave it running  [c] go on following: ",
+        "\nStop the job? [y] after its step, with a checkpoint  [n] leave it running  [c] keep following: ",
         end="",
         file=sys.stderr,
         flush=True,

@@ -103,6 +103,20 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
     return parsed
 
 
+def jobs_of(overrides: list[str], multirun: bool) -> list[list[str]]:
+    """The overrides of each job of a command.
+
+    Raises:
+        ConfigError: a key has several values, and `multirun` is off.
+    """
+    if multirun:
+        return list(sweep_jobs(overrides))
+    for override in parse_overrides(overrides):
+        if override.is_sweep_override():
+            raise ConfigError(f"'{override.input_line}' names several values: add -m to run each of them")
+    return [overrides]
+
+
 def sweep_jobs(overrides: list[str]) -> Iterator[list[str]]:
     """Yields the overrides of each job of a sweep; only of one job if the sweeper chooses the values itself."""
     parsed = parse_overrides(overrides)

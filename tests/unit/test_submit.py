@@ -13,13 +13,17 @@ import pytest
 
 from expo_ray import submit
 from expo_ray.config.errors import ConfigError
-from expo_ray.submission import dashboard
+from expo_ray.submission import dashboard, job
 from expo_ray.submission.dashboard import NoAnswer
-from expo_ray.submission.follow import Follower, Limits
-from expo_ray.submission.request import complete, entrypoint, runtime_env
+from expo_ray.submission.job import Follower, complete, entrypoint, runtime_env
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-QUICK = Limits(request_s=5, poll_s=0.02, lost_s=0.3, end_s=5)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name, seconds in (("REQUEST_S", 5), ("POLL_S", 0.02), ("LOST_S", 0.3)):
+        monkeypatch.setattr(job, name, seconds)
 
 
 def test_a_run_without_a_folder_gets_one_that_outlives_the_job():
@@ -121,80 +125,82 @@ class Job:
     [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", -9, 137), ("FAILED", None, 1), ("STOPPED", None, 130)],
 )
 def test_the_exit_code_is_the_jobs(status, code, expected, capsys):
-    job = Job(["one\n", "two\n"], status, code)
-    assert Follower(job, "j", QUICK, None).follow() == expected
+    a_job = Job(["one\n", "two\n"], status, code)
+    assert Follower(a_job, "j", None).follow() == expected
     assert capsys.readouterr().out == "one\ntwo\n"
 
 
 def test_a_broken_connection_repeats_and_loses_nothing(capsys):
-    job = Job([f"line {n}\n" for n in range(9)], breaks_after=(2, 5, 0))
-    assert Follower(job, "j", QUICK, None).follow() == 0
+    a_job = Job([f"line {n}\n" for n in range(9)], breaks_after=(2, 5, 0))
+    assert Follower(a_job, "j", None).follow() == 0
     said = capsys.readouterr()
-    assert said.out == "".join(job.pieces)
+    assert said.out == "".join(a_job.pieces)
     assert said.err.count("the log of j does not come (WebSocket closed)") == 1
 
 
 def test_a_log_that_cannot_be_followed_is_shown_at_the_end(capsys):
-    job = Job(["one\n", "two\n"], "FAILED", 3, breaks_after=[1] * 1000)
-    follower = Follower(job, "j", QUICK, None)
-    original, begun = job.get_job_info, time.monotonic()
+    a_job = Job(["one\n", "two\n"], "FAILED", 3, breaks_after=[1] * 1000)
+    follower = Follower(a_job, "j", None)
+    original, begun = a_job.get_job_info, time.monotonic()
 
     def ends_later(name):
-        job.ended = time.monotonic() - begun > 0.3
+        a_job.ended = time.monotonic() - begun > 0.3
         return original(name)
 
-    job.get_job_info = ends_later
+    a_job.get_job_info = ends_later
     assert follower.follow() == 3
     assert capsys.readouterr().out == "one\ntwo\n"
 
 
 def test_a_dashboard_that_is_gone_is_given_up_in_the_end():
-    job = Job(["one\n"], breaks_after=[1] * 1000)
-    job.silent = True
+    a_job = Job(["one\n"], breaks_after=[1] * 1000)
+    a_job.silent = True
     began = time.monotonic()
-    with pytest.raises(NoAnswer, match=r"nothing was heard of it for 0 s \(refused\)"):
-        Follower(job, "j", QUICK, None).follow()
+    with pytest.raises(NoAnswer, match=r"the dashboard has not answered for 0 s \(refused\)"):
+        Follower(a_job, "j", None).follow()
     assert time.monotonic() - began < 30
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Requests in the main thread, where Python raises an interrupt; `ask` makes them in another one."""
+    monkeypatch.setattr(job, "ask", lambda call, seconds: call())
+
+
 def interrupted(wish):
-    job = Job(["one\n"], breaks_after=[1] * 1000)
-    job.interrupts = 1
+    a_job = Job(["one\n"], breaks_after=[1] * 1000)
+    a_job.interrupts = 1
     asked = []
 
     def ask():
         asked.append(wish)
         return wish
 
-    return job, asked, Follower(job, "j", QUICK, ask)
+    return a_job, asked, Follower(a_job, "j", ask)
 
 
-def test_ctrl_c_asks_and_stops(capsys):
-    job, asked, follower = interrupted("stop")
-    # `ask` hands errors to the caller, but an interrupt belongs to the main thread, where it is raised here.
-    follower._ask = lambda call: call()
-    assert follower.follow() == 130 and job.stopped and asked == ["stop"]
+def test_ctrl_c_asks_and_stops(at_once, capsys):
+    a_job, asked, follower = interrupted("stop")
+    assert follower.follow() == 130 and a_job.stopped and asked == ["stop"]
     assert "with a checkpoint" in capsys.readouterr().err
 
 
-def test_ctrl_c_asks_and_leaves(capsys):
-    job, asked, follower = interrupted("leave")
-    follower._ask = lambda call: call()
-    assert follower.follow() == 130 and not job.stopped and asked == ["leave"]
+def test_ctrl_c_asks_and_leaves(at_once, capsys):
+    a_job, asked, follower = interrupted("leave")
+    assert follower.follow() == 130 and not a_job.stopped and asked == ["leave"]
     assert "ray job stop --address http://head:8265 j" in capsys.readouterr().err
 
 
-def test_ctrl_c_asks_and_goes_on():
-    job, asked, follower = interrupted("go on")
-    follower._ask = lambda call: call()
-    job.breaks.clear()
-    assert follower.follow() == 0 and not job.stopped and asked == ["go on"]
+def test_ctrl_c_asks_and_goes_on(at_once):
+    a_job, asked, follower = interrupted("go on")
+    a_job.breaks.clear()
+    assert follower.follow() == 0 and not a_job.stopped and asked == ["go on"]
 
 
-def test_ctrl_c_without_a_terminal_says_how_to_stop(capsys):
-    job, _, follower = interrupted("stop")
-    follower._ask, follower._ask_user = (lambda call: call()), None
-    assert follower.follow() == 130 and not job.stopped
+def test_ctrl_c_without_a_terminal_says_how_to_stop(at_once, capsys):
+    a_job, _, follower = interrupted("stop")
+    follower._ask_user = None
+    assert follower.follow() == 130 and not a_job.stopped
     said = capsys.readouterr().err
     assert "j runs on" in said and "--follow j" in said and "ray job stop" in said
 
