@@ -31,7 +31,8 @@ Trains a policy on verifiable problems with GRPO, ExP-GRPO, ExP-DPO or one of th
                     command resumes the sweep; hydra/launcher=local|ray_jobs runs its jobs in parallel
   --cfg job         print the composed configuration
 
-All keys: expo_ray/config/schema.py. The last line printed is the run's folder.
+All keys: expo_ray/config/schema.py. All choices, your own conf/ included: expo-ray --help.
+The last line printed is the run's folder.
 """
 
 
