@@ -230,7 +230,7 @@ def task_problem(name: str) -> str | None:
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
-        return f"verifier.name={name}: {spec.origin} line {error.lineno} is not Python ({error.msg}): mend it"
+        return f"verifier.name={name}: {spec.origin} line {error.lineno} is not Python ({error.msg}): fix it"
     # A name that is mentioned at all may be imported, or made while the module runs.
     if re.search(rf"\b{re.escape(attribute)}\b", source):
         return None

@@ -1,6 +1,6 @@
 r"""Whether an answer is a gold answer in another notation. Doubt is decided against the answer.
 
-The order is cheap to dear: the same text, the same exact number, then one comparison for each kind of answer
+The cheapest test comes first: the same text, then the same exact number, then one comparison per kind of answer
 (docs/verifier.md), down to the values of expressions.
 """
 

@@ -97,7 +97,7 @@ _DIGITS = re.compile(rf"(?:{_DECIMAL})")
 def from_words(text: str) -> Fraction | None:
     """The value of a number in English words; None where any word is none of a number's.
 
-    Words may stand beside digits: "twenty-one", "2 hundred fifty", "7.5 million", "three eighths", "fifth" (5).
+    Words and digits may be mixed: "twenty-one", "2 hundred fifty", "7.5 million", "three eighths", "fifth" (5).
     """
     words = text.lower().replace("-", " ").split()
     sign = -1 if words[:1] in (["negative"], ["minus"]) else 1
