@@ -179,7 +179,7 @@ def _braced(text: str) -> str:
     r"""Write `\frac12` as `\frac{1}{2}`, `\sqrt2` as `\sqrt{2}`, `x^10` as `x^{10}`, `2^(n-1)` as `2^{n-1}`."""
     out: list[str] = []
     position = 0
-    pattern = re.compile(r"\\frac(?![A-Za-z])|\\binom(?![A-Za-z])|\\(?:sqrt|pmod|overline)(?![A-Za-z])|[\^_]")
+    pattern = re.compile(r"\\frac(?![A-Za-z])|\\binom(?![A-Za-z])|\\(?:sqrt|pmod|overline|mathbb)(?![A-Za-z])|[\^_]")
     while (match := pattern.search(text, position)) is not None:
         out += (text[position : match.start()], match.group())
         position = match.end()

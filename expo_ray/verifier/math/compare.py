@@ -349,7 +349,8 @@ def _base(match: re.Match[str]) -> tuple[str, Fraction | int | str]:
 
 def _time(match: re.Match[str]) -> tuple[str, ...]:
     hour, minutes, half = match.groups()
-    return hour, minutes or "00", (half or "").lower()
+    afternoon = half is None and int(hour) > 12
+    return str(int(hour) - 12 * afternoon), minutes or "00", "p" if afternoon else (half or "").lower()
 
 
 def _ratios(answer: str, gold: str) -> bool:

@@ -244,7 +244,10 @@ class _Numeric(_Exact):
         if outside or (self.real and any(mp.im(value) for value in values)):
             raise Undefined("not real")
         if name not in _NUMERIC:
-            return self.number(Fraction(_EXACT[name](*(Fraction(self.whole(value)) for value in values))))
+            try:
+                return self.number(Fraction(_EXACT[name](*(Fraction(self.whole(value)) for value in values))))
+            except _NotExact as error:
+                raise Undefined(str(error)) from error
         if name == "exp" and abs(first) > 2.4 * MAX_SPAN:
             raise NotDecided("power too large to evaluate")
         return self.checked(_NUMERIC[name](*values))
