@@ -46,6 +46,7 @@ _CHOICES = r"\(?([A-J])\)?"
 _ONE_CHOICE = re.compile(rf"\W*+(?:option|choice|answer)?\W*+{_CHOICES}(?:\s*[).:,]+(?:[^A-Za-z]|\s).*)?\W*", re.DOTALL)
 _RIGHT_CHOICE = re.compile(
     rf"\b(?:correct|right|best)\s+(?:option|choice|answer|one)\s+(?:is|:)\W*{_CHOICES}(?![A-Za-z'])"
+    rf"|\b(?:choose|pick|select|go with)\W{{1,4}}{_CHOICES}(?=\W*$)"
     rf"|(?<![A-Za-z]){_CHOICES}\W{{0,4}} is (?:the )?(?:correct|right|best)(?: (?:option|choice|answer))?\b"
 )
 _NOT_BUT = re.compile(rf"not\W+{_CHOICES}\W+but\W+{_CHOICES}\W*", re.IGNORECASE)
@@ -216,11 +217,14 @@ def last_line_choice(response: str) -> str | None:
     line = response.strip().rsplit("\n", 1)[-1][-4000:]
     called = _last(_RIGHT_CHOICE, line)
     if called is not None:
-        return called.group(1) or called.group(2)
+        return next(letter for letter in called.groups() if letter)
     if len(line) <= MAX_BARE and (alone := choice(line)) is not None:
         return alone
     found = _last(_BRACKETED_CHOICE, line)
-    return found.group(1) if found and not re.search(r"\b(?:not|neither|nor)\b", line, re.IGNORECASE) else None
+    if found is None or re.search(r"\b(?:not|neither|nor)\b", line, re.IGNORECASE):
+        return None
+    # The last of a list is no choice: "(A) or (B)".
+    return None if re.search(r"\([A-J]\)[\s,;/]*(?:and|or)?[\s,]*$", line[: found.start()]) else found.group(1)
 
 
 def toy(response: str) -> str | None:

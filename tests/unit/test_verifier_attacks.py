@@ -130,6 +130,9 @@ def test_a_right_answer_counts(response: str, gold: str) -> None:
         ("The answer is not A, but B.", "B", "correct"),
         (r"\boxed{C: \text{A triangle}}", "C", "correct"),
         ("答案：C", "C", "correct"),
+        ("(A) (B) (C) (D)", "D", "no_answer"),
+        ("I'd go with D.", "D", "correct"),
+        ("The answer is A or C", "C", "no_answer"),
     ],
 )
 def test_a_choice_is_one_letter(response: str, gold: str, expected: str) -> None:
