@@ -94,6 +94,7 @@ RIGHT = [
     ("Die Antwort ist 42.", "42"),
     ("La réponse est 42.", "42"),
     (r"\boxed{wl}", "lw"),
+    (r"\boxed{2^6 3^5}", r"2^{6}\cdot 3^{5}"),
     (r"\boxed{n(n-1)(n-2)}", r"\frac{n!}{(n-3)!}"),
     (r"\boxed{£5}", "5"),
     (r"\boxed{15:00}", r"3:00\text{ p.m.}"),

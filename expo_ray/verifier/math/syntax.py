@@ -137,7 +137,8 @@ class _Parser:
                 if token == "{" and self.tokens[self.at + 1 : self.at + 2] and self.tokens[self.at + 1][0].isdigit():
                     raise Unreadable("numbers in groups side by side")
                 # Two numbers side by side are no product: 7 8 is neither 78 nor 56.
-                if (token[0].isdigit() or token[0] == ".") and self.tokens[self.at - 1] != "!":
+                powers = self.tokens[self.at - 1] == "}" and self.peek(1) == "^"  # 2^{6}3^{5}
+                if (token[0].isdigit() or token[0] == ".") and self.tokens[self.at - 1] != "!" and not powers:
                     raise Unreadable("numbers side by side")
                 found = ("*", found, self.power())
             else:
