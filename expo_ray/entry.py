@@ -7,16 +7,15 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from expo_ray.config.compose import CONF, compose_config, derive, jobs_of, parse_overrides, quoted, register, sweep_jobs
+from expo_ray.config.compose import CONF, compose_config, jobs_of, parse_overrides, quoted, register, sweep_jobs
 from expo_ray.config.errors import ConfigError, InputError
-from expo_ray.config.schema import Config
 from expo_ray.data.sources import Problems
 from expo_ray.preflight.checks import Checked, check_run, check_start
 from expo_ray.preflight.plan import write_plan
@@ -120,10 +119,11 @@ def _launch_sweep(command: Command, runner: Runner) -> Outcome:
     jobs = sum(1 for _ in sweep_jobs(command.parsed.overrides))  # 1 also if a sweeper chooses the values itself
     ledger.begin(folder, shlex.join(["python", "-m", "expo_ray.train", *arguments]), jobs if jobs > 1 else None)
 
-    def task(composed: DictConfig) -> float | None:
-        own, job = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().job
+    def task(_composed: DictConfig) -> float | None:
+        own, number = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().job.num
         mine = tuple(HydraConfig.get().overrides.task)
-        config = _config(composed, own)
+        job = Job(number, mine, own)
+        config = job.config()
 
         def run() -> None:
             checked = command.checked.get(_own(mine))
@@ -135,7 +135,7 @@ def _launch_sweep(command: Command, runner: Runner) -> Outcome:
                     check_start(checked.plan)  # the jobs before this one may have filled the disk
             _run(checked, runner)
 
-        return run_in_turn(Job(job.num, mine, own), config, run, folder)
+        return run_in_turn(job, config, run, folder)
 
     try:
         _hydra(task, arguments)
@@ -159,12 +159,6 @@ def _hydra(task: Callable[[DictConfig], float | None], arguments: list[str]) -> 
     register()
     sys.argv[1:] = arguments
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
-
-
-def _config(composed: DictConfig, folder: Path) -> Config:
-    config: Any = OmegaConf.to_object(composed)
-    config.run_dir = str(folder)
-    return derive(config)
 
 
 def _parse(arguments: list[str]) -> Namespace:

@@ -11,7 +11,7 @@ from expo_ray.algorithms.losses import dpo_loss
 from expo_ray.algorithms.pairs import Pair, PairStore, make_pairs, pair_samples
 from expo_ray.algorithms.rewards import group_metrics
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
-from expo_ray.config.algorithms import Explanations
+from expo_ray.config.algorithms import CHOICE_KEYS, DPO_KEYS, Explanations
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, Term, TrainingBatch
 
@@ -21,6 +21,7 @@ class ExpDpo(Algorithm):
 
     label = "ExP-DPO"
     explanations: Explanations = "required"
+    uses = DPO_KEYS | CHOICE_KEYS
     reference_terms = frozenset[Term]({"chosen", "rejected"})
 
     def __init__(self, config: Config) -> None:
@@ -125,6 +126,7 @@ class DpoGt(ExpDpo):
     label = "DPO-GT"
     explanations = "none"
     needs_gold = True
+    uses = DPO_KEYS
 
     def explanations_ahead(self, step: int) -> int:
         return 0

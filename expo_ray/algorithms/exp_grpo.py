@@ -13,7 +13,13 @@ from expo_ray.algorithms.explanations import (
     sft_samples,
 )
 from expo_ray.algorithms.grpo import Grpo
-from expo_ray.config.algorithms import Explanations
+from expo_ray.config.algorithms import (
+    EXPLANATION_KEYS,
+    POLICY_KEYS,
+    SFT_KEYS,
+    Explanations,
+    samples_completions,
+)
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, TrainingBatch
 
@@ -23,6 +29,7 @@ class ExpGrpo(Grpo):
 
     label = "ExP-GRPO"
     explanations: Explanations = "optional"
+    uses = POLICY_KEYS | SFT_KEYS | EXPLANATION_KEYS
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -99,6 +106,11 @@ class ExplanationSft(ExpGrpo):
     label = "ExP-SFT"
     needs_group = False
     explanations = "required"
+    uses = SFT_KEYS | EXPLANATION_KEYS
+    completions_for_scope_only = True
+
+    def rollout_ahead(self, step: int) -> int:
+        return 1 if samples_completions(self.config) else 0
 
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
         batch = super().training_batch(groups, step, properties)
@@ -110,6 +122,7 @@ class SftGtGrpo(Grpo):
 
     label = "SFT-GT-CoT"
     needs_gold = True
+    uses = POLICY_KEYS | SFT_KEYS
 
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
         base = super().training_batch(groups, step)

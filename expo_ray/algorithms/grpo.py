@@ -6,6 +6,7 @@ from expo_ray.algorithms.base import Algorithm, Properties
 from expo_ray.algorithms.losses import grpo_loss
 from expo_ray.algorithms.rewards import group_metrics, has_signal, shaped_advantages
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
+from expo_ray.config.algorithms import POLICY_KEYS
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, TrainingBatch, TrainingSample
 
@@ -46,6 +47,8 @@ def policy_samples(groups: list[Group], config: Config) -> list[TrainingSample]:
 
 
 def _weights(lengths: list[int], normalisation: str, max_tokens: int) -> list[float]:
+    if not lengths:  # every group was dropped
+        return []
     if normalisation == "token_mean":
         return [1.0 / sum(lengths)] * len(lengths)
     if normalisation == "dr_grpo":
@@ -58,14 +61,16 @@ class Grpo(Algorithm):
 
     label = "GRPO"
     needs_group = True
+    uses = POLICY_KEYS
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.reference_terms = frozenset({"policy"} if config.algo.kl_coef else ())
 
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
+        sampled = [group for group in groups if group.rollout.completions]
         return TrainingBatch(
-            step=step, samples=policy_samples(groups, self.config), metrics=group_metrics(groups, self.config)
+            step=step, samples=policy_samples(sampled, self.config), metrics=group_metrics(sampled, self.config)
         )
 
     def loss(self, tokens: PolicyTokens) -> LossOutput:

@@ -8,6 +8,7 @@ import importlib
 from typing import Literal
 
 from expo_ray.config.errors import ConfigError, did_you_mean
+from expo_ray.config.schema import Config
 
 ALGORITHMS = {
     "grpo": "expo_ray.algorithms.grpo:Grpo",
@@ -22,6 +23,21 @@ ALGORITHMS = {
 
 Explanations = Literal["none", "optional", "required"]
 
+ANY_KEYS = frozenset({"name", "updates_per_batch", "properties_every"})
+POLICY_KEYS = ANY_KEYS | {
+    "divide_by_std", "loss_normalisation", "policy_loss", "clip_low", "clip_high", "dual_clip", "kl_coef",
+    "kl_estimator", "dynamic_sampling", "refill_rounds", "overlong_buffer_tokens", "overlong_penalty",
+    "importance_correction", "importance_cap", "entropy_bonus",
+}  # fmt: skip
+SFT_KEYS = ANY_KEYS | {"beta", "beta_schedule", "sft_reduction", "explanation_scope", "explanation_threshold"}
+CHOICE_KEYS = ANY_KEYS | {"explanation_filter", "leak_filter", "explanation_keep"}
+EXPLANATION_KEYS = CHOICE_KEYS | {"explanation_refresh_steps", "kl_conditioned_coef", "kl_estimator"}
+DPO_KEYS = ANY_KEYS | {
+    "dpo_beta", "dpo_refresh", "dpo_refresh_steps", "dpo_pairs_path", "explanation_scope", "explanation_threshold",
+}  # fmt: skip
+"""Keys of `algo` by what they belong to: the policy term, the ExP-SFT term on any target, the choice among
+explanations, explanations beside a policy, and DPO."""
+
 
 class AlgorithmFacts:
     """Class attributes of an algorithm; expo_ray.algorithms.base.Algorithm adds the behaviour."""
@@ -34,6 +50,10 @@ class AlgorithmFacts:
     """Whether `rollout.explanations_per_prompt` counts (none: it is 0), and whether it may be 0."""
     needs_gold: bool = False
     """Trains on the data set's solutions."""
+    uses: frozenset[str] | None = None
+    """Keys of `algo` that it uses; another one that is set is refused. None: not known, nothing is refused."""
+    completions_for_scope_only: bool = False
+    """Does not train on free completions, and needs them only to tell which prompts `explanation_scope` leaves out."""
 
 
 def algorithm_class(name: str) -> type[AlgorithmFacts]:
@@ -61,6 +81,12 @@ def algorithm_class(name: str) -> type[AlgorithmFacts]:
     if not (isinstance(cls, type) and issubclass(cls, AlgorithmFacts)):
         raise ConfigError(f"algo={name}: {attribute} is not a subclass of expo_ray.algorithms.base.Algorithm")
     return cls
+
+
+def samples_completions(config: Config) -> bool:
+    """Whether a run samples free completions to train on or to judge prompts by."""
+    only_scope = algorithm_class(config.algo.name).completions_for_scope_only
+    return not (only_scope and config.algo.explanation_scope == "every")
 
 
 def group_choice(name: str) -> str:

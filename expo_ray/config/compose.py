@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from yaml import YAMLError
 import expo_ray
 from expo_ray.config.algorithms import algorithm_class, group_choice
 from expo_ray.config.errors import ConfigError, did_you_mean
+from expo_ray.config.idle import idle_keys
 from expo_ray.config.keys import defaults
 from expo_ray.config.resources import default_profile
 from expo_ray.config.schema import Config
@@ -49,6 +51,15 @@ def compose_config(overrides: list[str]) -> Config:
     parsed = parse_overrides(overrides)
     for override in parsed:
         _check_override(override)
+    config = _composed(overrides)
+    if not config.run_dir.strip() or not config.run_name.strip():
+        raise ConfigError("run_dir and run_name cannot be empty: leave them out, or give run_dir=FOLDER run_name=NAME")
+    derive(config)
+    _drop_experiment_values(config, parsed)
+    return config
+
+
+def _composed(overrides: list[str]) -> Config:
     try:
         with _own_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             composed = compose(config_name="train", overrides=overrides)
@@ -58,9 +69,45 @@ def compose_config(overrides: list[str]) -> Config:
     except YAMLError as error:  # a file of the user's own conf/
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
     assert isinstance(config, Config)
-    if not config.run_dir.strip() or not config.run_name.strip():
-        raise ConfigError("run_dir and run_name cannot be empty: leave them out, or give run_dir=FOLDER run_name=NAME")
-    return derive(config)
+    return config
+
+
+def _drop_experiment_values(config: Config, parsed: list[Override]) -> None:
+    """Takes back what an experiment sets for its own choices where the command line chooses otherwise.
+
+    With another algorithm than the experiment's, the values of that algorithm's file in conf/algo win. A key that
+    acts in the experiment as it is, but not in `config`, gets its default. Keys on the command line stay.
+    """
+    given = {override.key_or_group: override for override in parsed}
+    if "experiment" not in given or given["experiment"].value() is None or len(given) == 1:
+        return
+    theirs = _experiment(str(given["experiment"].input_line), str(Path.cwd()))
+    name = config.algo.name
+    if group_choice(name) != group_choice(theirs.algo.name):
+        for key, value in algorithm_values(name).items():
+            if f"algo.{key}" not in given:
+                setattr(config.algo, key, value)
+    idle_there = {idle.key for idle in idle_keys(theirs, algorithm_values(theirs.algo.name))}
+    for idle in idle_keys(config, algorithm_values(name)):
+        if idle.key not in given and idle.key not in idle_there:
+            *groups_of_key, leaf = idle.key.split(".")
+            setattr(reduce(getattr, groups_of_key, config), leaf, idle.default)
+
+
+@cache
+def _experiment(override: str, _folder: str) -> Config:
+    """An experiment as it is, without other overrides; the working directory decides which conf/ is found."""
+    return derive(_composed([override]))
+
+
+def algorithm_values(name: str) -> dict[str, Any]:
+    """What conf/algo sets for an algorithm, or for the one that it derives from, besides the name."""
+    choice = group_choice(name)
+    file = next(
+        path for folder in (user_conf(), CONF) if folder and (path := folder / "algo" / f"{choice}.yaml").is_file()
+    )
+    values: Any = OmegaConf.to_container(OmegaConf.load(file))
+    return {key: value for key, value in values.items() if key not in ("name", "defaults")}
 
 
 @contextmanager
@@ -81,9 +128,11 @@ def derive(config: Config) -> Config:
     config.run_dir = str(Path(config.run_dir).expanduser().absolute())
     if (folder := Path(config.model.path).expanduser()).exists():
         config.model.path = str(folder.absolute())
-    for key in ("path", "eval_path"):
-        if (value := getattr(config.data, key)) is not None:
-            setattr(config.data, key, str(Path(value).expanduser().absolute()))
+    for group, key in ((config.data, "path"), (config.data, "eval_path"), (config.algo, "dpo_pairs_path")):
+        if (value := getattr(group, key)) is not None:
+            setattr(group, key, str(Path(value).expanduser().absolute()))
+    if config.trainer.resume not in ("auto", "never"):
+        config.trainer.resume = str(Path(config.trainer.resume).expanduser().absolute())
     return config
 
 

@@ -74,12 +74,12 @@ class AlgoConfig:
     kl_conditioned_coef: float = key(0.0, at_least=0)  # the same on the answer-conditioned prompts' explanations
     kl_estimator: str = key("k3", "k1", "k2", "k3")  # Schulman's estimators of that KL
     dynamic_sampling: str = key("none", "none", "drop", "refill")  # groups without signal: kept, dropped, replaced
-    refill_rounds: int = key(2, at_least=0)  # dynamic_sampling=refill: rounds of further prompts in one step
+    refill_rounds: int = key(2, at_least=1)  # dynamic_sampling=refill: rounds of further prompts in one step
     overlong_buffer_tokens: int = key(0, at_least=0)  # zone before the length limit with a lowered reward; 0: off
-    overlong_penalty: float = key(1.0)  # the reward lost at the end of that zone
+    overlong_penalty: float = key(1.0, at_least=0)  # the reward lost at the end of that zone
     importance_correction: str = key("truncate", "none", "truncate", "mask_token", "mask_sequence")  # engine to learner
     importance_cap: float = key(2.0, at_least=1)  # ratio of learner to engine beyond which it is truncated or masked
-    entropy_bonus: float = key(0.0)  # weight of the policy's entropy in the objective
+    entropy_bonus: float = key(0.0, at_least=0)  # weight of the policy's entropy in the objective
     updates_per_batch: int = key(1, at_least=1)  # optimizer steps on one step's samples
     dpo_beta: float = key(0.1, at_least=0)  # DPO's temperature
     dpo_refresh: str = key("online", "offline", "online", "iterative")  # offline: pairs made once, by the base model
@@ -144,7 +144,7 @@ class RolloutConfig:
     top_p: float = key(1.0)  # other values truncate the distribution, which the importance ratio needs whole
     top_k: int = key(0)  # 0: all
     tensor_parallel: int = key(1, at_least=1, actors=True)  # GPUs of one engine
-    dtype: str = key("float32", "float32", "bfloat16", "float16", actors=True, evaluation=True)  # of the engines
+    dtype: str = key("float32", "float32", "bfloat16", actors=True, evaluation=True)  # of the engines
     enforce_eager: bool = key(True, on_resume="reported", actors=True)  # false: CUDA graphs
     max_sequences: int = key(0, at_least=0, on_resume="reported", actors=True)  # decoded at once; 0: as a step asks
     kv_cache_gib: float = key(1.0, on_resume="reported", actors=True)  # of a CPU engine

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from expo_ray.config.schema import Config
-from expo_ray.preflight.estimate import BYTES
+from expo_ray.preflight.estimate import BYTES, completions_per_prompt
 from expo_ray.preflight.model_folder import ModelShape
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -36,7 +36,7 @@ def record_bytes(config: Config) -> int:
     """Estimates the bytes of metrics, samples and logs over the whole run, rounded up."""
     rollout = config.rollout
     length = rollout.max_prompt_tokens + rollout.max_completion_tokens
-    samples = config.logging.samples_per_step * (rollout.samples_per_prompt + rollout.explanations_per_prompt)
+    samples = config.logging.samples_per_step * (completions_per_prompt(config) + rollout.explanations_per_prompt)
     actors = rollout.workers + config.learner.ranks + config.verifier.workers
     a_step = RECORDS_A_STEP + samples * length * BYTES_A_TOKEN
     return config.trainer.steps * a_step + actors * LOGS_AN_ACTOR

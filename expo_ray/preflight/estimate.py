@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from expo_ray.algorithms import make_algorithm
-from expo_ray.config.algorithms import algorithm_class
+from expo_ray.config.algorithms import algorithm_class, samples_completions
 from expo_ray.config.resources import GIB, Resources
 from expo_ray.config.schema import Config
 from expo_ray.preflight.model_folder import ModelShape
@@ -77,11 +77,16 @@ def _generate(config: Config, shape: ModelShape) -> float:
 def _update(config: Config, shape: ModelShape) -> float:
     """2 N operations a token forward, 4 N backward (2 N with frozen weights), 2 N more to recompute activations."""
     learner = config.learner
-    samples = config.trainer.prompts_per_step * (config.rollout.samples_per_prompt + targets_per_prompt(config))
+    samples = config.trainer.prompts_per_step * (completions_per_prompt(config) + targets_per_prompt(config))
     passes = 2 + (2 if config.model.lora.rank else 4) + (2 if learner.gradient_checkpointing else 0)
     if _needs_reference(config):
         passes += 2  # the reference policy's forward pass
     return samples * _length(config) * passes * shape.parameters / _speed(config)
+
+
+def completions_per_prompt(config: Config) -> int:
+    """Free completions that a step samples for each prompt."""
+    return config.rollout.samples_per_prompt if samples_completions(config) else 0
 
 
 def targets_per_prompt(config: Config) -> int:
@@ -94,7 +99,7 @@ def _properties(config: Config, shape: ModelShape) -> float:
     every, rollout = config.algo.properties_every, config.rollout
     if not every:
         return 0.0
-    measured = rollout.explanations_per_prompt + 1 + min(FREE_SAMPLES_MEASURED, rollout.samples_per_prompt)
+    measured = rollout.explanations_per_prompt + 1 + min(FREE_SAMPLES_MEASURED, completions_per_prompt(config))
     tokens = config.trainer.prompts_per_step * 2 * measured * _length(config)
     return 2 * tokens * shape.parameters / _speed(config) / every
 
@@ -160,7 +165,7 @@ def sequences_at_once(config: Config, shape: ModelShape | None) -> int:
 def _asked_of_an_engine(config: Config) -> int:
     """Completions and explanations that a step samples with each engine."""
     rollout = config.rollout
-    per_prompt = rollout.samples_per_prompt + rollout.explanations_per_prompt
+    per_prompt = completions_per_prompt(config) + rollout.explanations_per_prompt
     return -(-config.trainer.prompts_per_step * per_prompt // rollout.workers)
 
 

@@ -10,6 +10,7 @@ from expo_ray.config.resources import Resources, of_cluster, this_machine
 from expo_ray.config.schema import Config
 from expo_ray.preflight.estimate import (
     MemoryEstimate,
+    completions_per_prompt,
     duration_text,
     engine_memory,
     learner_memory,
@@ -162,7 +163,7 @@ def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> l
 
 def _batch(config: Config) -> BatchPlan:
     rollout, trainer = config.rollout, config.trainer
-    completions = trainer.prompts_per_step * rollout.samples_per_prompt
+    completions = trainer.prompts_per_step * completions_per_prompt(config)
     explanations = trainer.prompts_per_step * rollout.explanations_per_prompt
     samples = completions + trainer.prompts_per_step * targets_per_prompt(config)
     length = rollout.max_prompt_tokens + rollout.max_completion_tokens
@@ -207,7 +208,7 @@ def plan_text(plan: Plan) -> str:
         "",
         ahead and f"asynchronous {ahead}",
         f"a step      {batch.completions} completions ({trainer.prompts_per_step} prompts x "
-        f"{rollout.samples_per_prompt} samples), {batch.explanations} explanations",
+        f"{completions_per_prompt(config)} samples), {batch.explanations} explanations",
         f"            {batch.samples} training samples, at most {batch.tokens:,} tokens "
         f"({rollout.max_prompt_tokens} + {rollout.max_completion_tokens} each)",
         f"            {config.algo.updates_per_batch} update(s) on {learner.ranks} rank(s), ZeRO stage "

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from expo_ray.config.algorithms import algorithm_class
+from expo_ray.config.compose import algorithm_values
 from expo_ray.config.errors import ConfigError, did_you_mean
+from expo_ray.config.idle import idle_keys
 from expo_ray.config.keys import defaults, facts_of, value_of
 from expo_ray.config.objective import parse_objective
 from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_machine
@@ -18,6 +20,8 @@ from expo_ray.preflight.plan import Plan, plan_for, planned_resources
 from expo_ray.verifier.tasks import task_problem
 
 LEVELS = (1, 2, 3, 4, 5)
+LARGEST_GSPO_CLIP = 0.05
+"""GSPO's ratio is a mean over the sequence's tokens: its paper clips at 3e-4 and 4e-4, PPO's 0.2 is never reached."""
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
 
 
@@ -35,7 +39,7 @@ def check_config(config: Config, resources: Resources | None = None, training: b
     Raises:
         ConfigError: the first thing that is wrong, in one sentence with the remedy.
     """
-    _refuse(_setting_problems(config))
+    _refuse(_setting_problems(config, training))
     shape = model_shape(config.model.path)
     _refuse(_model_problems(config, shape, training))
     plan = plan_for(config, resources or planned_resources(config), shape, training)
@@ -60,12 +64,16 @@ def _resource_problems(plan: Plan, given: bool) -> Iterator[str]:
         yield from misfits(plan_for(config, this_machine(), plan.shape, plan.trains))
 
 
-def _setting_problems(config: Config) -> Iterator[str]:
+def _setting_problems(config: Config, training: bool) -> Iterator[str]:
     """Everything that is seen without reading the model's configuration."""
     yield from _values(config)
     yield from _combinations(config)
+    yield from _evaluation(config)
     yield from _levels(config)
     yield from _lora(config)
+    if training:
+        yield from _sequence_clip(config)
+        yield from _idle(config)
     yield from _run_folder(config)
     yield from _model_path(config)
 
@@ -116,10 +124,6 @@ def _combinations(config: Config) -> Iterator[str]:
     here = config.cluster.address is None or ":" not in config.verifier.name
     if here and (problem := task_problem(config.verifier.name)):
         yield problem
-    if not 0 < config.eval.top_p <= 1:
-        yield f"eval.top_p={config.eval.top_p} is not a share: use a number above 0, up to 1"
-    if (wanted := parse_objective(config.eval.objective)[0]) > config.eval.samples:
-        yield f"eval.objective={config.eval.objective} needs eval.samples={wanted} or more, not {config.eval.samples}"
     if config.trainer.async_steps and needs_group and algo.importance_correction == "none":
         yield (
             f"trainer.async_steps={config.trainer.async_steps} trains on samples of older weights, which "
@@ -145,6 +149,35 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"trainer.resume={config.trainer.resume} is neither auto, never nor an existing folder"
     if algo.dpo_pairs_path is not None and not Path(algo.dpo_pairs_path).expanduser().is_file():
         yield f"algo.dpo_pairs_path={algo.dpo_pairs_path} is not there: leave it out to make the pairs"
+
+
+def _evaluation(config: Config) -> Iterator[str]:
+    ask = config.eval
+    if not 0 < ask.top_p <= 1:
+        yield f"eval.top_p={ask.top_p} is not a share: use a number above 0, up to 1"
+    if (wanted := parse_objective(ask.objective)[0]) > ask.samples:
+        yield f"eval.objective={ask.objective} needs eval.samples={wanted} or more, not {ask.samples}"
+    if ask.temperature == 0 and ask.samples > 1:
+        yield f"eval.samples={ask.samples} at eval.temperature=0 repeats one completion: use eval.samples=1"
+    if ask.temperature == 0 and ask.top_p != 1:
+        yield f"eval.top_p={ask.top_p} does nothing with eval.temperature=0: use eval.top_p=1.0"
+
+
+def _idle(config: Config) -> Iterator[str]:
+    for idle in idle_keys(config, algorithm_values(config.algo.name)):
+        usual = "null" if idle.default is None else idle.default
+        yield f"{idle.key}={idle.value} does nothing {idle.reason}: leave it out (or use {idle.key}={usual})"
+
+
+def _sequence_clip(config: Config) -> Iterator[str]:
+    """A sequence's ratio stays so close to 1 that a clip range made for tokens never acts."""
+    algo = config.algo
+    widest = max(algo.clip_low, algo.clip_high)
+    if algo.policy_loss == "gspo" and algo.updates_per_batch > 1 and widest > LARGEST_GSPO_CLIP:
+        yield (
+            f"algo.policy_loss=gspo never reaches the clip range algo.clip_low={algo.clip_low:g} "
+            f"algo.clip_high={algo.clip_high:g}: use algo.clip_low=3e-4 algo.clip_high=4e-4"
+        )
 
 
 def _explanations(config: Config) -> Iterator[str]:

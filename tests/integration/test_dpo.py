@@ -10,24 +10,27 @@ from tests.integration.small_run import finish, launch
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-MODES = ("online", "iterative", "offline")
+IN_ONE_SWEEP = ("online", "offline")
 
 
 def train(folder: Path, *overrides: str) -> None:
     """Runs three small steps."""
     small = ["experiment=demo", "algo=exp_dpo", "trainer.steps=3", "trainer.prompts_per_step=12", "eval.before=false"]
     small += ["eval.max_problems=1", "algo.properties_every=0", "rollout.temperature=1.0", "learner.warmup_steps=0"]
-    small += ["algo.dpo_refresh_steps=2", "logging.tensorboard=false"]
+    small += ["logging.tensorboard=false"]
     done = finish(launch("expo_ray.train", *overrides, *small, f"run_dir={folder}"))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> dict[str, Path]:
-    """A run in each refresh mode, all on the same actors."""
-    folder = tmp_path_factory.mktemp("dpo") / "sweep"
-    train(folder, "-m", f"algo.dpo_refresh={','.join(MODES)}")
-    return {mode: folder / str(number) for number, mode in enumerate(MODES)}
+    """A run in each refresh mode, on the same actors but for the iterative one, which has a key of its own."""
+    folder = tmp_path_factory.mktemp("dpo")
+    train(folder / "sweep", "-m", f"algo.dpo_refresh={','.join(IN_ONE_SWEEP)}")
+    train(folder / "iterative", "algo.dpo_refresh=iterative", "algo.dpo_refresh_steps=2")
+    return {"iterative": folder / "iterative"} | {
+        mode: folder / "sweep" / str(number) for number, mode in enumerate(IN_ONE_SWEEP)
+    }
 
 
 @pytest.mark.parametrize("mode", ["online", "iterative"])

@@ -215,7 +215,7 @@ def test_every_experiment_can_be_planned(experiment):
     assert plan.batch.tokens > 0
 
 
-@pytest.mark.parametrize("overrides", [[], ["algo.dual_clip=0"], ["algo.dual_clip=1.5"]])
+@pytest.mark.parametrize("overrides", [[], ["algo.dual_clip=0"], ["algo.dual_clip=1.5", "algo.updates_per_batch=2"]])
 def test_the_honest_limits_pass(model, overrides):
     wanted = ["profile=cpu", f"model.path={model}", "rollout.explanations_per_prompt=0", *overrides]
     plan = check_config(compose_config(wanted), TWO_CORES)

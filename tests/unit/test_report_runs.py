@@ -10,6 +10,7 @@ from report_cases import metric_lines, sample_line, write_run
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties
 from expo_ray.config.errors import DataError
+from expo_ray.config.algorithms import samples_completions
 from expo_ray.config.schema import Config
 from expo_ray.driver.record import sample_lines
 from expo_ray.messages import Verdict
@@ -129,11 +130,13 @@ def test_uses_told_from_the_file_are_those_of_the_training_batch(name, scope):
     config.rollout.explanations_per_prompt = 2 if name in ("exp_grpo", "exp_dpo", "explanation_sft") else 0
     told = [("it follows that x is 5", "correct"), ("since the answer is given as 5", "correct")]
     cases = [["correct", "wrong", "wrong", "timeout"], ["wrong", "no_answer", "wrong", "wrong"], ["correct"] * 4]
+    if not samples_completions(config):
+        cases = [[]]
     for outcomes in cases:
-        whole = group(outcomes, lengths=[3, 4, 5, 6], explanations=told[: config.rollout.explanations_per_prompt])
+        whole = group(outcomes, lengths=[3, 4, 5, 6][: len(outcomes)], explanations=told[: config.rollout.explanations_per_prompt])
         measured = [GroupProperties([MEASURED] * len(whole.rollout.explanations), MEASURED, [MEASURED] * 2)]
         object.__setattr__(whole.rollout.prompt.problem, "solution", "x is 5")
-        if whole.verdicts[2].outcome == "wrong":
+        if outcomes and whole.verdicts[2].outcome == "wrong":
             whole.verdicts[2] = Verdict("wrong", credit=0.25)
         lines = [json.loads(json.dumps({"step": 0} | line)) for line in sample_lines([whole], measured, config)]
         uses, _ = Replay(config).uses(lines)

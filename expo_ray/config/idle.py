@@ -1,0 +1,116 @@
+"""Finds keys that were set and do nothing in the configuration that they are part of (docs/configuration.md)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from expo_ray.config.algorithms import algorithm_class
+from expo_ray.config.keys import defaults, value_of
+from expo_ray.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A key whose value changes nothing."""
+
+    key: str
+    value: Any
+    default: Any
+    reason: str
+    """Which other setting makes it so, as the end of a sentence: "with algo=grpo"."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Keys that act under a condition only."""
+
+    keys: tuple[str, ...]
+    acts: Callable[[Config], bool]
+    reason: str
+
+
+# A weight of 0 (algo.beta, algo.kl_coef) is not a condition here, except for the estimator that both KL terms share:
+# 0 is where a sweep over the weight ends, and the other keys of its term stay as they are.
+NEEDS = (
+    Need(
+        ("algo.explanation_threshold",),
+        lambda c: c.algo.explanation_scope == "below",
+        "without algo.explanation_scope=below",
+    ),
+    Need(
+        ("algo.explanation_keep",),
+        lambda c: c.rollout.explanations_per_prompt > 1,
+        "with fewer than two explanations to choose from (rollout.explanations_per_prompt)",
+    ),
+    Need(
+        ("algo.explanation_filter", "algo.leak_filter", "algo.explanation_refresh_steps"),
+        lambda c: c.rollout.explanations_per_prompt > 0,
+        "with rollout.explanations_per_prompt=0",
+    ),
+    Need(
+        ("algo.kl_estimator",),
+        lambda c: bool(c.algo.kl_coef or c.algo.kl_conditioned_coef),
+        "without algo.kl_coef or algo.kl_conditioned_coef",
+    ),
+    Need(
+        ("algo.refill_rounds",),
+        lambda c: c.algo.dynamic_sampling == "refill",
+        "without algo.dynamic_sampling=refill",
+    ),
+    Need(
+        ("algo.overlong_penalty",),
+        lambda c: c.algo.overlong_buffer_tokens > 0,
+        "without algo.overlong_buffer_tokens=1 or more",
+    ),
+    Need(
+        ("algo.importance_cap",),
+        lambda c: c.algo.importance_correction != "none",
+        "with algo.importance_correction=none",
+    ),
+    Need(("algo.dual_clip",), lambda c: c.algo.policy_loss != "cispo", "with algo.policy_loss=cispo"),
+    Need(
+        ("algo.clip_low", "algo.clip_high", "algo.dual_clip"),
+        lambda c: c.algo.updates_per_batch > 1,
+        "with algo.updates_per_batch=1, where every importance ratio is 1",
+    ),
+    Need(
+        ("algo.dpo_refresh_steps",),
+        lambda c: c.algo.dpo_refresh == "iterative",
+        "without algo.dpo_refresh=iterative",
+    ),
+    Need(("algo.dpo_pairs_path",), lambda c: c.algo.dpo_refresh == "offline", "without algo.dpo_refresh=offline"),
+    Need(
+        ("model.lora.alpha", "model.lora.dropout", "model.lora.target_modules"),
+        lambda c: c.model.lora.rank > 0,
+        "with model.lora.rank=0",
+    ),
+    Need(
+        ("learner.offload_optimizer", "rollout.gpu_memory_utilization", "profile.deterministic"),
+        lambda c: c.profile.device == "cuda",
+        "with profile=cpu",
+    ),
+    Need(("rollout.kv_cache_gib",), lambda c: c.profile.device == "cpu", "with profile=gpu"),
+)
+
+
+def idle_keys(config: Config, algorithm_values: dict[str, Any]) -> Iterator[Idle]:
+    """Yields each key that differs from its default and does nothing, once, in a fixed order.
+
+    Args:
+        config: a composed configuration.
+        algorithm_values: what conf/algo sets for the algorithm; such a value counts as the key's default.
+    """
+    usual = defaults() | {f"algo.{name}": value for name, value in algorithm_values.items()}
+    uses = algorithm_class(config.algo.name).uses
+    for key in defaults():
+        value = value_of(config, key)
+        if value == usual[key]:
+            continue
+        group, _, name = key.partition(".")
+        if group == "algo" and uses is not None and name not in uses:
+            yield Idle(key, value, usual[key], f"with algo={config.algo.name}")
+            continue
+        for need in NEEDS:
+            if key in need.keys and not need.acts(config):
+                yield Idle(key, value, usual[key], need.reason)
+                break
