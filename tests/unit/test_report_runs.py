@@ -9,8 +9,8 @@ from report_cases import metric_lines, sample_line, write_run
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties
-from expo_ray.config.errors import DataError
 from expo_ray.config.algorithms import samples_completions
+from expo_ray.config.errors import DataError
 from expo_ray.config.schema import Config
 from expo_ray.driver.record import sample_lines
 from expo_ray.messages import Verdict
@@ -133,7 +133,8 @@ def test_uses_told_from_the_file_are_those_of_the_training_batch(name, scope):
     if not samples_completions(config):
         cases = [[]]
     for outcomes in cases:
-        whole = group(outcomes, lengths=[3, 4, 5, 6][: len(outcomes)], explanations=told[: config.rollout.explanations_per_prompt])
+        explanations = told[: config.rollout.explanations_per_prompt]
+        whole = group(outcomes, lengths=[3, 4, 5, 6][: len(outcomes)], explanations=explanations)
         measured = [GroupProperties([MEASURED] * len(whole.rollout.explanations), MEASURED, [MEASURED] * 2)]
         object.__setattr__(whole.rollout.prompt.problem, "solution", "x is 5")
         if outcomes and whole.verdicts[2].outcome == "wrong":
