@@ -2,6 +2,7 @@
 
 import time
 
+import sympy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -79,3 +80,42 @@ def test_a_changed_coefficient_is_never_accepted(a: int, b: int, c: int, change:
     assert compare.equal(f"{c}+{b}x+{a}x^2", gold)[0]
     assert not compare.equal(f"{a}x^2+{b}x+{c + change}", gold)[0]
     assert not compare.equal(f"{a}x^2+{b + change}x+{c}", gold)[0]
+
+
+LEAVES = st.one_of(st.integers(-9, 9).map(sympy.Integer), st.sampled_from(sympy.symbols("x y", real=True)))
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda pair: pair[0] + pair[1]),
+        st.tuples(inner, inner).map(lambda pair: pair[0] * pair[1]),
+        st.tuples(inner, st.integers(2, 3)).map(lambda pair: pair[0] ** pair[1]),
+        st.tuples(inner, st.integers(1, 9)).map(lambda pair: pair[0] / pair[1]),
+        inner.map(lambda one: sympy.sqrt(one**2 + 2)),
+        inner.map(sympy.sin),
+        inner.map(lambda one: sympy.exp(one / 5)),
+    ),
+    max_leaves=5,
+)
+
+
+def equal_by_sympy(first: sympy.Expr, second: sympy.Expr) -> bool:
+    """Whether two expressions have the same values to 40 digits, at points where both are defined everywhere."""
+    points = [(sympy.Rational(3, 7), sympy.Rational(-5, 3)), (sympy.Rational(11, 9), sympy.Rational(2, 5))]
+    x, y = sympy.symbols("x y", real=True)
+    gaps = [sympy.N((first - second).subs({x: a, y: b}), 40) for a, b in points]
+    return all(abs(gap) < sympy.Float("1e-30") for gap in gaps)
+
+
+@settings(quick, max_examples=60)
+@given(TREES, st.sampled_from([sympy.expand, sympy.together, sympy.factor_terms]))
+def test_expressions_rewritten_by_sympy_stay_equal(gold: sympy.Expr, rewrite) -> None:
+    assert compare.equal(sympy.latex(rewrite(gold)), sympy.latex(gold))[0]
+
+
+@settings(quick, max_examples=60)
+@given(TREES, TREES)
+def test_two_expressions_are_equal_exactly_when_sympy_says_so(
+    gold: sympy.Expr, other: sympy.Expr
+) -> None:
+    for answer in (other, gold + other - other.subs(sympy.Symbol("x", real=True), 1)):
+        assert compare.equal(sympy.latex(answer), sympy.latex(gold))[0] == equal_by_sympy(answer, gold)
