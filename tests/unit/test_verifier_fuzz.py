@@ -114,8 +114,6 @@ def test_expressions_rewritten_by_sympy_stay_equal(gold: sympy.Expr, rewrite) ->
 
 @settings(quick, max_examples=60)
 @given(TREES, TREES)
-def test_two_expressions_are_equal_exactly_when_sympy_says_so(
-    gold: sympy.Expr, other: sympy.Expr
-) -> None:
+def test_two_expressions_are_equal_exactly_when_sympy_says_so(gold: sympy.Expr, other: sympy.Expr) -> None:
     for answer in (other, gold + other - other.subs(sympy.Symbol("x", real=True), 1)):
         assert compare.equal(sympy.latex(answer), sympy.latex(gold))[0] == equal_by_sympy(answer, gold)
