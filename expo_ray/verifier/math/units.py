@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from expo_ray.verifier.math.clean import NOTATION
+from expo_ray.verifier.math.words import NOTATION
 from expo_ray.verifier.math.words import from_words, rational
 
 

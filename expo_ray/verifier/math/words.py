@@ -1,7 +1,12 @@
 """Numbers in digits and in words, and answers that are words: names, yes and no, choice letters, fixed phrases."""
 
 import re
+import tomllib
+from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
+
+NOTATION = tomllib.loads((Path(__file__).parent / "notation.toml").read_text(encoding="utf-8"))
 
 MAX_ANSWER = 2000
 """Characters of an answer that is parsed; a longer one can only be right by being the gold answer's text."""
@@ -15,14 +20,43 @@ class NotDecided(Exception):
     """The comparison would cost more than it may: the outcome is `error`, not `wrong`."""
 
 
-_DECIMAL = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-_PLAIN = re.compile(rf"(?:{_DECIMAL})")
-_FRACTION = re.compile(rf"(?:\\frac\{{([+-]?(?:{_DECIMAL}))\}}\{{([+-]?(?:{_DECIMAL}))\}}|({_DECIMAL})/({_DECIMAL}))")
-_MIXED = re.compile(r"([0-9]+) ?(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
-_SCIENTIFIC = re.compile(rf"({_DECIMAL})(?:\\cdot ?10\^\{{([+-]?[0-9]+)\}}|[eE]([+-]?[0-9]+))")
-_POWER_OF_TEN = re.compile(r"10\^\{([+-]?[0-9]+)\}")
-_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
 MAX_DIGITS = 400
+_DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+
+
+def repeating(whole: str, fixed: str, cycle: str) -> Fraction:
+    """The value of a decimal whose last digits repeat, from its digits."""
+    return (int(whole + fixed or "0") + Fraction(int(cycle), 10 ** len(cycle) - 1)) / 10 ** len(fixed)
+
+
+def _scientific(factor: str, exponent: str) -> Fraction:
+    if len(exponent) > 9 or abs(int(exponent)) > MAX_EXPONENT:
+        raise NotDecided("exponent too large")
+    return Fraction(factor.rstrip(".")) * Fraction(10) ** int(exponent)
+
+
+def _mixed(whole: str, top: str, bottom: str) -> Fraction | None:
+    return int(whole) + Fraction(int(top), int(bottom)) if 0 < int(top) < int(bottom) else None
+
+
+def _quotient(top: str, bottom: str) -> Fraction | None:
+    return Fraction(top.rstrip(".")) / Fraction(bottom.rstrip(".")) if Fraction(bottom.rstrip(".")) else None
+
+
+# How a number is written, and its value from the groups that the pattern finds.
+_NUMBERS: tuple[tuple[re.Pattern[str], Callable[..., Fraction | None]], ...] = tuple(
+    (re.compile(pattern), value)
+    for pattern, value in (
+        (rf"({_DECIMAL})", lambda text: Fraction(text.rstrip("."))),
+        (rf"\\frac\{{([+-]?{_DECIMAL})\}}\{{([+-]?{_DECIMAL})\}}", _quotient),
+        (rf"({_DECIMAL})/({_DECIMAL})", _quotient),
+        (r"([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}", _mixed),
+        (r"([0-9]+) ([0-9]+)/([0-9]+)", _mixed),
+        (rf"({_DECIMAL})(?:\\cdot ?10\^\{{|[eE])([+-]?[0-9]+)\}}?", _scientific),
+        (r"10\^\{([+-]?[0-9]+)\}", lambda exponent: _scientific("1", exponent)),
+        (r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}", repeating),
+    )
+)
 
 
 def rational(text: str) -> Fraction | None:
@@ -36,62 +70,28 @@ def rational(text: str) -> Fraction | None:
     """
     if len(text) > MAX_DIGITS:
         return None
-    sign = 1
-    while text[:1] in ("+", "-") and text:
-        sign = -sign if text[0] == "-" else sign
-        text = text[1:].lstrip()
-    text = _without_outer(text)
-    value = _unsigned(text)
-    return None if value is None else sign * value
-
-
-def _unsigned(text: str) -> Fraction | None:
-    if _PLAIN.fullmatch(text):
-        return Fraction(text.rstrip(".") if text.endswith(".") else text)
-    if match := _FRACTION.fullmatch(text):
-        top, bottom = (match.group(1), match.group(2)) if match.group(1) else (match.group(3), match.group(4))
-        return Fraction(top) / Fraction(bottom) if Fraction(bottom) else None
-    if match := _MIXED.fullmatch(text):
-        above, below = (int(part) for part in match.groups()[1:] if part is not None)
-        return int(match.group(1)) + Fraction(above, below) if 0 < above < below else None
-    if match := _SCIENTIFIC.fullmatch(text):
-        return Fraction(match.group(1)) * _ten_to(match.group(2) or match.group(3))
-    if match := _POWER_OF_TEN.fullmatch(text):
-        return _ten_to(match.group(1))
-    if match := _REPEATING.fullmatch(text):
-        whole, fixed, cycle = match.groups()
-        head = Fraction(int((whole + fixed) or "0"), 10 ** len(fixed))
-        return head + Fraction(int(cycle), 10 ** len(fixed) * (10 ** len(cycle) - 1))
+    unsigned = text.lstrip("+- ") if text[:1] in ("+", "-") else text
+    sign = (-1) ** text[: len(text) - len(unsigned)].count("-")
+    # (5) and {5} are 5.
+    while len(unsigned) > 2 and unsigned[0] + unsigned[-1] in ("()", "{}") and not set(unsigned[1:-1]) & set("(){}"):
+        unsigned = unsigned[1:-1]
+    for pattern, value in _NUMBERS:
+        if match := pattern.fullmatch(unsigned):
+            found = value(*match.groups())
+            return None if found is None else sign * found
     return None
 
 
-def _ten_to(exponent: str) -> Fraction:
-    if len(exponent) > 9 or abs(int(exponent)) > MAX_EXPONENT:
-        raise NotDecided("exponent too large")
-    return Fraction(10) ** int(exponent)
-
-
-def _without_outer(text: str) -> str:
-    """`(5)` and `{5}` are 5."""
-    while len(text) > 2 and (text[0], text[-1]) in (("(", ")"), ("{", "}")) and not set(text[1:-1]) & set("(){}"):
-        text = text[1:-1]
-    return text
-
-
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-_SMALL = {word: value for value, word in enumerate((_ONES + " seventeen eighteen nineteen").split())}
-_TENS = {
-    word: 20 + 10 * index
-    for index, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"])
-}
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PLAIN_WORDS = _SMALL | _TENS | _SCALES
-_IRREGULAR = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth"}
+_NAMES = NOTATION["numbers"]
+_SMALL = {word: value for value, word in enumerate(_NAMES["small"].split())}
+_TENS = {word: 10 * value for value, word in enumerate(_NAMES["tens"].split(), start=2)}
+_SCALES: dict[str, int] = _NAMES["scales"]
 _ORDINALS = {
-    _IRREGULAR.get(w, re.sub("ve$", "f", re.sub("y$", "ie", w)) + "th"): n for w, n in _PLAIN_WORDS.items() if n
+    _NAMES["irregular"].get(word, re.sub("ve$", "f", re.sub("y$", "ie", word)) + "th"): value
+    for word, value in (_SMALL | _TENS | _SCALES).items()
+    if value
 }
 _PARTS = _ORDINALS | {"half": 2, "halve": 2, "quarter": 4}
-_DIGITS = re.compile(rf"(?:{_DECIMAL})")
 
 
 def from_words(text: str) -> Fraction | None:
@@ -109,10 +109,8 @@ def from_words(text: str) -> Fraction | None:
     size = _PARTS.get(last) or (_PARTS.get(last[:-1]) if last.endswith("s") and count else None)
     if size is None or (last in ("second", "seconds") and count):
         value = _cardinal(words)
-    elif last in ("half", "quarter") and not count:
-        value = Fraction(1, size)
     elif not count:
-        value = Fraction(size)
+        value = Fraction(1, size) if last in ("half", "quarter") else Fraction(size)
     elif count[-1] in _TENS and size < 10 and not last.endswith("s"):
         value = _cardinal([*count, *(word for word, number in _SMALL.items() if number == size)])
     else:
@@ -125,25 +123,23 @@ def _cardinal(words: list[str]) -> Fraction | None:
     total = current = Fraction(0)
     previous = ""
     for word in words:
-        if word in _SMALL or _DIGITS.fullmatch(word):
-            size = Fraction(_SMALL[word] if word in _SMALL else word.rstrip("."))
-            # "two three" is no number, "twenty three" is.
-            if previous == "small" or (previous == "tens" and not 0 < size < 10):
-                return None
-            current += size
-            previous = "small"
-        elif word in _TENS:
-            if previous in ("small", "tens"):
-                return None
-            current += _TENS[word]
-            previous = "tens"
-        elif word in _SCALES:
+        if word in _SCALES:
             if not current:
                 return None
             current *= _SCALES[word]
             if _SCALES[word] > 100:
                 total, current = total + current, Fraction(0)
             previous = "scale"
+        elif word in _TENS and previous in ("", "scale"):
+            current += _TENS[word]
+            previous = "tens"
+        elif word in _SMALL or re.fullmatch(_DECIMAL, word):
+            size = Fraction(_SMALL.get(word, word.rstrip(".")))
+            # "two three" is no number, "twenty three" is.
+            if previous == "small" or (previous == "tens" and not 0 < size < 10):
+                return None
+            current += size
+            previous = "small"
         else:
             return None
     return total + current
@@ -158,13 +154,7 @@ _LABEL = re.compile(
     r"(?:\\text\{ ?)?(?:\(([A-J])\)|([A-J])[):.]) ?(?:\\text\{(?=.*\}$)|(\}))? ?(.*[0-9A-Za-z].*)", re.DOTALL
 )
 _SHOUTED = {"YES", "NO", "TRUE", "ODD", "EVEN", "NONE"}
-_PHRASES = {
-    **dict.fromkeys(("allrealnumbers", "allreals", r"\mathbb{R}", "R"), r"(-\infty,\infty)"),
-    **dict.fromkeys((r"\mathbb{R}^{+}", r"\mathbb{R}_{+}", "allpositiverealnumbers"), r"(0,\infty)"),
-    r"\mathbb{R}^{-}": r"(-\infty,0)",
-    **dict.fromkeys((r"\{\}", "emptyset", "theemptyset", "nosolution", "nosolutions"), r"\emptyset"),
-    "infinity": r"\infty",
-}
+_PHRASES = {phrase: formula for formula, phrases in NOTATION["phrases"].items() for phrase in phrases.split()}
 
 
 def plain(text: str) -> str:
@@ -183,7 +173,7 @@ def canonical(text: str) -> str:
     if sign and not rest[:1].isalpha():
         return head + sign + canonical(rest)
     key = re.sub(r"\s|^there (?:is|are) ", "", _TEXT.sub(r"\1", text).strip(), flags=re.IGNORECASE)
-    return _PHRASES.get(key, _PHRASES.get(key.lower(), text)) if text != "R" else text
+    return _PHRASES.get(key, _PHRASES.get(key.lower(), text))
 
 
 def label(text: str) -> tuple[str, str] | None:
