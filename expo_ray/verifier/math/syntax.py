@@ -6,6 +6,7 @@ unknown is unreadable as a whole: nothing is skipped.
 """
 
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
@@ -50,6 +51,13 @@ def parse(text: str) -> Node | None:
     except Unreadable:
         return None
     return None if parser.peek() else found
+
+
+def parse_all(texts: Iterable[str]) -> list[Node] | None:
+    """The trees of several cleaned texts; None if one of them is not an expression."""
+    trees = [parse(text) for text in texts]
+    known = [tree for tree in trees if tree is not None]
+    return known if len(known) == len(trees) else None
 
 
 def symbols(node: Node, bound: frozenset[str] = frozenset()) -> frozenset[str]:

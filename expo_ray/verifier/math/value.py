@@ -8,6 +8,7 @@ intermediate values ask for.
 
 import hashlib
 import math
+import operator
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -47,42 +48,36 @@ def _draw(name: str, point: int) -> bytes:
 class _Exact:
     """Evaluates trees in fractions; unknowns, e and pi are random fractions of the point."""
 
-    def __init__(self, point: int = 0) -> None:
+    def __init__(self, point: int = 0, bound: dict[str, int] | None = None) -> None:
         self.point = point
-        self.bound: dict[str, int] = {}
+        self.bound = bound or {}
+        """Values of running indices."""
 
     def value(self, node: Node) -> Any:
-        kind = node[0]
+        kind, *children = node
         if kind == "num":
-            return self.number(node[1])
+            return self.number(children[0])
         if kind == "sym":
-            return self.number(Fraction(self.bound[node[1]])) if node[1] in self.bound else self.symbol(node[1])
+            name = children[0]
+            return self.number(Fraction(self.bound[name])) if name in self.bound else self.symbol(name)
         if kind == "^":
-            return self.power(self.value(node[1]), node[2])
+            return self.power(self.value(children[0]), children[1])
         if kind in ("sum", "prod"):
-            return self.series(*node)
+            return self.series(kind, *children)
         if kind == "apply":
-            return self.symbol("/".join([node[1], *(str(self.value(child)) for child in node[2:])]))
-        values = [self.value(child) for child in node[1:]]
-        if kind == "+":
-            return self.checked(sum(values))
-        if kind == "*":
-            return self.checked(values[0] * values[1])
-        if kind == "-":
-            return self.checked(-values[0])
-        if kind == "/":
-            if not values[1]:
-                raise Undefined("division by zero")
-            return self.checked(values[0] / values[1])
-        return self.call(kind, values)
+            return self.symbol("/".join([children[0], *(str(self.value(child)) for child in children[1:])]))
+        values = [self.value(child) for child in children]
+        if kind == "/" and not values[1]:
+            raise Undefined("division by zero")
+        return self.checked(_ARITHMETIC[kind](*values)) if kind in _ARITHMETIC else self.call(kind, values)
 
     def series(self, kind: str, index: str, low: Node, high: Node, body: Node) -> Any:
         first, last = self.whole(self.value(low)), self.whole(self.value(high))
         if last - first > MAX_TERMS:
             raise NotDecided("too many terms")
-        outer, total = self.bound.copy(), self.number(Fraction(kind == "prod"))
+        outer, total = self.bound, self.number(Fraction(kind == "prod"))
         for number in range(first, last + 1):
-            self.bound[index] = number
+            self.bound = outer | {index: number}
             term = self.value(body)
             total = self.checked(total + term if kind == "sum" else total * term)
         self.bound = outer
@@ -105,10 +100,8 @@ class _Exact:
         if symbols(exponent) or contains(exponent, "e", "\\pi"):
             raise _NotExact("an unknown exponent")
         wanted = self.value(exponent)
-        if not base:
-            if wanted <= 0:
-                raise Undefined("zero to nothing or less")
-            return base
+        if not base and wanted <= 0:
+            raise Undefined("zero to nothing or less")
         size = 0 if base in (1, -1) else max(base.numerator.bit_length(), base.denominator.bit_length())
         if size * abs(wanted) > MAX_BITS:
             raise NotDecided("power too large")
@@ -131,16 +124,11 @@ def _root(value: Fraction, degree: int) -> Fraction:
         return value
     if degree > 64 or (value < 0 and degree % 2 == 0):
         raise _NotExact("not real")
-    parts = []
-    for part in (abs(value.numerator), value.denominator):
-        # Integer Newton iteration from above; ends because the estimates fall.
-        guess = 1 << -(-part.bit_length() // degree)
-        while (better := ((degree - 1) * guess + part // guess ** (degree - 1)) // degree) < guess:
-            guess = better
-        if guess**degree != part:
-            raise _NotExact("not a perfect power")
-        parts.append(guess)
-    return Fraction(-parts[0] if value < 0 else parts[0], parts[1])
+    with mp.workprec(64 + max(value.numerator.bit_length(), value.denominator.bit_length())):
+        root = Fraction(*(int(mp.nint(mp.root(part, degree))) for part in (abs(value.numerator), value.denominator)))
+    if root**degree != abs(value):
+        raise _NotExact("not a perfect power")
+    return -root if value < 0 else root
 
 
 def _natural(value: Fraction) -> int:
@@ -151,6 +139,9 @@ def _natural(value: Fraction) -> int:
     return int(value)
 
 
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    "+": lambda *values: sum(values), "*": operator.mul, "-": operator.neg, "/": operator.truediv,
+}  # fmt: skip
 _EXACT: dict[str, Callable[..., Any]] = {
     "abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min,
     "fact": lambda n: math.factorial(_natural(n)),
@@ -236,12 +227,11 @@ class _Numeric(_Exact):
 
     def call(self, name: str, values: list[Any]) -> Any:
         first = values[0]
-        outside = (
-            (name in ("ln", "lg", "log") and first <= 0) or (name in ("arcsin", "arccos") and abs(first) > 1)
-            if self.real
-            else (name in ("ln", "lg", "log") and not first)
-        )
-        if outside or (self.real and any(mp.im(value) for value in values)):
+        if self.real and any(mp.im(value) for value in values):
+            raise Undefined("not real")
+        if name in ("ln", "lg", "log") and (not first or (self.real and first < 0)):
+            raise Undefined("no logarithm")
+        if self.real and name in ("arcsin", "arccos") and abs(first) > 1:
             raise Undefined("not real")
         if name not in _NUMERIC:
             try:
@@ -261,15 +251,12 @@ def exact(node: Node, bound: dict[str, int] | None = None) -> Fraction | None:
     Raises:
         NotDecided: a number too large.
     """
-    numbers = _Exact()
-    numbers.bound = bound or {}
-    if symbols(node, frozenset(numbers.bound)) or contains(node, "e", "\\pi"):
+    if symbols(node, frozenset(bound or ())) or contains(node, "e", "\\pi"):
         return None
     try:
-        value: Fraction = numbers.value(node)
+        return _Exact(0, bound).value(node)  # type: ignore[no-any-return]
     except (_NotExact, Undefined):
         return None
-    return value
 
 
 def approximate(node: Node) -> float | None:
