@@ -78,7 +78,7 @@ class _Parent:
     def _receive(self, wait_s: float) -> Any:
         self.control.settimeout(wait_s)
         buffer = bytearray()
-        while True:
+        while (value := wire.unpack(buffer, wire.MAX_REPLY)) is None:
             try:
                 part = self.control.recv(4096)
             except (TimeoutError, ConnectionError):
@@ -88,9 +88,7 @@ class _Parent:
                 said = self.output.read()[-2000:].decode(errors="replace")
                 raise VerifierStartError(f"no grading process within {wait_s:.0f} s. Its output: {said or '(none)'}")
             buffer += part
-            value = wire.unpack(buffer, wire.MAX_REPLY)
-            if value is not None:
-                return value
+        return value
 
     def fork(self) -> tuple[int, socket.socket]:
         """A fresh grading process: its pid and our end of its socket."""
@@ -145,6 +143,15 @@ class _Process:
         except OSError:
             return 0.0
 
+    def has_ended(self) -> bool:
+        """Whether an idle process has closed its socket."""
+        try:
+            return self.connection.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def kill(self) -> None:
         if self.handle is not None:
             # It may be dead already: what we wanted.
@@ -153,14 +160,6 @@ class _Process:
             os.close(self.handle)
             self.handle = None
         self.connection.close()
-
-    def send(self) -> None:
-        """Push what the socket takes now; ConnectionError when the process is dead."""
-        try:
-            sent = self.connection.send(self.outbox)
-        except BlockingIOError:
-            return
-        del self.outbox[:sent]
 
 
 class _Batch:
@@ -202,16 +201,14 @@ class VerifierPool:
         """
         batch = _Batch(len(items))
         twins = self._queue(items, batch)
-        selector = selectors.DefaultSelector()
         try:
             if batch.left:
                 self._fill()
             while batch.left:
-                self._step(batch, selector)
+                self._step(batch)
                 if progress is not None:
                     progress(batch.left)
         finally:
-            selector.close()
             # An interrupted call leaves no process with items that nobody waits for.
             for process in [p for p in self._processes if p.held]:
                 self._drop(process)
@@ -222,12 +219,9 @@ class VerifierPool:
     def ping(self) -> dict[str, Any]:
         """Alive processes, their pids, processes replaced so far, and the isolation in force."""
         self._fill()
-        return {
-            "alive": len(self._processes),
-            "pids": [process.pid for process in self._processes],
-            "restarts": self.restarts,
-            "isolation": self._parent.isolation or [],
-        }
+        pids = [process.pid for process in self._processes]
+        isolation = self._parent.isolation or []
+        return {"alive": len(pids), "pids": pids, "restarts": self.restarts, "isolation": isolation}
 
     def close(self) -> None:
         """End every process. The pool cannot be used afterwards."""
@@ -260,11 +254,11 @@ class VerifierPool:
     def _fill(self) -> None:
         """Fork what is missing, and replace the warmed parent once if it died."""
         for process in list(self._processes):
-            if not process.held and _at_end(process):
+            if not process.held and process.has_ended():
                 self._drop(process)
         while len(self._processes) < self.config.processes:
             try:
-                pid, connection = self._parent.fork()
+                forked = self._parent.fork()
             except VerifierStartError:
                 if self._parent.isolation is None:
                     raise
@@ -272,30 +266,27 @@ class VerifierPool:
                 self._parent = _Parent(self.config)
                 for process in self._processes:
                     process.kill()
-                pid, connection = self._parent.fork()
-            self._processes.append(_Process(pid, connection))
+                forked = self._parent.fork()
+            self._processes.append(_Process(*forked))
 
     def _drop(self, process: _Process) -> None:
         process.kill()
         self._processes.remove(process)
         self.restarts += 1
 
-    def _step(self, batch: _Batch, selector: selectors.BaseSelector) -> None:
+    def _step(self, batch: _Batch) -> None:
         """Hand out work, wait for one event at most until the nearest limit, and take in what came."""
         self._fill()
         for process in self._processes:
             if not process.held and batch.waiting:
                 self._assign(process, batch)
-        now = time.monotonic()
         limit = self.config.timeout_s
         busy = [process for process in self._processes if process.held]
-        for process in busy:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.outbox else 0)
-            selector.register(process.connection, events, process)
-        wait = min(process.since + limit for process in busy) - now
-        ready = selector.select(max(0.0, wait))
-        for process in busy:
-            selector.unregister(process.connection)
+        with selectors.DefaultSelector() as selector:
+            for process in busy:
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if process.outbox else 0)
+                selector.register(process.connection, events, process)
+            ready = selector.select(max(0.0, min(process.since for process in busy) + limit - time.monotonic()))
         for key, _events in ready:
             self._exchange(key.data, batch)
         now = time.monotonic()
@@ -324,8 +315,9 @@ class VerifierPool:
     def _exchange(self, process: _Process, batch: _Batch) -> None:
         """Send and receive what is possible at once; a dead or lying process is replaced."""
         try:
-            if process.outbox:
-                process.send()
+            with contextlib.suppress(BlockingIOError):
+                if process.outbox:
+                    del process.outbox[: process.connection.send(process.outbox)]
             try:
                 part = process.connection.recv(1 << 16)
             except BlockingIOError:
@@ -334,26 +326,27 @@ class VerifierPool:
                 raise ConnectionError("closed")
             process.inbox += part
             while (reply := wire.unpack(process.inbox, wire.MAX_REPLY)) is not None:
-                index = process.held[0] if process.held else -1
-                verdict = _checked(reply, index, process.keys[0] if process.keys else b"")
-                process.held.popleft()
+                if not process.held:
+                    raise wire.BadFrame("a reply to nothing")
+                verdict = _checked(reply, process.held[0], process.keys[0])
                 process.keys.popleft()
+                index = process.held.popleft()
                 process.restart_clock()
-                self._warn(verdict)
                 batch.settle(index, verdict)
-                self._remember(batch.keys[index], verdict)
+                self._warn(verdict)
+                if verdict.outcome not in ("error", "timeout"):
+                    self.cache[batch.keys[index]] = verdict
+                    if len(self.cache) > VERDICT_CACHE:
+                        self.cache.popitem(last=False)
         except (OSError, wire.BadFrame):
-            self._blame(process, batch)
-
-    def _blame(self, process: _Process, batch: _Batch) -> None:
-        """A process died: the item it worked on is tried again. Whatever kills MAX_ATTEMPTS of them is wrong."""
-        if process.held:
-            index = process.held[0]
-            batch.attempts[index] += 1
-            if batch.attempts[index] >= MAX_ATTEMPTS:
-                process.held.popleft()
-                batch.settle(index, Verdict("wrong", None, "limit", (time.monotonic() - process.since) * 1000))
-        self._abandon(process, batch)
+            # It died: the item it worked on is tried again. Whatever kills MAX_ATTEMPTS of them is wrong.
+            if process.held:
+                index = process.held[0]
+                batch.attempts[index] += 1
+                if batch.attempts[index] >= MAX_ATTEMPTS:
+                    process.held.popleft()
+                    batch.settle(index, Verdict("wrong", None, "limit", (time.monotonic() - process.since) * 1000))
+            self._abandon(process, batch)
 
     def _abandon(self, process: _Process, batch: _Batch) -> None:
         batch.waiting.extendleft(reversed(process.held))
@@ -370,13 +363,6 @@ class VerifierPool:
                 "the task %s failed on a response, graded %s: %s", self.config.name, verdict.outcome, verdict.method
             )
 
-    def _remember(self, key: bytes, verdict: Verdict) -> None:
-        if verdict.outcome in ("error", "timeout"):
-            return
-        self.cache[key] = verdict
-        if len(self.cache) > VERDICT_CACHE:
-            self.cache.popitem(last=False)
-
 
 def _checked(reply: Any, index: int, key: bytes) -> Verdict:
     """The verdict in a reply of an untrusted process, or BadFrame."""
@@ -390,12 +376,3 @@ def _checked(reply: Any, index: int, key: bytes) -> Verdict:
     if extracted is not None and not isinstance(extracted, str):
         raise wire.BadFrame("not an extracted answer")
     return Verdict(outcome, extracted, method, ms, credit)
-
-
-def _at_end(process: _Process) -> bool:
-    try:
-        return process.connection.recv(1, socket.MSG_PEEK) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True

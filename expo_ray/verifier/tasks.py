@@ -1,6 +1,7 @@
 """What an answer is and when it is right: one small class for each task (`verifier.name`)."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -38,9 +39,19 @@ class Task:
     def warm(self) -> None:
         """Do slow imports and first-time work once, before the processes are forked."""
 
+    finders: tuple[Callable[[str], str | None], ...] = ()
+    """Of expo_ray.verifier.extract, tried in this order on what follows the last `</think>`."""
+
+    strict_finders = 1
+    """How many of them count if `verifier.strict` is set."""
+
     def extract(self, response: str) -> str | None:
         """The answer stated in a response; None when there is none."""
-        raise NotImplementedError
+        if not self.finders:
+            raise NotImplementedError(f"{type(self).__name__} has neither finders nor an extract of its own")
+        response = extract.after_thinking(response)
+        finders = self.finders[: self.strict_finders] if self.strict else self.finders
+        return next((found for find in finders if (found := find(response)) is not None), None)
 
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
         """Compare with one gold answer: right or not, or a share from 0 to 1 as partial credit.
@@ -54,29 +65,21 @@ class Task:
 class MathTask(Task):
     r"""Mathematics as in MATH: `\boxed{}`, then "the answer is", `####`, a last formula, a bare answer."""
 
-    percent_is_unit = False
-    """Whether 50% also counts as 50, whatever the configuration says."""
+    finders = (
+        extract.boxed, extract.tagged, extract.stated, extract.hashed, extract.bare, extract.last_math,
+        extract.concluded,
+    )  # fmt: skip
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         # The question says which formulas are only copied from it.
         self.needs_meta = config.get("answer_form", "any") == "simplified"
+        self.percent_is_unit = bool(config.get("percent_is_unit", False))
 
     def warm(self) -> None:
         from expo_ray.verifier.math import compare
 
         compare.warm()
-
-    finders: tuple[Callable[[str], str | None], ...] = (
-        extract.boxed, extract.tagged, extract.stated, extract.hashed, extract.bare, extract.last_math,
-        extract.concluded,
-    )  # fmt: skip
-
-    def extract(self, response: str) -> str | None:
-        response = extract.after_thinking(response)
-        if self.strict:
-            return extract.boxed(response)
-        return next((found for find in self.finders if (found := find(response)) is not None), None)
 
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
         from expo_ray.verifier.math import compare
@@ -84,8 +87,7 @@ class MathTask(Task):
         wanted = self.gold_answer(gold)
         if self.needs_meta and not compare.is_simplified(extracted, wanted, str(meta.get("question", ""))):
             return False, "form"
-        percent_is_unit = self.percent_is_unit or bool(self.config.get("percent_is_unit", False))
-        return compare.equal(extracted, wanted, percent_is_unit=percent_is_unit)
+        return compare.equal(extracted, wanted, self.percent_is_unit)
 
     def gold_answer(self, gold: str) -> str:
         r"""The answer in a gold text: what it boxes, `\boxed{42}` as well as a whole solution; else the text."""
@@ -96,13 +98,11 @@ class MathTask(Task):
 class Gsm8kTask(MathTask):
     """Grade-school word problems: `####` first, and the last number where nothing is marked."""
 
-    percent_is_unit = True
     finders = (extract.hashed, extract.boxed, extract.tagged, extract.stated, extract.last_number)
+    strict_finders = 2
 
-    def extract(self, response: str) -> str | None:
-        response = extract.after_thinking(response)
-        finders = self.finders[:2] if self.strict else self.finders
-        return next((found for find in finders if (found := find(response)) is not None), None)
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__({**config, "percent_is_unit": True})
 
     def gold_answer(self, gold: str) -> str:
         """The data set's own field is the whole solution with the gold behind ####."""
@@ -112,10 +112,11 @@ class Gsm8kTask(MathTask):
 class ChoiceTask(Task):
     """Multiple choice with letters A to J."""
 
+    finders = (extract.boxed, extract.tagged, extract.stated, extract.hashed)
+
     def extract(self, response: str) -> str | None:
         response = extract.after_thinking(response)
-        finders = (extract.boxed, extract.tagged, extract.stated, extract.hashed)
-        for find in finders[:1] if self.strict else finders:
+        for find in self.finders[:1] if self.strict else self.finders:
             marked = find(response)
             if marked is not None and extract.has_choice(marked):
                 return extract.choice(marked)
@@ -136,20 +137,10 @@ class ToyTask(Task):
 
 
 # reasoning-gym's scorers that evaluate the answer, or a gold answer, as Python (0.1.25; a test looks again).
-EVALUATING_SCORERS = frozenset(
-    [
-        "binary_matrix",
-        "countdown",
-        "intermediate_integration",
-        "n_queens",
-        "number_sorting",
-        "polynomial_multiplication",
-        "puzzle24",
-        "simple_integration",
-        "spiral_matrix",
-        "string_insertion",
-    ]
-)
+EVALUATING_SCORERS = {
+    "binary_matrix", "countdown", "intermediate_integration", "n_queens", "number_sorting", "polynomial_multiplication",
+    "puzzle24", "simple_integration", "spiral_matrix", "string_insertion",
+}  # fmt: skip
 
 
 class ReasoningGymTask(Task):
@@ -160,6 +151,8 @@ class ReasoningGymTask(Task):
     """
 
     needs_meta = True
+    finders = (extract.tagged, extract.boxed, extract.stated, extract.hashed, lambda response: response.strip() or None)
+    strict_finders = 2
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
@@ -167,13 +160,6 @@ class ReasoningGymTask(Task):
 
     def warm(self) -> None:
         import reasoning_gym  # noqa: F401 - the import is the work
-
-    def extract(self, response: str) -> str | None:
-        response = extract.after_thinking(response)
-        found = extract.tagged(response) or extract.boxed(response)
-        if found is not None or self.strict:
-            return found
-        return extract.stated(response) or extract.hashed(response) or response.strip() or None
 
     def grade(self, extracted: str, gold: str, meta: dict[str, Any]) -> Graded:
         """Right is a score of 1; partial credit does not count.
@@ -244,12 +230,10 @@ def make_task(name: str, config: dict[str, Any]) -> Task:
     Raises:
         ValueError: no such task, or not a Task.
     """
-    if name in TASKS:
-        return TASKS[name](config)
     module, colon, attribute = name.partition(":")
-    if not colon:
+    if name not in TASKS and not colon:
         raise ValueError(f"verifier.name={name!r}: not one of {sorted(TASKS)}, nor an import path package.module:Class")
-    found = getattr(importlib.import_module(module), attribute, None)
+    found = TASKS.get(name) or getattr(importlib.import_module(module), attribute, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"verifier.name={name!r}: {attribute} in {module} is not a subclass of Task")
     return found(config)
@@ -287,14 +271,12 @@ def checked_golds(problems: Sequence[Problem], config: VerifierConfig) -> Golds:
     if config.name not in CHECKED:
         return Golds(list(problems), 0, 0, "")
     kept: list[Problem] = []
-    repaired, unusable = 0, []
+    unusable: list[Problem] = []
     for problem in problems:
-        golds = [repair(config.name, gold) for gold in problem.answers]
-        usable = tuple(gold for gold in golds if gold is not None)
-        if not usable:
-            unusable.append(problem)
-        repaired += bool(usable) and usable != problem.answers
+        usable = tuple(text for gold in problem.answers if (text := repair(config.name, gold)) is not None)
         kept.append(dataclasses.replace(problem, answers=usable) if usable else problem)
+        unusable += [] if usable else [problem]
+    repaired = sum(after.answers != before.answers for after, before in zip(kept, problems, strict=True))
     first = f"{unusable[0].uid}: {unusable[0].answers[0]!r:.60}" if unusable else ""
     if len(unusable) > config.max_unusable_golds * len(problems):
         raise DataError(
@@ -308,25 +290,21 @@ def checked_golds(problems: Sequence[Problem], config: VerifierConfig) -> Golds:
 @lru_cache(maxsize=1 << 16)
 def repair(name: str, gold: str) -> str | None:
     """A gold answer as it can be graded: itself, or the answer that it plainly holds; None without one."""
+    from expo_ray.verifier.math import compare
+
     if _WHOLE.fullmatch(gold):
         return gold
     task = make_task(name, {"name": name})
     assert isinstance(task, MathTask)
     plain = re.sub("[\x07-\x0d](?=[A-Za-z])", lambda match: _CONTROLS.get(match.group(), match.group()), gold)
     plain = plain if "\\begin" in plain else re.sub(r"\\\\(?=[A-Za-z%$!,;{}(])", r"\\", plain)
-    held = [found for find in (extract.boxed, extract.hashed, extract.stated) if (found := find(plain)) is not None]
-    candidates = [*held, task.gold_answer(gold), plain]
-    return next((text for text in candidates if _usable(task, text)), None)
-
-
-def _usable(task: MathTask, gold: str) -> bool:
-    from expo_ray.verifier.math import compare
-
-    if _VOID.fullmatch(gold.strip()) or re.search(r"[\x00-\x09\x0b-\x1f\x7f]", gold.strip(" ")):
-        return False
-    said = task.extract(f"#### {gold}" if isinstance(task, Gsm8kTask) else f"\\boxed{{{gold}}}")
-    try:
-        # The same text is right without being read, so that it must be readable as well.
-        return said is not None and compare.is_readable(gold) and bool(task.grade(said, gold, {})[0])
-    except NotDecided:
-        return False
+    held = [extract.boxed(plain), extract.hashed(plain), extract.stated(plain), task.gold_answer(gold), plain]
+    for text in held:
+        if text is None or _VOID.fullmatch(text.strip()) or re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text.strip(" ")):
+            continue
+        said = task.extract(f"#### {text}" if isinstance(task, Gsm8kTask) else f"\\boxed{{{text}}}")
+        with contextlib.suppress(NotDecided):
+            # The same text is right without being read, so that it must be readable as well.
+            if said is not None and compare.is_readable(text) and task.grade(said, text, {})[0]:
+                return text
+    return None

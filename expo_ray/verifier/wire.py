@@ -5,15 +5,13 @@ never an object.
 """
 
 import json
-import os
+import socket
 import struct
 from typing import Any
 
 HEADER = struct.Struct(">I")
 MAX_REPLY = 1 << 16
 """Bytes of one reply; a process that sends more is killed."""
-
-
 KEY_BYTES = 16
 """Of the key that follows a chunk's frame for each of its items; the reply to the item holds it."""
 
@@ -50,28 +48,9 @@ def unpack(buffer: bytearray, limit: int) -> Any | None:
         raise BadFrame(f"not JSON: {error}") from error
 
 
-def read_exactly(descriptor: int, count: int) -> bytes:
-    """`count` bytes from a blocking descriptor; fewer only at its end."""
-    parts = bytearray()
-    while len(parts) < count:
-        part = os.read(descriptor, count - len(parts))
-        if not part:
-            break
-        parts += part
-    return bytes(parts)
-
-
-def read_frame(descriptor: int) -> Any | None:
-    """The next frame of a blocking descriptor; None at its end."""
-    header = read_exactly(descriptor, HEADER.size)
+def receive(peer: socket.socket) -> Any | None:
+    """The next frame of a blocking socket; None at its end."""
+    header = peer.recv(HEADER.size, socket.MSG_WAITALL)
     if len(header) < HEADER.size:
         return None
-    body = read_exactly(descriptor, HEADER.unpack(header)[0])
-    return json.loads(body)
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write every byte to a blocking descriptor."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    return json.loads(peer.recv(HEADER.unpack(header)[0], socket.MSG_WAITALL))

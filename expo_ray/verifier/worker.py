@@ -4,7 +4,7 @@
 forks a process for each socket that the pool sends over FD (milliseconds). It reads no response itself.
 """
 
-import array
+import contextlib
 import gc
 import json
 import os
@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import time
-from collections import OrderedDict
 from typing import Any, get_args
 
 from expo_ray.messages import Outcome
@@ -38,7 +37,7 @@ class Grader:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.cache: OrderedDict[tuple[str, ...], Graded] = OrderedDict()
+        self.cache: dict[tuple[str, ...], Graded] = {}
 
     def verdict(self, response: str, golds: list[str], meta: dict[str, Any]) -> Found:
         """Grade one response; the caller bounds its time. A failure that the gold causes as well is an `error`."""
@@ -66,13 +65,10 @@ class Grader:
         return False
 
     def _grade(self, extracted: str, golds: list[str], meta: dict[str, Any]) -> Graded:
-        key = (extracted, *golds)
-        if self.task.needs_meta:
-            key = (*key, json.dumps(meta, sort_keys=True, default=str))
+        key = (extracted, *golds, json.dumps(meta, sort_keys=True, default=str) if self.task.needs_meta else "")
         if key in self.cache:
-            self.cache.move_to_end(key)
             return self.cache[key]
-        graded: Graded = (0.0, "none")
+        best: Graded = (0.0, "none")
         undecided: NotDecided | None = None
         for gold in golds:
             try:
@@ -82,50 +78,46 @@ class Grader:
                 continue
             if not 0 <= found[0] <= 1:
                 raise BadShare(f"grade gives {found[0]}, which is no share from 0 to 1")
-            if found[0] >= graded[0]:
-                graded = found
-            if graded[0] >= 1:
+            best = found if found[0] >= best[0] else best
+            if best[0] >= 1:
                 break
-        if undecided is not None and graded[0] < 1:
+        if undecided is not None and best[0] < 1:
             raise undecided
-        self.cache[key] = graded
-        if len(self.cache) > ANSWER_CACHE:
-            self.cache.popitem(last=False)
-        return graded
+        if len(self.cache) >= ANSWER_CACHE:
+            del self.cache[next(iter(self.cache))]
+        self.cache[key] = best
+        return best
 
 
-def serve(descriptor: int, grader: Grader, timeout_s: float) -> None:
+def serve(pool: socket.socket, grader: Grader, timeout_s: float) -> None:
     """Answer frames of items until the pool closes the socket; replies go out one by one, in order."""
-    while (items := wire.read_frame(descriptor)) is not None:
+    while not sandbox.worn_out() and (items := wire.receive(pool)) is not None:
         for number, *item in items:
             start = time.perf_counter()
             fatal = False
-            if grader.task.runs_answers:
-                found = _thrown_away(descriptor, grader, item, timeout_s)
-            else:
-                try:
-                    found = grader.verdict(*item)
-                except (MemoryError, RecursionError):
-                    # After either, half-built state of the libraries is not worth keeping.
-                    found, fatal = BEYOND_LIMITS, True
-                except BadShare as error:
-                    found = ("error", None, f"failed: BadShare: {error}", 0.0)
+            try:
+                found = (
+                    _thrown_away(pool, grader, item, timeout_s) if grader.task.runs_answers else grader.verdict(*item)
+                )
+            except (MemoryError, RecursionError):
+                # After either, half-built state of the libraries is not worth keeping.
+                found, fatal = BEYOND_LIMITS, True
+            except BadShare as error:
+                found = ("error", None, f"failed: BadShare: {error}", 0.0)
             ms = (time.perf_counter() - start) * 1000
             # The key is read after the grading, so that no graded code can have seen it.
-            key = wire.read_exactly(descriptor, wire.KEY_BYTES).hex()
-            wire.write_all(descriptor, wire.pack([key, number, *_shown(found), ms]))
+            key = pool.recv(wire.KEY_BYTES, socket.MSG_WAITALL).hex()
+            pool.sendall(wire.pack([key, number, *_shown(found), ms]))
             if fatal:
-                os._exit(0)
-        if sandbox.worn_out():
-            return
+                return
 
 
 def _shown(found: Found) -> Found:
     outcome, extracted, method, credit = found
-    return outcome, None if extracted is None else extracted[:MAX_SHOWN], method, credit
+    return outcome, extracted and extracted[:MAX_SHOWN], method, credit
 
 
-def _thrown_away(descriptor: int, grader: Grader, item: list[Any], timeout_s: float) -> Found:
+def _thrown_away(pool: socket.socket, grader: Grader, item: list[Any], timeout_s: float) -> Found:
     """Grade one item, whose answer will run as code, in a process that ends with it.
 
     It holds neither the socket nor a key; what it leaves behind is one frame in a pipe, which is data.
@@ -133,7 +125,7 @@ def _thrown_away(descriptor: int, grader: Grader, item: list[Any], timeout_s: fl
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(descriptor)
+        pool.close()
         os.close(reading)
         sandbox.deny_system_calls()
         try:
@@ -144,15 +136,13 @@ def _thrown_away(descriptor: int, grader: Grader, item: list[Any], timeout_s: fl
     buffer = bytearray()
     found: Any = None
     deadline = time.monotonic() + 0.9 * timeout_s
-    try:
+    with contextlib.suppress(wire.BadFrame):
         while found is None and select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
             part = os.read(reading, 1 << 16)
             if not part:
                 break
             buffer += part
             found = wire.unpack(buffer, wire.MAX_REPLY)
-    except wire.BadFrame:
-        found = None
     os.close(reading)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -160,17 +150,8 @@ def _thrown_away(descriptor: int, grader: Grader, item: list[Any], timeout_s: fl
     return tuple(found) if well_formed else BEYOND_LIMITS  # the pool checks the rest
 
 
-def _grading_process(descriptor: int, grader: Grader, config: dict[str, Any], parent: int) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    sandbox.enter(config["memory_mib"], parent, config["timeout_s"], may_fork=grader.task.runs_answers)
-    serve(descriptor, grader, config["timeout_s"])
-
-
 def main(control_descriptor: int, config: dict[str, Any]) -> None:
-    """Import, warm, then fork on request until the pool is gone."""
+    """Import, warm, then fork a grading process for each socket that comes, until the pool is gone."""
     control = socket.socket(fileno=control_descriptor)
     grader = Grader(make_task(config["name"], config))
     grader.task.warm()
@@ -179,21 +160,21 @@ def main(control_descriptor: int, config: dict[str, Any]) -> None:
     gc.collect()
     gc.freeze()
     control.sendall(wire.pack(layers))
-    parent = os.getpid()
-    while True:
-        message, ancillary, _flags, _address = control.recvmsg(1, socket.CMSG_SPACE(4))
-        if not message:
-            return
-        descriptors = array.array("i")
-        descriptors.frombytes(ancillary[0][2][:4])
-        pid = os.fork()
-        if pid == 0:
-            control.close()
-            try:
-                _grading_process(descriptors[0], grader, config, parent)
-            finally:
-                os._exit(0)
-        os.close(descriptors[0])
+    parent, timeout_s = os.getpid(), config["timeout_s"]
+    while (received := socket.recv_fds(control, 1, 1))[0]:
+        with socket.socket(fileno=received[1][0]) as pool:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    control.close()
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    null = os.open(os.devnull, os.O_RDWR)
+                    for standard in (0, 1, 2):
+                        os.dup2(null, standard)
+                    sandbox.enter(config["memory_mib"], parent, timeout_s, may_fork=grader.task.runs_answers)
+                    serve(pool, grader, timeout_s)
+                finally:
+                    os._exit(0)
         control.sendall(wire.pack(pid))
 
 

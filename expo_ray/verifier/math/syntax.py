@@ -12,8 +12,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from expo_ray.verifier.math.words import NOTATION
-from expo_ray.verifier.math.words import MAX_ANSWER, MAX_DEPTH, NotDecided, repeating
+from expo_ray.verifier.math.words import MAX_ANSWER, MAX_DEPTH, NOTATION, NotDecided, repeating
 
 Node = tuple[Any, ...]
 

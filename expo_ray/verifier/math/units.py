@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from expo_ray.verifier.math.words import NOTATION
-from expo_ray.verifier.math.words import from_words, rational
+from expo_ray.verifier.math.words import NOTATION, from_words, rational
 
 
 @dataclass(frozen=True, slots=True)
