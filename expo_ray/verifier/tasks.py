@@ -65,7 +65,7 @@ class Task:
 class MathTask(Task):
     r"""Mathematics as in MATH: `\boxed{}`, then "the answer is", `####`, a last formula, a bare answer."""
 
-    finders = (
+    finders: tuple[Callable[[str], str | None], ...] = (
         extract.boxed, extract.tagged, extract.stated, extract.hashed, extract.bare, extract.last_math,
         extract.concluded,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from expo_ray.verifier.math.relation import (
     value_of,
 )
 from expo_ray.verifier.math.shape import Shape, read
-from expo_ray.verifier.math.syntax import parse, symbols
+from expo_ray.verifier.math.syntax import Node, parse, parse_all, symbols
 from expo_ray.verifier.math.units import DEGREE, PERCENT, RADIAN, Quantity, quantity
 from expo_ray.verifier.math.words import MAX_ANSWER, NotDecided, rational
 
@@ -39,14 +39,7 @@ _LETTERS = re.compile(r"[A-Za-z](?: ?[A-Za-z])+")
 
 def warm() -> None:
     """Read and compare some of everything, so that forked processes find tables and mpmath's constants filled."""
-    for text in (
-        r"\frac{x+1}{2}\sqrt{3}-\pi",
-        r"\sin(x)\cos^{2} x",
-        r"\log_{2} 8!",
-        r"5\text{ cm}",
-        r"x>3",
-        r"(1,e^{2})",
-    ):
+    for text in [r"\frac{x+1}{2}\sqrt{3}-\pi", r"\sin(x)\cos^{2}x", r"\log_{2}8!", r"5\text{cm}", r"x>3", r"(1,e^{2})"]:
         equal(text, text + "+1")
 
 
@@ -141,12 +134,12 @@ class Comparison:
         labelled = self._labelled(answer, gold)
         if labelled is not None:
             return labelled
-        kinds = {answer.kind, gold.kind}
-        if kinds & {"relation", "union"} or ("list" in kinds and _has_inequality(answer, gold)):
-            sets = reals(answer), reals(gold)
-            if None not in sets and not _only_equations(answer, gold):
-                return same_reals(*sets), "interval"
-        if "list" in kinds and not _has_inequality(answer, gold):
+        kinds, unequal = {answer.kind, gold.kind}, _has_inequality(answer, gold)
+        if "union" in kinds or unequal or ("\\in",) in (answer.marks, gold.marks):
+            first, second = reals(answer), reals(gold)
+            if first is not None and second is not None:
+                return same_reals(first, second), "interval"
+        if "list" in kinds and not unequal:
             named = self._named(answer, gold)
             if named is not None:
                 return named, "set"
@@ -155,8 +148,7 @@ class Comparison:
         if kinds & {"list", "set"}:
             return self._collections(answer, gold)
         if kinds == {"matrix", "tuple"}:
-            matrix = answer if answer.kind == "matrix" else gold
-            vector = gold if matrix is answer else answer
+            matrix, vector = (answer, gold) if answer.kind == "matrix" else (gold, answer)
             if matrix.marks != ("matrix", "1") or vector.marks != ("(", ")"):
                 return False, "matrix"
         elif answer.kind != gold.kind or _brackets(answer) != _brackets(gold):
@@ -192,37 +184,39 @@ class Comparison:
 
     def _labelled(self, answer: Shape, gold: Shape) -> Graded | None:
         """Choices with their text: the letter or the text of a gold is enough, both must fit where both are given."""
-        first, second = words.label(answer.text), words.label(gold.text)
-        if second is not None:
-            if first is not None:
-                return first[0] == second[0] and self.shapes(read(first[1]), read(second[1]))[0], "text"
-            letter = words.plain(answer.text).strip("().")
-            return (letter == second[0], "text") if letter in "ABCDEFGHIJ" else self.shapes(answer, read(second[1]))
-        if first is None:
+        labels = first, second = words.label(answer.text), words.label(gold.text)
+        if labels == (None, None):
             return None
-        letter = words.plain(gold.text).strip("().")
-        return (first[0] == letter, "text") if letter in "ABCDEFGHIJ" else self.shapes(read(first[1]), gold)
+        letters = [
+            words.plain(shape.text).strip("().") if label is None else label[0]
+            for label, shape in zip(labels, (answer, gold), strict=True)
+        ]
+        if None in labels and letters[labels.index(None)] in "ABCDEFGHIJ":
+            return letters[0] == letters[1], "text"
+        graded = self.shapes(read(first[1]) if first else answer, read(second[1]) if second else gold)
+        return graded if None in labels else (graded[0] and letters[0] == letters[1], "text")
 
     def _quantities(self, answer: Quantity, gold: Quantity) -> Graded:
         units = (answer.unit, gold.unit)
-        if PERCENT in units and answer.unit != gold.unit:
-            if answer.unit is not None and gold.unit is not None:
+        if answer.unit == gold.unit:
+            return _values(answer.value, gold.value)
+        if PERCENT in units:
+            if None not in units:
                 return False, "numeric"
             if self.percent_is_unit and _values(answer.value, gold.value)[0]:
                 return True, "numeric"
             percent, plain = (answer, gold) if answer.unit == PERCENT else (gold, answer)
             return _values(f"\\frac{{{percent.value}}}{{100}}", plain.value)
-        if units in ((DEGREE, RADIAN), (RADIAN, DEGREE), (DEGREE, None), (None, DEGREE)):
+        if DEGREE in units and set(units) <= {DEGREE, RADIAN, None}:
             degrees, other = (answer, gold) if answer.unit == DEGREE else (gold, answer)
             if other.unit == RADIAN or "\\pi" in other.value:
                 return _values(f"({degrees.value})\\cdot\\frac{{\\pi}}{{180}}", other.value)
             return _values(answer.value.replace("\\degree", ""), gold.value.replace("\\degree", ""))
-        if answer.unit is None or gold.unit is None or answer.unit == gold.unit:
+        if answer.unit is None or gold.unit is None:
             return _values(answer.value, gold.value)
         if (answer.unit.dimension, answer.unit.power) != (gold.unit.dimension, gold.unit.power):
             return False, "numeric"
-        scaled = [f"({one.value})\\cdot({one.unit.factor})" for one in (answer, gold) if one.unit is not None]
-        return _values(*scaled)
+        return _values(f"({answer.value})\\cdot({answer.unit.factor})", f"({gold.value})\\cdot({gold.unit.factor})")
 
     def _named(self, answer: Shape, gold: Shape) -> bool | None:
         """Lists of `x = 4, y = 9` with different names, also against the tuple (4, 9) in the names' order."""
@@ -247,16 +241,13 @@ class Comparison:
         if first[0] and second[0] and first[0] != second[0]:
             return False, "set"
         left, right = first[1], second[1]
-        if answer.kind == "set" or gold.kind == "set":
+        if "set" in (answer.kind, gold.kind):
             left, right = self._distinct(left), self._distinct(right)
         return self._unordered(left, right), "set"
 
     def _distinct(self, parts: tuple[Shape, ...]) -> tuple[Shape, ...]:
-        kept: list[Shape] = []
-        for part in parts:
-            if not any(self.shapes(part, other)[0] for other in kept):
-                kept.append(part)
-        return tuple(kept)
+        same = [any(self.shapes(part, other)[0] for other in parts[:at]) for at, part in enumerate(parts)]
+        return tuple(part for part, again in zip(parts, same, strict=True) if not again)
 
     def _in_order(self, answer: tuple[Shape, ...], gold: tuple[Shape, ...]) -> bool:
         pairs = zip(answer, gold, strict=False)
@@ -276,12 +267,11 @@ class Comparison:
 
     def _relations(self, answer: Shape, gold: Shape) -> Graded:
         if answer.kind != gold.kind:
-            relation = answer if answer.kind == "relation" else gold
-            plain = gold if relation is answer else answer
-            found = value_of(relation, gold=relation is gold)
+            is_gold = gold.kind == "relation"
+            found = value_of(gold if is_gold else answer, is_gold)
             if found is None:
                 return False, "symbolic"
-            return self.shapes(found, plain) if relation is answer else self.shapes(plain, found)
+            return self.shapes(answer, found) if is_gold else self.shapes(found, gold)
         first, second = assignment(answer), assignment(gold)
         if first and second and first[0] and first[0] == second[0]:
             return self.shapes(first[1], second[1])
@@ -340,11 +330,9 @@ def _special(answer: str, gold: str) -> Graded | None:
     return None
 
 
-def _base(match: re.Match[str]) -> tuple[str, Fraction | int | str]:
+def _base(match: re.Match[str]) -> tuple[str, Fraction | str]:
     base = match.group(3) or match.group(4)
-    return match.group(1).strip("+") + match.group(2).lstrip("0").upper(), int(
-        base
-    ) if base.isdigit() else words.number(base) or base
+    return match.group(1).strip("+") + match.group(2).lstrip("0").upper(), _number(base) or base
 
 
 def _time(match: re.Match[str]) -> tuple[str, ...]:
@@ -354,13 +342,11 @@ def _time(match: re.Match[str]) -> tuple[str, ...]:
 
 
 def _ratios(answer: str, gold: str) -> bool:
-    sides = [[parse(piece) for piece in text.split(":")] for text in (answer, gold)]
-    left, right = ([tree for tree in side if tree is not None] for side in sides)
-    if (len(left), len(right)) != (len(sides[0]), len(sides[1])):
+    left, right = (parse_all(text.split(":")) for text in (answer, gold))
+    if left is None or right is None:
         return False
-    for side in (left, right):
-        if len(side) == 1:
-            side.append(("num", Fraction(1)))
+    one: Node = ("num", Fraction(1))
+    left, right = (side if len(side) > 1 else [*side, one] for side in (left, right))
     if len(left) != len(right) or any(value.equal(tree, ("num", Fraction(0))) for tree in (*left, *right)):
         return False
     pairs = zip(left, right, strict=True)
@@ -381,22 +367,13 @@ def _method(shape: Shape) -> str:
 
 
 def _has_inequality(*shapes: Shape) -> bool:
-    parts = [part for shape in shapes for part in (shape, *shape.parts)]
-    return any(part.kind == "relation" and set(part.marks) - {"=", "\\in", "\\equiv"} for part in parts)
+    parts = [part for shape in shapes for part in (shape, *shape.parts) if part.kind == "relation"]
+    return any(set(part.marks) - {"=", "\\in", "\\equiv"} for part in parts)
 
 
 def _has_words(*shapes: Shape) -> bool:
-    return any(
-        part.kind == "leaf" and (parse(part.text) is None or part.text.isalpha()) for s in shapes for part in s.parts
-    )
-
-
-def _only_equations(*shapes: Shape) -> bool:
-    return (
-        not any(shape.kind == "union" for shape in shapes)
-        and not _has_inequality(*shapes)
-        and not any(shape.marks == ("\\in",) for shape in shapes)
-    )
+    leaves = [part.text for shape in shapes for part in shape.parts if part.kind == "leaf"]
+    return any(text.isalpha() or parse(text) is None for text in leaves)
 
 
 def _assignments(shape: Shape) -> dict[str, Shape] | None:
@@ -408,10 +385,10 @@ def _assignments(shape: Shape) -> dict[str, Shape] | None:
 
 def _without_shared_name(shape: Shape) -> tuple[str, tuple[Shape, ...]]:
     """`x = 1, x = 2` and `x = 1, 2` as (x, 1 and 2); other lists as they are, without a name."""
+    relations = [part for part in shape.parts if part.kind == "relation"]
     # x_1 = 2, x_2 = 3 are two values of x.
-    names = {p.parts[0].text.partition("_")[0] for p in shape.parts if p.kind == "relation" and p.marks == ("=",)}
-    if len(names) != 1 or any(part.kind == "relation" and part.marks != ("=",) for part in shape.parts):
+    names = {part.parts[0].text.partition("_")[0] for part in relations}
+    equations = all(part.marks == ("=",) for part in relations)
+    if len(names) != 1 or not equations or assignment(relations[0]) is None:
         return "", shape.parts
-    values = tuple(part.parts[-1] if part.kind == "relation" else part for part in shape.parts)
-    first = next(part for part in shape.parts if part.kind == "relation")
-    return (names.pop(), values) if assignment(first) is not None else ("", shape.parts)
+    return names.pop(), tuple(part.parts[-1] if part.kind == "relation" else part for part in shape.parts)

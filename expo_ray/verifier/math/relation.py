@@ -6,21 +6,12 @@ from dataclasses import dataclass
 from expo_ray.verifier.math import value
 from expo_ray.verifier.math.shape import Shape
 from expo_ray.verifier.math.syntax import Node, parse, parse_all, symbols
+from expo_ray.verifier.math.words import NOTATION
 
 FLIP = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
-_GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|rho|tau|epsilon|Delta|Omega)"
-# A product such as xy names nothing: xy = 6 is not an answer 6.
-_ONE_NAME = rf"(?:[A-Za-z]|[A-Z]{{2,4}}|[A-Z]?[a-z]{{4,}}|{_GREEK}|\\(?:text|vec)\{{[^{{}}]*\}})(?:_\{{[^{{}}]*\}})?'*"
-_NAME = re.compile(
-    rf"{_ONE_NAME}(?::{_ONE_NAME})+|{_ONE_NAME}(?:\([A-Za-z](?:,[A-Za-z])*\))?|[A-Za-z](?:\+[A-Za-z])+|[fghPE](?:\^\{{-1\}})?\([^=()]*\)"
-    r"|(?:m|\\text\{m\})?\\(?:angle|triangle|overline|det) ?\{?[A-Z]+\}?"
-    r"|\\?\|(?:[A-Z]{2}|[a-z]|\\vec\{[a-z]\})\\?\||\[[A-Z]{3,}\]"
-    r"|\\frac\{[A-Z]{2}\}\{[A-Z]{2}\}|\\frac\{d[a-z]\}\{d[a-z]\}|\([A-Za-z](?:,[A-Za-z])+\)"
-    rf"|\\(?:sin|cos|tan|sec|csc|cot) ?(?:[A-Za-z]|{_GREEK}|\\angle ?[A-Z]+)|\\(?:lim|max|min)_\{{.*"
-)
-_CALL = re.compile(
-    r"[A-Za-z]+(?:\^\{-1\})?\([a-z](?:,[a-z])*\)|[A-Za-z]_\{[^{}]*\}|\\vec\{[a-z]\}|\\frac\{[A-Z]{2}\}.*"
-)
+_UNKNOWNS = NOTATION["unknowns"]
+_NAME = re.compile("|".join(_UNKNOWNS["names"]).replace("ONE", _UNKNOWNS["one"]).replace("GREEK", _UNKNOWNS["greek"]))
+_CALL = re.compile("|".join(_UNKNOWNS["calls"]))
 _WORDS = re.compile(r"\\text\{ ?([A-Za-z][A-Za-z ]*)\}(?: ?(?:\\(?:triangle|angle|odot) ?)?[A-Z]{0,4})?")
 _NEGATION = re.compile(
     r"\b(?:not?|never|neither|nor|cannot|isn|false|wrong|incorrect|except|unlike|or|maybe)\b", re.IGNORECASE

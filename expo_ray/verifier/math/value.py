@@ -254,7 +254,7 @@ def exact(node: Node, bound: dict[str, int] | None = None) -> Fraction | None:
     if symbols(node, frozenset(bound or ())) or contains(node, "e", "\\pi"):
         return None
     try:
-        return _Exact(0, bound).value(node)  # type: ignore[no-any-return]
+        return Fraction(_Exact(0, bound).value(node))
     except (_NotExact, Undefined):
         return None
 
