@@ -5,14 +5,10 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from expo_ray.verifier.math.words import NOTATION
+from expo_ray.verifier.math.words import NOTATION, rewritten
 
 _CHARACTERS = {char: plain for plain, chars in NOTATION["characters"].items() for char in chars}
 _COMMANDS = {name: plain for plain, names in NOTATION["commands"].items() for name in names.split()}
-_REWRITES = {
-    step: [(re.compile(pattern, re.DOTALL), plain) for pattern, plain in rules]
-    for step, rules in NOTATION["rewrites"].items()
-}
 _SMALL = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉"
 _FROM_SMALL = str.maketrans(_SMALL, "0123456789+-0123456789")
 _RAISED_OR_LOWERED = re.compile("(?:[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+|[₀₁₂₃₄₅₆₇₈₉]+)(?P<root>\\\\sqrt )?")
@@ -44,20 +40,14 @@ def clean(text: str, join: bool = True) -> str:
     >>> clean(r"\dfrac12\left(x + 1\right)^2.")
     '\\frac{1}{2}(x+1)^{2}'
     """
-    text = _rewritten("layout", _unwrap_math(_rewritten("money", _characters(text)).strip()).strip())
+    text = rewritten("layout", _unwrap_math(rewritten("money", _characters(text)).strip()).strip())
     text = _MATRIX.sub(lambda match: match.group().replace("\\\\", "\x08"), text.replace("\n", "\x04"))
     text = _TOKEN.sub(_command, _LIST.sub(lambda match: match.group(2).replace("&", ""), text))
-    text = _TEXT_PART.sub(_text, _rewritten("words", text))
-    text = _rewritten("plain", _PLAIN_FUNCTION.sub(r"\\\1 ", _rewritten("signs", text)))
-    text = _rewritten("braced", _over(_braced(text)))
+    text = _TEXT_PART.sub(_text, rewritten("words", text))
+    text = rewritten("plain", _PLAIN_FUNCTION.sub(r"\\\1 ", rewritten("signs", text)))
+    text = rewritten("braced", _over(_braced(text)))
     text = _spaces(_thousands(_separators(text), join)).translate(_SHOWN)
     return text.strip().lstrip("=").strip().rstrip(".,;\\").replace("\x08", "\\\\").strip()
-
-
-def _rewritten(step: str, text: str) -> str:
-    for pattern, plain in _REWRITES[step]:
-        text = pattern.sub(plain, text)
-    return text
 
 
 def _characters(text: str) -> str:

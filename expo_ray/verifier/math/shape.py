@@ -5,7 +5,8 @@ to the grammar (expo_ray.verifier.math.syntax).
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
 
 from expo_ray.verifier.math import words
 from expo_ray.verifier.math.units import quantity
@@ -40,7 +41,7 @@ class Shape:
     kind: str
     text: str
     parts: tuple["Shape", ...] = ()
-    marks: tuple[str, ...] = field(default=())
+    marks: tuple[str, ...] = ()
 
 
 def read(text: str) -> Shape:
@@ -118,32 +119,27 @@ def _bracketed(text: str, depth: int) -> Shape:
     return Shape("leaf", text)
 
 
+def _depths(tokens: list[str]) -> list[int]:
+    return list(accumulate((token in _OPEN) - (token in _CLOSE) for token in tokens))
+
+
 def split(text: str, separators: set[str]) -> tuple[list[str], list[str]]:
     """Parts between separators outside all brackets, and the separators met."""
-    parts: list[str] = []
-    found: list[str] = []
-    current: list[str] = []
-    depth = 0
-    for token in _TOKEN.findall(text):
-        depth += (token in _OPEN) - (token in _CLOSE)
+    parts, found = [""], []
+    tokens = _TOKEN.findall(text)
+    for token, depth in zip(tokens, _depths(tokens), strict=True):
         if depth == 0 and token in separators:
-            parts.append("".join(current).strip())
+            parts.append("")
             found.append(token)
-            current = []
         else:
-            current.append(token)
-    parts.append("".join(current).strip())
-    return parts, found
+            parts[-1] += token
+    return [part.strip() for part in parts], found
 
 
 def _spans(tokens: list[str]) -> bool:
     """Whether the first bracket is closed by the last token."""
-    depth = 0
-    for index, token in enumerate(tokens):
-        depth += (token in _OPEN) - (token in _CLOSE)
-        if depth == 0:
-            return index == len(tokens) - 1
-    return False
+    *before, last = _depths(tokens)
+    return last == 0 and 0 not in before
 
 
 def _without_group(text: str) -> str:
@@ -154,12 +150,11 @@ def _without_group(text: str) -> str:
 
 def _both_signs(text: str) -> list[str]:
     r"""`a\pm b` as its two values; anything else as it is."""
-    if not re.search(r"\\(?:pm|mp)(?![A-Za-z])", text):
-        return [text]
-    signs = (("+", "-"), ("-", "+"))
-    return [
-        re.sub(r"\\mp(?![A-Za-z]) ?", minus, re.sub(r"\\pm(?![A-Za-z]) ?", plus, text)).strip() for plus, minus in signs
-    ]
+    found = []
+    for plus, minus in ("+-", "-+"):
+        signed = re.sub(r"\\pm(?![A-Za-z]) ?", plus, re.sub(r"\\mp(?![A-Za-z]) ?", minus, text))
+        found.append(signed.strip())
+    return list(dict.fromkeys(found))
 
 
 def _matrix(text: str, depth: int) -> Shape | None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from expo_ray.verifier.math.words import NOTATION, from_words, rational
+from expo_ray.verifier.math.words import NOTATION, from_words, rational, rewritten
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +32,25 @@ _TAIL = re.compile(
     r"| [A-Za-z(][A-Za-z. /()^{}0-9-]*|(?<![A-Za-z\\])[A-Za-z][A-Za-z. /]*)",
     re.DOTALL,
 )
+_OF_THINGS = re.compile(r" (?:of|in|on|for|from|with|left|in total|altogether|long|tall|old|each)( [A-Za-z ]*)?$")
 _OF_WHAT = r" ?\\text\{ ?(?:increase|decrease|discount|profit|gain|loss|chance|interest|off|of [a-z ]+) ?\}$"
 _SHORT = frozenset(["m", "g", "l", "s", "h", "L", "N", "J", "W", "V", "K"])
 _PART = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)? *(?P<unit>[A-Za-z.一-鿿-]+(?: of [a-z]+)?)")
 
 
 def _sizes(text: str) -> list[tuple[str, Fraction]]:
-    return [(name, Fraction(size)) for name, _equals, size in (entry.partition("=") for entry in text.split())]
+    return [(name, Fraction(size)) for name, size in (entry.split("=") for entry in text.split())]
 
 
 def _table() -> dict[str, Unit]:
     table: dict[str, Unit] = {}
     prefixes = {form: _sizes(text) for form, text in NOTATION["prefixes"].items()}
     for dimension, entries in NOTATION["units"].items():
-        for name, size in _sizes(entries):
-            plain = name.rstrip("*")
-            table[plain] = Unit(dimension, size)
-            for prefix, factor in prefixes["long" if len(plain) > 2 else "short"] if plain != name else ():
-                table.setdefault(prefix + plain, Unit(dimension, size * factor))
+        for entry, size in _sizes(entries):
+            name = entry.rstrip("*")
+            table[name] = Unit(dimension, size)
+            for prefix, factor in prefixes["long" if len(name) > 2 else "short"] if name != entry else ():
+                table.setdefault(prefix + name, Unit(dimension, size * factor))
     return table
 
 
@@ -83,18 +84,16 @@ def quantity(text: str, any_plural: bool = False) -> Quantity:
 
 
 def _from_tail(match: re.Match[str], any_plural: bool) -> Quantity | None:
-    value, tail = match.group("value"), match.group("words")
-    bare = "\\text" not in tail
+    value, tail = match["value"], match["words"]
     words = re.sub(r"\\text\{([^{}]*)\}", r"\1", tail).replace("^{", "^").replace("}", "").strip(" .,")
     words = re.sub(r"^\((.*)\)$|\(s\)", r"\1", words).strip()
-    if bare and not _bare_is_unit(value, tail, words):
+    if "\\text" not in tail and not _bare_is_unit(value, tail, words):
         return None
-    if match.group("degree"):
-        scale = words.lower().strip(". ")
-        name = {"f": "fahrenheit", "c": "celsius"}.get(scale, scale)
-        return Quantity(value, Unit(name)) if name in ("fahrenheit", "celsius") else None
-    if words.lower() in ("degrees celsius", "degrees fahrenheit", "celsius", "fahrenheit"):
-        return Quantity(value, Unit(words.lower().split()[-1]))
+    scale = words.lower().strip(". ").removeprefix("degrees ")
+    if match["degree"] or len(scale) > 1:
+        scale = {"f": "fahrenheit", "c": "celsius"}.get(scale, scale)
+        if match["degree"] or scale in ("fahrenheit", "celsius"):
+            return Quantity(value, Unit(scale)) if scale in ("fahrenheit", "celsius") else None
     plain = words.replace("-", " ").split()
     for count in range(min(len(plain), 6), 0, -1):
         scaled = from_words(" ".join([value, *plain[:count]])) if rational(value) is not None else None
@@ -102,28 +101,23 @@ def _from_tail(match: re.Match[str], any_plural: bool) -> Quantity | None:
             unit = unit_of(" ".join(plain[count:]), any_plural) if plain[count:] else None
             return None if plain[count:] and unit is None else Quantity(_fraction(scaled), unit)
     unit = unit_of(words, any_plural)
-    return _compound(value, words) if unit is None else Quantity(value, unit)
+    return _compound(f"{value} {re.sub(r',? and |,', ' ', words)}") if unit is None else Quantity(value, unit)
 
 
 def _fraction(value: Fraction) -> str:
     return str(value.numerator) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
-def _compound(value: str, words: str) -> Quantity | None:
-    """`2 hours and 30 minutes` in hours: parts of one dimension, each smaller than the one before."""
-    parts = list(_PART.finditer(f"{value} {re.sub(r',? and |,', ' ', words)}"))
-    if "".join(part.group() for part in parts).replace(" ", "") != f"{value}{re.sub(r',? and |,', ' ', words)}".replace(
-        " ", ""
-    ):
+def _compound(text: str) -> Quantity | None:
+    """`2 hours 30 minutes` in hours: parts of one dimension, each smaller than the one before."""
+    parts = list(_PART.finditer(text))
+    units = [unit for part in parts if (unit := unit_of(part["unit"], False)) is not None and part["number"]]
+    if _PART.sub("", text).strip(" ") or not 2 <= len(parts) == len(units):
         return None
-    units = [unit_of(part.group("unit"), False) for part in parts]
-    known = [unit for unit in units if unit is not None]
-    if len(parts) < 2 or len(known) < len(parts) or any(part.group("number") is None for part in parts):
+    if len({(unit.dimension, unit.power) for unit in units}) > 1 or sorted(units, key=lambda u: -u.factor) != units:
         return None
-    if len({(unit.dimension, unit.power) for unit in known}) > 1 or sorted(known, key=lambda u: -u.factor) != known:
-        return None
-    total = sum(Fraction(part.group("number")) * unit.factor for part, unit in zip(parts, known, strict=True))
-    return Quantity(_fraction(total / known[0].factor), known[0])
+    total = sum(Fraction(part["number"]) * unit.factor for part, unit in zip(parts, units, strict=True))
+    return Quantity(_fraction(total / units[0].factor), units[0])
 
 
 def _bare_is_unit(value: str, bare: str, words: str) -> bool:
@@ -137,46 +131,34 @@ def _bare_is_unit(value: str, bare: str, words: str) -> bool:
 
 def unit_of(words: str, any_plural: bool) -> Unit | None:
     """The unit or the counted things that a phrase names; None where it names neither."""
-    phrase = re.sub(r"\s+", " ", words).strip(" .,")
-    phrase = re.sub(r"^(?:sq\.?|square[ds]?) (.+)$", r"\1^2", re.sub(r"^(?:cu\.?|cubic) (.+)$", r"\1^3", phrase))
-    phrase = re.sub(r"^平方", "sq ", re.sub(r"^立方", "cu ", phrase)) if phrase[:1] in "平立" and phrase else phrase
-    if phrase.startswith(("sq ", "cu ")):
-        phrase = f"{phrase[3:]}^{2 if phrase[0] == 's' else 3}"
-    phrase = re.sub(r"^(.+) ([A-Za-z]+)\^-1$", r"\1/\2", re.sub(r"^(.+) ([A-Za-z]+)\^-([23])$", r"\1/\2^\3", phrase))
-    rate = re.split(r"\s*/\s*|\s+per\s+(?:an?\s+)?|\s+an?\s+", phrase)
-    if len(rate) == 2 and all(rate):
-        top, bottom = unit_of(rate[0], any_plural), unit_of(rate[1], True)
-        if top is None or bottom is None:
+    phrase = rewritten("units", re.sub(r"\s+", " ", words).strip(" .,"))
+    top, *bottom = re.split(r"\s*/\s*|\s+per\s+(?:an?\s+)?|\s+an?\s+", phrase)
+    if len(bottom) == 1 and top and bottom[0]:
+        over, under = unit_of(top, any_plural), unit_of(bottom[0], True)
+        if over is None or under is None:
             return None
-        power = f"^{bottom.power}" if bottom.power > 1 else ""
-        return Unit(f"{top.dimension}/{bottom.dimension}{power}", top.factor / bottom.factor, top.power)
-    phrase = re.sub(
-        r" (?:of|in|on|for|from|with|left|in total|altogether|long|tall|old|each)( [A-Za-z ]*)?$", "", phrase
-    )
-    match = re.fullmatch(r"(.+?)\s*\^\s*([23])|(.+)", phrase)
+        power = f"^{under.power}" if under.power > 1 else ""
+        return Unit(f"{over.dimension}/{under.dimension}{power}", over.factor / under.factor, over.power)
+    match = re.fullmatch(r"(.+?)(?:\s*\^\s*([23]))?", _OF_THINGS.sub("", phrase))
     if match is None:
         return None
-    name, exponent = str(match.group(1) or match.group(3)), int(match.group(2) or 1)
+    name, exponent = match[1], int(match[2] or 1)
     single = re.sub(r"(?<=[a-zA-Z]{2})s$", "", name.rstrip("."))
-    lowered = [form.lower() for form in (name.rstrip("."), single)] if len(name) > 2 else []
-    known = next((TABLE[form] for form in (name, single, *lowered) if form in TABLE), None)
+    forms = [name, single, *([name.rstrip(".").lower(), single.lower()] if len(name) > 2 else [])]
+    known = next((TABLE[form] for form in forms if form in TABLE), None)
     if known is not None:
         return Unit(known.dimension, known.factor**exponent, exponent)
     return _counted(name.lower(), exponent, any_plural)
 
 
 def _counted(phrase: str, power: int, any_plural: bool) -> Unit | None:
-    words = phrase.split()
-    if not words or len(words) > 3 or not all(re.fullmatch(r"[a-z'-]+|[一-鿿]+", word) for word in words):
+    *before, noun = phrase.split() or [""]
+    if len(before) > 2 or not all(re.fullmatch(r"[a-z'-]+|[一-鿿]+", word) for word in (*before, noun)):
         return None
-    *before, noun = words
-    forms = {noun, re.sub("s$", "", noun), re.sub("es$", "", noun), re.sub("ies$", "y", noun)}
-    named = bool(forms & _COUNTED)
+    named = {noun, re.sub("s$", "", noun), re.sub("es$", "", noun), re.sub("ies$", "y", noun)} & _COUNTED
     plural = any_plural and re.fullmatch(r"[a-z]{2,}[a-rt-z]s", noun) is not None and from_words(f"2 {noun}") is None
-    if not (named or plural) or not all(
-        word in _ADJECTIVES or any_plural or _counted(word, 1, False) for word in before
-    ):
+    if not named and not plural:
         return None
-    return Unit(
-        min(forms & _COUNTED, key=len) if named and not before else phrase.removesuffix("s"), Fraction(1), power
-    )
+    if not all(word in _ADJECTIVES or any_plural or _counted(word, 1, False) for word in before):
+        return None
+    return Unit(min(named, key=len) if named and not before else phrase.removesuffix("s"), power=power)

@@ -8,6 +8,19 @@ from pathlib import Path
 
 NOTATION = tomllib.loads((Path(__file__).parent / "notation.toml").read_text(encoding="utf-8"))
 
+_REWRITES = {
+    step: [(re.compile(pattern, re.DOTALL), plain) for pattern, plain in rules]
+    for step, rules in NOTATION["rewrites"].items()
+}
+
+
+def rewritten(step: str, text: str) -> str:
+    """The text after the rules of one table of notation.toml."""
+    for pattern, plain in _REWRITES[step]:
+        text = pattern.sub(plain, text)
+    return text
+
+
 MAX_ANSWER = 2000
 """Characters of an answer that is parsed; a longer one can only be right by being the gold answer's text."""
 MAX_DEPTH = 40
