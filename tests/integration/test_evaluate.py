@@ -90,7 +90,7 @@ def test_ctrl_c_leaves_whole_chunks_and_no_process(undisturbed, tmp_path):
     process.send_signal(signal.SIGINT)
     done = finish(process)
     assert done.returncode == 130, done.stderr[-3000:]
-    assert f"the same command with run_dir={folder} goes on" in done.stderr
+    assert f"the same command with run_dir={folder} resumes" in done.stderr
     assert done.stdout.splitlines()[-1] == str(folder)
     assert 0 < lines_in(folder) < PROBLEMS * SAMPLES
     assert lines_in(folder) % (CHUNK * SAMPLES) == 0
