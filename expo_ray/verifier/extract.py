@@ -2,6 +2,9 @@
 """Finding the answer in a response. Every function is linear in the response's length."""
 
 import re
+import tomllib
+from collections import deque
+from pathlib import Path
 
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s*+(\\?[^\s{}$.,;\\]+(?:\{[^{}]{0,200}\}){0,2})")
@@ -14,30 +17,18 @@ _ROUGHLY = re.compile(r"[\s$]*+(?:\\approx|≈|\\sim)[\s$]*+")
 _PERCENT = re.compile(r"\s*+\$?\s*+(?:\\?%|per ?cent\b|pct\b)")
 _NEGATIVE = re.compile(r"(?:^|[\s$=(:])-\s?$")
 _MOST_BOXES = 12
-# How an answer is announced, language by language; the fillers may stand between it and the answer.
-_ANNOUNCED = (
-    r"\b(?:final\s++)?(?:answers?|result)\b(?!\s++(?:to|of|for)\b)",
-    r"(?:最终)?答案", "答え", "정답|답", r"\bréponse(?:\s++finale)?\b", r"\b(?:Antwort|Ergebnis|Lösung)\b",
-    r"\brespuesta(?:\s++final)?\b", r"\b[Оо]твет\b",
-    r"\bresposta\b", r"\brisposta\b",
-)  # fmt: skip
-_VERB = (
-    r"(?:(?:is|are|was|equals|must\s++be|should\s++be|will\s++be|comes\s++to|est|sont|ist|lautet|es|son)(?![A-Za-z])"
-    r"|é|è|是|为|等于|は|은|는|=|:|：)"
-)
-_FILLERS = (
-    r"(?:(?:therefore|thus|hence|then|definitely|approximately|about|simply|just|clearly|exactly|given\s++by|equal\s++to|indeed"
-    r"|actually|also|now|found\s++to\s++be|option|choice|letter|donc|also|daher|por\s++tanto|:|：|\*\*|```(?:\w{1,10}\n)?)[\s,]*+)*+"
-)
+# How an answer is announced, language by language, what may stand between that and the answer, and where it ends.
+_STATEMENTS = {
+    name: "|".join(parts)
+    for name, parts in tomllib.loads(Path(__file__).with_name("statements.toml").read_text(encoding="utf-8")).items()
+}
 _STATED = re.compile(
-    rf"(?:{'|'.join(_ANNOUNCED)})[\s*#]*+(?:{_VERB}|(?<=\n)|(?=\$|\\[(\[]))[\s*]*+{_FILLERS}", re.IGNORECASE
-)
-# Where the answer ends: the sentence's end, or a clause that explains it.
-_END = re.compile(
-    r"です|입니다|이다|[.!。](?=\s|$|\"|[一-鿿])|\n|;|,\s*+(?!(?:and|or)\b)(?=[A-Za-z]{2,})"
-    r"|[\s,]*+\b(?:because|since|which|where|so|as|but|when|given|for|if|by|in total|altogether)\b(?!\s*+[=<>])",
+    r"(?:{announced})[\s*#]*+(?:{verbs}|(?<=\n)|(?=\$|\\[(\[]))[\s*]*+(?:(?:{fillers})[\s,]*+)*+".format_map(
+        _STATEMENTS
+    ),
     re.IGNORECASE,
 )
+_END = re.compile(_STATEMENTS["ends"], re.IGNORECASE)
 _MATH = re.compile(
     r"\$\$([^$]{1,2000})\$\$|\$([^$]{1,2000})\$|\\\(([^\n]{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL
 )
@@ -83,13 +74,12 @@ def boxed(response: str) -> str | None:
     if text[:1].isdigit() and _NEGATIVE.search(response[max(0, start - 3) : start]):
         text = "-" + text
     found = [text]
-    while boxes and len(found) < _MOST_BOXES:
-        earlier, inside, end = boxes.pop()
-        between = response[end + 1 : start]
-        if len(between) > 60 or not (_BETWEEN_BOXES.fullmatch(between) or _ROUGHLY.fullmatch(between)):
-            break
+    for earlier, inside, end in reversed(boxes[-_MOST_BOXES + 1 :]):
+        between = response[end + 1 : start] if start - end < 62 else "too much"
         if _ROUGHLY.fullmatch(between):
             found.pop()
+        elif not _BETWEEN_BOXES.fullmatch(between):
+            break
         found.append(response[inside:end].strip())
         start = earlier
     return ", ".join(dict.fromkeys(reversed(found))) or None
@@ -97,18 +87,15 @@ def boxed(response: str) -> str | None:
 
 def _boxes(response: str) -> list[tuple[int, int, int]]:
     """(start, start of the inside, end of the inside) of the closed boxes that hold no other box, in order."""
-    opened: list[tuple[int, int] | None] = []
+    opened: list[re.Match[str]] = []
     found: list[tuple[int, int, int]] = []
     for match in _BOX_OR_BRACE.finditer(response):
-        token = match.group()
-        if token.endswith("{") and len(token) > 2:
-            opened.append((match.start(), match.end()))
-        elif token == "{":
-            opened.append(None)
-        elif token == "}" and opened:
+        if match.group().endswith("{") and match.group() != "\\{":
+            opened.append(match)
+        elif match.group() == "}" and opened:
             box = opened.pop()
-            if box is not None and (not found or box[0] > found[-1][0]):
-                found.append((*box, match.start()))
+            if box.group() != "{" and (not found or box.start() > found[-1][0]):
+                found.append((box.start(), box.end(), match.start()))
     return found
 
 
@@ -129,24 +116,18 @@ def stated(response: str) -> str | None:
         parts.append(rest[position : math.end()])
         position = math.end()
     parts.append(rest[position : end.start() if end is not None else len(rest)])
-    found_text = "".join(parts).strip(' *_"`')
+    text = "".join(parts).strip(' *_"`')
     # "Final Answer: The largest n is 34" announces a sentence.
-    return (
-        (concluded(found_text) if len(_WORD.findall(_COMMAND.sub(" ", found_text))) > 3 else None) or found_text or None
-    )
+    return (concluded(text) if _count_words(text) > 3 else None) or text or None
 
 
 def hashed(response: str) -> str | None:
     """The rest of the line behind the last `####` that is no heading; None without one."""
-    before, mark, rest = response.rpartition("####")
-    for _ in range(20):
-        if not mark:
-            return None
-        line, _newline, after = rest.strip().partition("\n")
+    for part in reversed(response.rsplit("####", 20)[1:]):
+        line, _newline, rest = part.strip().partition("\n")
         line = _CALCULATOR.sub("", line).strip()
-        if line and not (after.strip() and _HEADING.fullmatch(line)):
+        if line and not (rest.strip() and _HEADING.fullmatch(line)):
             return line
-        before, mark, rest = before.rpartition("####")
     return None
 
 
@@ -190,7 +171,7 @@ def bare(response: str) -> str | None:
     text = response.strip()
     if not text or len(text) > MAX_BARE or "\n" in text or "\\boxed" in text:
         return None
-    words = len(_WORD.findall(_COMMAND.sub(" ", text)))
+    words = _count_words(text)
     return text if not words or (words <= 3 and "$" not in text) else None
 
 
@@ -234,8 +215,9 @@ def toy(response: str) -> str | None:
     return answer if mark and stop and answer else None
 
 
+def _count_words(text: str) -> int:
+    return len(_WORD.findall(_COMMAND.sub(" ", text)))
+
+
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    found = None
-    for match in pattern.finditer(text):
-        found = match
-    return found
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
