@@ -53,18 +53,13 @@ class _Parent:
         self.control = ours
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         # Nothing of our environment goes along: no tokens, no proxies, no Ray addresses.
-        environment = {
-            "PATH": os.defpath,
-            "LANG": "C.UTF-8",
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "PYTHONHASHSEED": "0",
-            "PYTHONPATH": os.pathsep.join([os.path.dirname(expo_ray.__path__[0]), *filter(None, sys.path)]),
-        }
+        environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        folders = [os.path.dirname(expo_ray.__path__[0]), *filter(None, sys.path)]
         arguments = [str(theirs.fileno()), json.dumps(dataclasses.asdict(config))]
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "expo_ray.verifier.worker", *arguments],
-            env=environment,
+            env=environment | {"PYTHONPATH": os.pathsep.join(folders)},
             cwd=tempfile.gettempdir(),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -77,17 +72,13 @@ class _Parent:
 
     def _receive(self, wait_s: float) -> Any:
         self.control.settimeout(wait_s)
-        buffer = bytearray()
-        while (value := wire.unpack(buffer, wire.MAX_REPLY)) is None:
-            try:
-                part = self.control.recv(4096)
-            except (TimeoutError, ConnectionError):
-                part = b""
-            if not part:
-                self.output.seek(0)
-                said = self.output.read()[-2000:].decode(errors="replace")
-                raise VerifierStartError(f"no grading process within {wait_s:.0f} s. Its output: {said or '(none)'}")
-            buffer += part
+        value = None
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            value = wire.receive(self.control)
+        if value is None:
+            self.output.seek(0)
+            said = self.output.read()[-2000:].decode(errors="replace")
+            raise VerifierStartError(f"no grading process within {wait_s:.0f} s. Its output: {said or '(none)'}")
         return value
 
     def fork(self) -> tuple[int, socket.socket]:
@@ -163,19 +154,19 @@ class _Process:
 
 
 class _Batch:
-    """What is left to do of one call of `judge`."""
+    """One call of `judge`: its verdicts, and what is left to do."""
 
     def __init__(self, count: int) -> None:
         self.verdicts: list[Verdict | None] = [None] * count
-        self.waiting: deque[int] = deque()
-        self.packed: dict[int, list[Any]] = {}
         self.keys: list[bytes] = []
         self.attempts = [0] * count
-        self.left = 0
+        self.left: dict[int, list[Any]] = {}
+        """The items without a verdict, as they are sent; `waiting` are those that no process holds."""
+        self.waiting: deque[int] = deque()
 
     def settle(self, index: int, verdict: Verdict) -> None:
         self.verdicts[index] = verdict
-        self.left -= 1
+        del self.left[index]
 
 
 class VerifierPool:
@@ -192,9 +183,7 @@ class VerifierPool:
     def judge(self, items: list[Item], progress: Callable[[int], None] | None = None) -> list[Verdict]:
         """A verdict for each item, in order; equal items of a batch are graded once.
 
-        Args:
-            items: what to grade.
-            progress: called with the number of items still to be graded, after each event.
+        progress: called with the number of items still to be graded, after each event.
 
         Raises:
             VerifierStartError: no grading process can be had.
@@ -202,12 +191,10 @@ class VerifierPool:
         batch = _Batch(len(items))
         twins = self._queue(items, batch)
         try:
-            if batch.left:
-                self._fill()
             while batch.left:
                 self._step(batch)
                 if progress is not None:
-                    progress(batch.left)
+                    progress(len(batch.left))
         finally:
             # An interrupted call leaves no process with items that nobody waits for.
             for process in [p for p in self._processes if p.held]:
@@ -246,9 +233,8 @@ class VerifierPool:
                 twins.append((index, first_of[key]))
             else:
                 first_of[key] = index
-                batch.packed[index] = packed
-                batch.waiting.append(index)
-        batch.left = len(batch.waiting)
+                batch.left[index] = packed
+        batch.waiting.extend(batch.left)
         return twins
 
     def _fill(self) -> None:
@@ -306,8 +292,8 @@ class VerifierPool:
         while batch.waiting and len(chunk) < min(share, MAX_CHUNK) and size < MAX_CHUNK_BYTES:
             index = batch.waiting.popleft()
             process.held.append(index)
-            chunk.append([index, *batch.packed[index]])
-            size += len(batch.packed[index][0])
+            chunk.append([index, *batch.left[index]])
+            size += len(batch.left[index][0])
         process.keys.extend(secrets.token_bytes(wire.KEY_BYTES) for _ in chunk)
         process.outbox += wire.pack(chunk) + b"".join(process.keys)
         process.restart_clock()

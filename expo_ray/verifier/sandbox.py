@@ -15,14 +15,9 @@ import struct
 import sys
 from collections.abc import Callable, Iterable
 
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
-PR_SET_PDEATHSIG = 1
-PR_SET_SECCOMP = 22
-PR_SET_NO_NEW_PRIVS = 38
-SECCOMP_MODE_FILTER = 2
-SECCOMP_ALLOW = 0x7FFF0000
-SECCOMP_EPERM = 0x00050000 | 1
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_EPERM = 2, 0x7FFF0000, 0x00050000 | 1
 ITEMS_OF_CPU = 100
 """CPU time that a process has in its life, in limits of one item; it retires at half of it."""
 
@@ -89,9 +84,8 @@ def deny_system_calls(may_fork: bool = False) -> bool:
     code = ctypes.create_string_buffer(b"".join(program))
     filter_program = _FilterProgram(len(program), ctypes.addressof(code))
     libc = _libc()
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        return False
-    return libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(filter_program), 0, 0) == 0
+    privileges = libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    return privileges == libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(filter_program), 0, 0) == 0
 
 
 def read_only(folders: Iterable[str]) -> bool:
@@ -156,12 +150,10 @@ def enter(memory_mib: int, parent: int, item_s: float, may_fork: bool = False) -
             os._exit(1)
     limit = memory_mib * 1024 * 1024
     life = int(_cpu_used() + ITEMS_OF_CPU * max(item_s, 1.0))
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    # Hard as well as soft: nothing that runs here can raise it again.
-    resource.setrlimit(resource.RLIMIT_CPU, (life, life))
+    limits = {resource.RLIMIT_AS: limit, resource.RLIMIT_NOFILE: 64, resource.RLIMIT_CPU: life}
+    for kind, most in (limits | {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0}).items():
+        # Hard as well as soft: nothing that runs here can raise it again.
+        resource.setrlimit(kind, (most, most))
     read_only(own_folders())
     if not deny_system_calls(may_fork):
         socket.socket = _no_socket  # type: ignore[assignment, misc]
