@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from expo_ray.messages import Group, Outcome
 from expo_ray.verifier.math.clean import clean
-from expo_ray.verifier.math.words import NotDecided, rational
+from expo_ray.verifier.math.value import rational
+from expo_ray.verifier.math.words import NotDecided
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from expo_ray.verifier import extract
 from expo_ray.verifier.math import compare
 from expo_ray.verifier.math.clean import clean
 from expo_ray.verifier.math.shape import read
-from expo_ray.verifier.math.words import NotDecided, rational
+from expo_ray.verifier.math.value import rational
+from expo_ray.verifier.math.words import NotDecided
 
 COMMANDS = (
     r"\frac \sqrt \boxed{ \text{ \left( \right) \{ \} \pm \cup \infty \pi \cdot \begin{pmatrix} \end{pmatrix} \\ \%"

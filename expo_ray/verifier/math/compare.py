@@ -22,7 +22,7 @@ from expo_ray.verifier.math.relation import (
 from expo_ray.verifier.math.shape import Shape, read
 from expo_ray.verifier.math.syntax import Node, parse, parse_all, symbols
 from expo_ray.verifier.math.units import DEGREE, PERCENT, RADIAN, Quantity, quantity
-from expo_ray.verifier.math.words import MAX_ANSWER, NotDecided, rational
+from expo_ray.verifier.math.words import MAX_ANSWER, NotDecided
 
 Graded = tuple[bool, str]
 
@@ -58,7 +58,7 @@ def equal(answer: str, gold: str, percent_is_unit: bool = False) -> Graded:
         return bool(left), "exact"
     if not left or not right:
         return False, "text"
-    first, second = rational(left), rational(right)
+    first, second = value.rational(left), value.rational(right)
     if first is not None and second is not None:
         return first == second, "numeric"
     comparison = Comparison(percent_is_unit)
@@ -299,7 +299,7 @@ def _values(answer: str, gold: str) -> Graded:
 
 
 def _number(text: str) -> Fraction | None:
-    found = rational(text)
+    found = value.rational(text)
     return found if found is not None else words.number(text)
 
 

@@ -192,16 +192,19 @@ class _Parser:
     def number(self, token: str) -> Node:
         if token == "." or not token.isascii():
             raise Unreadable("a lone point")
+        # Only at the end of the text: 7 1/2 is seven and a half.
+        mixed = re.match(r"\\frac\{(\d+)\}\{(\d+)\}| (\d+)/(\d+)\)?$", "".join(self.tokens[self.at : self.at + 7]))
+        found = Fraction(token.rstrip("."))
         if "." in token and self.accept("\\overline"):
             whole, _point, fixed = token.partition(".")
-            return ("num", repeating(whole, fixed, self.digits()))
-        if self.peek() == "_":
+            found = repeating(whole, fixed, self.digits())
+        elif mixed and "." not in token:
+            top, bottom = (int(part) for part in mixed.groups() if part)
+            if 0 < top < bottom:
+                self.at += 7 if mixed[1] else 4
+                found += Fraction(top, bottom)
+        elif self.peek() == "_":
             raise Unreadable("a number with a base")
-        found = Fraction(token.rstrip("."))
-        mixed = re.match(r"\\frac\{([0-9]+)\}\{([0-9]+)\}", "".join(self.tokens[self.at : self.at + 7]))
-        if mixed and "." not in token and 0 < int(mixed[1]) < int(mixed[2]):
-            self.at += 7
-            found += Fraction(int(mixed[1]), int(mixed[2]))
         return ("num", found)
 
     def digits(self) -> str:

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from expo_ray.verifier.math.words import NOTATION, from_words, rational, rewritten
+from expo_ray.verifier.math.value import rational
+from expo_ray.verifier.math.words import NOTATION, from_words, rewritten
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from mpmath import mp
 
-from expo_ray.verifier.math.syntax import Node, contains, symbols
+from expo_ray.verifier.math.syntax import Node, contains, parse, symbols
 from expo_ray.verifier.math.words import NotDecided
 
 MAX_BITS = 200_000
@@ -257,6 +257,27 @@ def exact(node: Node, bound: dict[str, int] | None = None) -> Fraction | None:
         return Fraction(_Exact(0, bound).value(node))
     except (_NotExact, Undefined):
         return None
+
+
+def rational(text: str) -> Fraction | None:
+    r"""The value of a cleaned number (integer, decimal, fraction, mixed, scientific, repeating); None if it is none.
+
+    >>> rational(r"-1\frac{1}{2}")
+    Fraction(-3, 2)
+
+    Raises:
+        NotDecided: a number too large.
+    """
+    tree = parse(text)
+    return exact(tree) if tree is not None and _is_written_out(tree) else None
+
+
+def _is_written_out(tree: Node) -> bool:
+    kind, *parts = tree
+    if kind in ("*", "^"):
+        power = parts[1] if kind == "*" and parts[0][0] == "num" else tree
+        return power[:2] == ("^", ("num", 10)) and _is_written_out(power[2])
+    return kind == "num" or (kind in ("-", "/") and all(map(_is_written_out, parts)))
 
 
 def approximate(node: Node) -> float | None:

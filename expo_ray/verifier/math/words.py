@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,74 +24,18 @@ MAX_ANSWER = 2000
 """Characters of an answer that is parsed; a longer one can only be right by being the gold answer's text."""
 MAX_DEPTH = 40
 """Nested brackets of an answer that is parsed."""
-MAX_EXPONENT = 20_000
-"""Largest exponent, factorial argument and the like that is evaluated."""
 
 
 class NotDecided(Exception):
     """The comparison would cost more than it may: the outcome is `error`, not `wrong`."""
 
 
-MAX_DIGITS = 400
 _DECIMAL = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 
 
 def repeating(whole: str, fixed: str, cycle: str) -> Fraction:
     """The value of a decimal whose last digits repeat, from its digits."""
     return (int(whole + fixed or "0") + Fraction(int(cycle), 10 ** len(cycle) - 1)) / 10 ** len(fixed)
-
-
-def _scientific(factor: str, exponent: str) -> Fraction:
-    if len(exponent) > 9 or abs(int(exponent)) > MAX_EXPONENT:
-        raise NotDecided("exponent too large")
-    return Fraction(factor.rstrip(".")) * Fraction(10) ** int(exponent)
-
-
-def _mixed(whole: str, top: str, bottom: str) -> Fraction | None:
-    return int(whole) + Fraction(int(top), int(bottom)) if 0 < int(top) < int(bottom) else None
-
-
-def _quotient(top: str, bottom: str) -> Fraction | None:
-    return Fraction(top.rstrip(".")) / Fraction(bottom.rstrip(".")) if Fraction(bottom.rstrip(".")) else None
-
-
-# How a number is written, and its value from the groups that the pattern finds.
-_NUMBERS: tuple[tuple[re.Pattern[str], Callable[..., Fraction | None]], ...] = tuple(
-    (re.compile(pattern), value)
-    for pattern, value in (
-        (rf"({_DECIMAL})", lambda text: Fraction(text.rstrip("."))),
-        (rf"\\frac\{{([+-]?{_DECIMAL})\}}\{{([+-]?{_DECIMAL})\}}", _quotient),
-        (rf"({_DECIMAL})/({_DECIMAL})", _quotient),
-        (r"([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}", _mixed),
-        (r"([0-9]+) ([0-9]+)/([0-9]+)", _mixed),
-        (rf"({_DECIMAL})(?:\\cdot ?10\^\{{|[eE])([+-]?[0-9]+)\}}?", _scientific),
-        (r"10\^\{([+-]?[0-9]+)\}", lambda exponent: _scientific("1", exponent)),
-        (r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}", repeating),
-    )
-)
-
-
-def rational(text: str) -> Fraction | None:
-    r"""The value of a cleaned number (integer, decimal, fraction, mixed, scientific, repeating); None if it is none.
-
-    >>> rational(r"-1\frac{1}{2}")
-    Fraction(-3, 2)
-
-    Raises:
-        NotDecided: an exponent beyond MAX_EXPONENT.
-    """
-    if len(text) > MAX_DIGITS:
-        return None
-    unsigned = text.lstrip("+- ") if text[:1] in ("+", "-") else text
-    sign = (-1) ** text[: len(text) - len(unsigned)].count("-")
-    # (5) and {5} are 5.
-    while len(unsigned) > 2 and unsigned[0] + unsigned[-1] in ("()", "{}") and not set(unsigned[1:-1]) & set("(){}"):
-        unsigned = unsigned[1:-1]
-    for pattern, value in _NUMBERS:
-        if match := pattern.fullmatch(unsigned):
-            found = value(*match.groups())
-            return None if found is None else sign * found
-    return None
 
 
 _NAMES = NOTATION["numbers"]
