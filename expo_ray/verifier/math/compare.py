@@ -35,6 +35,7 @@ _RATIO = re.compile(r"[^:]+(?::[^:]+)+")
 _INFINITE = ("\\infty", "+\\infty", "-\\infty")
 _QUESTION_MATH = re.compile(r"\$\$[^$]{1,2000}\$\$|\$[^$]{1,2000}\$|\\\(.{1,2000}?\\\)|\\\[.{1,2000}?\\\]", re.DOTALL)
 _LETTERS = re.compile(r"[A-Za-z](?: ?[A-Za-z])+")
+_METHODS = {"matrix": "matrix", "union": "interval", "tuple": "interval", "relation": "symbolic"}
 
 
 def warm() -> None:
@@ -129,11 +130,11 @@ class Comparison:
 
     def shapes(self, answer: Shape, gold: Shape) -> Graded:
         """Compare two shapes of any kind."""
-        if answer.kind == "leaf" and gold.kind == "leaf":
-            return self.leaves(answer.text, gold.text)
         labelled = self._labelled(answer, gold)
         if labelled is not None:
             return labelled
+        if answer.kind == "leaf" and gold.kind == "leaf":
+            return self.leaves(answer.text, gold.text)
         kinds, unequal = {answer.kind, gold.kind}, _has_inequality(answer, gold)
         if "union" in kinds or unequal or ("\\in",) in (answer.marks, gold.marks):
             first, second = reals(answer), reals(gold)
@@ -152,17 +153,16 @@ class Comparison:
             if matrix.marks != ("matrix", "1") or vector.marks != ("(", ")"):
                 return False, "matrix"
         elif answer.kind != gold.kind or _brackets(answer) != _brackets(gold):
-            return False, _method(gold)
+            return False, _METHODS.get(gold.kind, "set")
         if gold.kind == "union":
             return self._unordered(answer.parts, gold.parts), "interval"
-        return self._in_order(answer.parts, gold.parts), _method(gold)
+        return self._in_order(answer.parts, gold.parts), _METHODS.get(gold.kind, "set")
 
     def leaves(self, answer: str, gold: str) -> Graded:
         """Compare two single expressions, quantities or words."""
         if answer == gold:
             return True, "exact"
-        labelled = self._labelled(Shape("leaf", answer), Shape("leaf", gold))
-        special = labelled or _special(answer, gold)
+        special = _special(answer, gold)
         if special is not None:
             return special
         if gold in _INFINITE or answer in _INFINITE:
@@ -228,8 +228,9 @@ class Comparison:
         values, other = (first, gold) if first is not None else (second, answer)
         if other.kind != "tuple" or values is None:
             return None
-        parts = tuple(values[name] for name in sorted(values))
-        return self._in_order(parts, other.parts) if values is first else self._in_order(other.parts, parts)
+        pairs = zip((values[name] for name in sorted(values)), other.parts, strict=False)
+        same = all(self.shapes(*(pair if values is first else pair[::-1]))[0] for pair in pairs)
+        return same and len(values) == len(other.parts)
 
     def _collections(self, answer: Shape, gold: Shape) -> Graded:
         if not {answer.kind, gold.kind} <= {"list", "set"}:
@@ -360,10 +361,6 @@ def _brackets(shape: Shape) -> tuple[str, ...]:
     opening, closing = shape.marks
     infinite = [part.text in _INFINITE for part in shape.parts]
     return ("(" if infinite[0] and opening == "[" else opening), (")" if infinite[1] and closing == "]" else closing)
-
-
-def _method(shape: Shape) -> str:
-    return {"matrix": "matrix", "union": "interval", "tuple": "interval", "relation": "symbolic"}.get(shape.kind, "set")
 
 
 def _has_inequality(*shapes: Shape) -> bool:
