@@ -100,11 +100,23 @@ TREES = st.recursive(
 
 
 def equal_by_sympy(first: sympy.Expr, second: sympy.Expr) -> bool:
-    """Whether two expressions have the same values to 40 digits, at points where both are defined everywhere."""
+    """Whether two expressions agree to 30 of 40 digits, at points where both are defined everywhere."""
     points = [(sympy.Rational(3, 7), sympy.Rational(-5, 3)), (sympy.Rational(11, 9), sympy.Rational(2, 5))]
     x, y = sympy.symbols("x y", real=True)
-    gaps = [sympy.N((first - second).subs({x: a, y: b}), 40) for a, b in points]
-    return all(abs(gap) < sympy.Float("1e-30") for gap in gaps)
+    for a, b in points:
+        gap, *sizes = (abs(sympy.N(side.subs({x: a, y: b}), 40)) for side in (first - second, first, second))
+        # e^{-102} is not 0: small values count as well.
+        if gap > sympy.Float("1e-30") * max(sizes):
+            return False
+    return True
+
+
+def equal_by_us(first: sympy.Expr, second: sympy.Expr) -> bool:
+    """What a response would earn: a value too large to evaluate, such as e^{50000}, is not accepted."""
+    try:
+        return compare.equal(sympy.latex(first), sympy.latex(second))[0]
+    except NotDecided:
+        return False
 
 
 @settings(quick, max_examples=60)
@@ -117,4 +129,4 @@ def test_expressions_rewritten_by_sympy_stay_equal(gold: sympy.Expr, rewrite) ->
 @given(TREES, TREES)
 def test_two_expressions_are_equal_exactly_when_sympy_says_so(gold: sympy.Expr, other: sympy.Expr) -> None:
     for answer in (other, gold + other - other.subs(sympy.Symbol("x", real=True), 1)):
-        assert compare.equal(sympy.latex(answer), sympy.latex(gold))[0] == equal_by_sympy(answer, gold)
+        assert equal_by_us(answer, gold) == equal_by_sympy(answer, gold)
