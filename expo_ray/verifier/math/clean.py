@@ -45,7 +45,7 @@ def clean(text: str, join: bool = True) -> str:
     text = _TOKEN.sub(_command, _LIST.sub(lambda match: match.group(2).replace("&", ""), text))
     text = _TEXT_PART.sub(_text, rewritten("words", text))
     text = rewritten("plain", _PLAIN_FUNCTION.sub(r"\\\1 ", rewritten("signs", text)))
-    text = rewritten("braced", _over(_braced(text)))
+    text = rewritten("braced", _braced(text))
     text = _spaces(_thousands(_separators(text), join)).translate(_SHOWN)
     return text.strip().lstrip("=").strip().rstrip(".,;\\").replace("\x08", "\\\\").strip()
 
@@ -153,13 +153,6 @@ def _closing(text: str, start: int) -> int:
         if depth == 0:
             return match.start()
     return len(text)
-
-
-def _over(text: str) -> str:
-    r"""`{5 \over 8}` and `5 \over 8` as `\frac{5}{8}`."""
-    text = re.sub(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}", text)
-    top, over, bottom = text.partition("\\over")
-    return rf"\frac{{{top.strip()}}}{{{bottom.strip()}}}" if over and not bottom[:1].isalpha() else text
 
 
 def _separators(text: str) -> str:

@@ -44,23 +44,19 @@ class Shape:
     marks: tuple[str, ...] = ()
 
 
-def read(text: str) -> Shape:
-    """The shape of a cleaned answer.
+def _all(parts: list[str], depth: int) -> tuple[Shape, ...]:
+    return tuple(read(part, depth + 1) for part in parts)
+
+
+def read(text: str, depth: int = 0) -> Shape:
+    """The shape of a cleaned answer, or of a part of one that stands in `depth` others.
 
     Raises:
         NotDecided: brackets nested beyond MAX_DEPTH.
     """
-    return _read(text.strip(), 0)
-
-
-def _all(parts: list[str], depth: int) -> tuple[Shape, ...]:
-    return tuple(_read(part, depth + 1) for part in parts)
-
-
-def _read(text: str, depth: int) -> Shape:
     if depth > MAX_DEPTH:
         raise NotDecided("nested too deep")
-    text = words.canonical(_without_group(text))
+    text = words.canonical(_without_group(text.strip()))
     if (either := _ALTERNATIVE.fullmatch(text)) is not None:
         return Shape("relation", text, _all(list(either.groups()), depth), ("=",))
     if _LOGIC.search(text) and quantity(text).unit is not None:
@@ -83,7 +79,7 @@ def _read(text: str, depth: int) -> Shape:
     if "\\begin{" in text:
         return _matrix(text, depth) or Shape("leaf", text)
     if (punctured := _WITHOUT.fullmatch(text)) is not None:
-        return _read(f"(-\\infty,{punctured.group(1)})\\cup({punctured.group(1)},\\infty)", depth + 1)
+        return read(f"(-\\infty,{punctured.group(1)})\\cup({punctured.group(1)},\\infty)", depth + 1)
     union, _ = split(text, {"\\cup"})
     if len(union) > 1 and all(union):
         return Shape("union", text, _all(union, depth))
@@ -93,7 +89,7 @@ def _read(text: str, depth: int) -> Shape:
 def _bracketed(text: str, depth: int) -> Shape:
     builder = _BUILDER.fullmatch(text)
     if builder is not None and split(builder.group(2), _RELATIONS)[1]:
-        return _read(builder.group(2), depth + 1)
+        return read(builder.group(2), depth + 1)
     if (turned := _TURNED.fullmatch(text)) is not None and len(cells := split(turned.group(1), {","})[0]) > 1:
         return Shape("matrix", text, _all(cells, depth), ("matrix", "1"))
     if re.fullmatch(r"\][^\[\]]+,[^\[\]]+\[|\][^\[\]]+,[^\[\]]+\]|\[[^\[\]]+,[^\[\]]+\[", text):
@@ -115,7 +111,7 @@ def _bracketed(text: str, depth: int) -> Shape:
             opening, closing = "(", ")"
         return Shape("tuple", text, _all(elements, depth), (opening, closing))
     if (opening, closing) in (("(", ")"), ("{", "}"), ("[", "]")) and inside:
-        return _read(inside, depth + 1)
+        return read(inside, depth + 1)
     return Shape("leaf", text)
 
 
@@ -173,5 +169,5 @@ def _matrix(text: str, depth: int) -> Shape | None:
     if scale:
         cells = [[f"({scale})\\cdot({cell})" for cell in row] for row in cells]
     bars = match.group("kind") in ("vmatrix", "Vmatrix") or match.group("bar") == "|"
-    parts = tuple(_read(cell, depth + 1) for row in cells for cell in row)
+    parts = tuple(read(cell, depth + 1) for row in cells for cell in row)
     return Shape("matrix", text, parts, ("determinant" if bars else "matrix", str(len(cells[0]))))
