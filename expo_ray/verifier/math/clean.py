@@ -53,12 +53,11 @@ def clean(text: str, join: bool = True) -> str:
 def _characters(text: str) -> str:
     kept = []
     for char in text:
-        name = unicodedata.name(char, "")
         if char in _CHARACTERS:
             kept.append(_CHARACTERS[char])
         elif ord(char) < 128 or char in _SMALL:
             kept.append(char)
-        elif name.startswith("GREEK SMALL LETTER ") and " WITH " not in name:
+        elif (name := unicodedata.name(char, "")).startswith("GREEK SMALL LETTER ") and " WITH " not in name:
             kept.append("\\" + name[19:].lower().replace("lamda", "lambda").replace("final ", "") + " ")
         elif unicodedata.category(char) != "Cf":
             plain = str(unicodedata.decimal(char, "")) or unicodedata.normalize("NFKC", char)
