@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from expo_ray.config.errors import DataError
+from expo_ray.files import write_whole
 from expo_ray.messages import Group, Term, TrainingSample
 
 
@@ -125,7 +126,7 @@ class PairStore:
 
     def write(self, path: Path) -> None:
         """Writes one pair per line, with the fields of Pair as keys."""
-        path.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in self), encoding="utf-8")
+        write_whole(path, "".join(json.dumps(asdict(pair)) + "\n" for pair in self))
 
     def read(self, path: Path) -> None:
         """Replaces the store's content by the pairs in a file.

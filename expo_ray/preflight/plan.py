@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from expo_ray.config.resources import Resources, of_cluster, this_machine
 from expo_ray.config.schema import Config
+from expo_ray.files import write_whole
 from expo_ray.preflight.estimate import (
     MemoryEstimate,
     completions_per_prompt,
@@ -224,8 +225,8 @@ def plan_text(plan: Plan) -> str:
 def write_plan(plan: Plan, folder: Path) -> None:
     """Writes config.yaml (resolved) and plan.txt into a run's folder, which is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(plan.config)))
-    (folder / "plan.txt").write_text(plan_text(plan))
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(plan.config)))
+    write_whole(folder / "plan.txt", plan_text(plan))
 
 
 def _actor_line(row: ActorPlan) -> str:

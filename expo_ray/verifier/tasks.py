@@ -253,7 +253,7 @@ class Golds:
     repaired: int
     unusable: int
     first: str
-    """One golden answer that cannot be graded, with its problem; empty where there is none."""
+    """A gold answer that cannot be graded, with its problem; empty where there is none."""
 
     def text(self) -> str:
         """One line for the plan."""
