@@ -37,7 +37,7 @@ class Problem:
     kind: str = ""
     """Subject ("Algebra") or task name."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """What a task's own scorer needs in addition to the answers (reasoning-gym entries)."""
+    """The record's other columns, as JSON could hold them: for tasks and rewards that read them."""
 
 
 @dataclass(frozen=True, slots=True)

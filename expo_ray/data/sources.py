@@ -24,6 +24,8 @@ TOY_PROBLEMS = {False: 4000, True: 500}
 """Number of the toy task's training (False) and held-out (True) problems; `max_problems` lowers the former."""
 MOST_WITHOUT_ANSWER = 0.01
 """Share of the records that may lack a gold answer; they are left out. With more, the data is refused."""
+UIDS = ("unique_id", "uid")
+"""A record's keys that may name it."""
 _SPLIT_SEED = 2507
 """Chooses the held-out share of a local file. It does not depend on `seed`, so that seeds can be compared."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -236,7 +238,8 @@ def _problem(record: Record, data: DataConfig, level_needed: bool) -> Problem:
         raise DataError(f"{record.where}: key '{data.solution_key}' is not a text")
     if solution and data.answer_from == "hashes":
         solution = _CALCULATOR.sub("", solution)
-    uid = fields.get("unique_id", fields.get("uid"))
+    uid = next((fields[key] for key in UIDS if key in fields), None)
+    read = {data.question_key, _answer_key(record, data), data.solution_key, data.level_key, data.kind_key, *UIDS}
     return Problem(
         uid=str(uid) if uid is not None else f"{_source(record)}-{record.number}",
         question=question,
@@ -244,7 +247,17 @@ def _problem(record: Record, data: DataConfig, level_needed: bool) -> Problem:
         solution=solution or None,
         level=_level(record, data.level_key, level_needed),
         kind=str(fields.get(data.kind_key) or "") if data.kind_key else "",
+        meta={key: _plain(value) for key, value in fields.items() if key not in read},
     )
+
+
+def _plain(value: Any) -> Any:
+    """A column's value as JSON could hold it, so that it can be sent to a grading process; dates become text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _source(record: Record) -> str:

@@ -39,6 +39,14 @@ def test_a_record_becomes_a_problem(tmp_path):
     assert (found.level, found.kind) == (3, "Sums")
 
 
+def test_meta_holds_every_column_that_no_key_took(tmp_path):
+    tests = {"inputs": ["1\n"], "outputs": ["2\n"]}
+    (found,) = load(write(tmp_path, problem(unique_id="a/1", tests=tests, source="contest", hard=None)))
+    assert found.meta == {"tests": tests, "source": "contest", "hard": None}
+    (kept,) = load(write(tmp_path, problem(level=2), name="other.jsonl"), level_key=None)
+    assert kept.meta == {"level": 2}
+
+
 def test_problems_with_one_uid_get_different_ones_and_the_line_is_reported(tmp_path, capsys):
     file = write(tmp_path, *[problem(unique_id=uid) for uid in ("a", "b", "a", "a-4", "a")])
     assert [p.uid for p in load(file)] == ["a", "b", "a-3", "a-4", "a-5"]
