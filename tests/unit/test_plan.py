@@ -88,6 +88,14 @@ def test_an_engine_decodes_what_a_step_asks_of_it_and_its_cache_holds(overrides,
     assert f"each decodes up to {expected} sequences" in plan_text(plan)
 
 
+@pytest.mark.parametrize(("prompts", "expected"), [(64, 64 * 9), (114, 1024), (512, 1024)])
+def test_an_engine_on_a_card_decodes_up_to_1024_sequences(prompts, expected):
+    recipe = ["experiment=math_l5_qwen2.5_3b", "cluster=1xh100", "dry_run=true"]
+    plan = make_plan(compose_config([*recipe, f"trainer.prompts_per_step={prompts}"]))
+    assert plan.config.rollout.max_sequences == 0, "the GPU profile fixes it"
+    assert plan.max_sequences == expected
+
+
 def test_sft_on_gold_adds_one_sample_a_prompt():
     batch = make_plan(compose_config(["profile=cpu", "algo=sft_gt_grpo"]), TWO_CORES).batch
     assert (batch.explanations, batch.samples) == (0, 8 * 4 + 8)
