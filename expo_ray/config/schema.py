@@ -198,7 +198,7 @@ class VerifierConfig:
     strict: bool = key(False, evaluation=True)  # accept boxed answers only
     percent_is_unit: bool = key(False, evaluation=True)  # true: 50% also equals 50; false: only 0.5
     answer_form: str = key("any", "any", "simplified", evaluation=True)  # simplified: no formula that is only copied
-    run_answers: bool = key(False)  # let reasoning-gym's scorers run an answer as code, in a process of its own
+    run_answers: bool = key(False)  # let reasoning-gym's scorers evaluate an answer of arithmetic or lists
     max_unusable_golds: float = key(0.01, at_least=0, at_most=1)  # share of golds that cannot be graded; more stops
     reward_correct: float = key(1.0)  # reward of a right answer
     reward_wrong: float = key(0.0)  # reward of a wrong answer, or none

@@ -18,6 +18,7 @@ from expo_ray.preflight.model_folder import ModelShape
 from expo_ray.preflight.placement import Node, placeable
 from expo_ray.preflight.plan import Plan, plan_for
 from expo_ray.preflight.values import check_config
+from expo_ray.verifier import sandbox
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def check_run(config: Config) -> Checked:
     if not config.dry_run:
         check_start(plan)
         check_hub(config)
-    return Checked(replace(plan, golds=tuple(problems.golds)), problems)
+    return Checked(replace(plan, golds=tuple(problems.golds), gap=sandbox.gap()), problems)
 
 
 def check_start(plan: Plan) -> None:

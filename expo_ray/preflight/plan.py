@@ -60,6 +60,8 @@ class Plan:
     batch: BatchPlan
     golds: tuple[str, ...] = ()
     """What the check of the gold answers found, a line for each file."""
+    gap: str | None = None
+    """What this machine leaves open in the isolation of graded code."""
 
     def actor(self, name: str) -> ActorPlan:
         """The row of one kind of actor: rollout, learner, verifier or driver."""
@@ -196,6 +198,7 @@ def plan_text(plan: Plan) -> str:
         f"model       {config.model.path} ({_shape_text(plan.shape)})",
         f"data        {data.name}: {data.path or data.hub or 'generated'}{levels}",
         *(f"golds       {found}" for found in plan.golds),
+        plan.gap and f"ISOLATION   code that a response gets to run could {plan.gap} (docs/verifier.md)",
         f"resources   {there.where}: {there.cores:g} cores, {there.memory_gib:.1f} GiB memory, {cards}",
         f"profile     {config.profile.name}: rollout {rollout.dtype}, learner {learner.dtype}",
         "",

@@ -21,7 +21,7 @@ from typing import Any, get_args
 import expo_ray
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.messages import Outcome, Verdict
-from expo_ray.verifier import wire
+from expo_ray.verifier import sandbox, wire
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,9 @@ class _Parent:
         """A fresh grading process: its pid and our end of its socket."""
         if self.isolation is None:
             self.isolation = self._receive(START_S)
-            log.info("isolation of the grading processes: %s", ", ".join(self.isolation or ["none"]))
+            log.info("isolation of the grading processes: %s", ", ".join(self.isolation))
+            if (gap := sandbox.gap(self.isolation)) is not None:
+                log.warning("THE ISOLATION HAS A GAP: code that a response gets to run could %s", gap)
         ours, theirs = socket.socketpair()
         with theirs:
             try:

@@ -136,18 +136,50 @@ class ToyTask(Task):
         return extracted == gold, "exact"
 
 
-# reasoning-gym's scorers that evaluate the answer, or a gold answer, as Python (0.1.25; a test looks again).
+# reasoning-gym's scorers that evaluate an answer as Python (0.1.25; a test looks again), and what such an answer may
+# consist of besides numbers and + - * / **. Nothing else reaches them, so that no code of a response runs.
 EVALUATING_SCORERS = {
-    "binary_matrix", "countdown", "intermediate_integration", "n_queens", "number_sorting", "polynomial_multiplication",
-    "puzzle24", "simple_integration", "spiral_matrix", "string_insertion",
+    "binary_matrix": "lists", "n_queens": "lists", "number_sorting": "lists", "spiral_matrix": "lists",
+    "string_insertion": "lists", "countdown": "", "puzzle24": "", "polynomial_multiplication": "names",
+    "intermediate_integration": "functions", "simple_integration": "functions",
 }  # fmt: skip
+_ARITHMETIC = (
+    ast.Expression, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.USub,
+    ast.UAdd, ast.Load,
+)  # fmt: skip
+_FORMS: dict[str, tuple[type[ast.AST], ...]] = {
+    "": (), "lists": (ast.List, ast.Tuple, ast.Name), "names": (ast.Name,), "functions": (ast.Name, ast.Call),
+}  # fmt: skip
+_FUNCTIONS = re.compile(r"a?(?:sin|cos|tan)h?|sec|csc|cot|exp|log|sqrt|Abs")
+
+
+def runs_no_code(answer: str, form: str) -> bool:
+    """Whether evaluating an answer computes a value and nothing else, by its form in EVALUATING_SCORERS."""
+    try:
+        tree = ast.parse(answer.strip(), mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        # eval refuses it as well; sympy reads more than Python, such as x!, and runs what it finds there.
+        return form == "lists"
+    kinds = (*_ARITHMETIC, *_FORMS[form])
+    for node in ast.walk(tree):
+        if not isinstance(node, kinds):
+            return False
+        # A text within a formula would be parsed, and run, by sympy.
+        if isinstance(node, ast.Constant) and not isinstance(node.value, (int, float, str)[: 2 + (form == "lists")]):
+            return False
+        if isinstance(node, ast.Name) and node.id.startswith("_"):
+            return False
+        if isinstance(node, ast.Call) and not (
+            isinstance(node.func, ast.Name) and _FUNCTIONS.fullmatch(node.func.id) and not node.keywords
+        ):
+            return False
+    return True
 
 
 class ReasoningGymTask(Task):
     """reasoning-gym's own scorers; `meta` is the entry, or the entry's metadata with its `source_dataset`.
 
-    A response can forge its own verdict where the scorer evaluates it, and its own only: `runs_answers` gives each item
-    a process. Without `verifier.run_answers` such scorers are refused.
+    Scorers that evaluate an answer need `verifier.run_answers` and read only what `runs_no_code` lets through.
     """
 
     needs_meta = True
@@ -172,10 +204,14 @@ class ReasoningGymTask(Task):
 
         metadata = meta.get("metadata", meta)
         name = metadata["source_dataset"]
-        if name in EVALUATING_SCORERS and not self.runs_answers:
-            raise PermissionError(
-                f"the scorer of {name} runs answers as code: set verifier.run_answers=true to allow it"
-            )
+        form = EVALUATING_SCORERS.get(name)
+        if form is not None:
+            if not self.runs_answers:
+                raise PermissionError(
+                    f"the scorer of {name} evaluates answers: set verifier.run_answers=true to allow it"
+                )
+            if not runs_no_code(extracted, form):
+                return False, "form"
         score = reasoning_gym.get_score_answer_fn(name)
         entry = {"question": meta.get("question", ""), "answer": gold, "metadata": metadata}
         return score(extracted, entry) >= 1.0, "text"

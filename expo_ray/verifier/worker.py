@@ -155,7 +155,8 @@ def main(control_descriptor: int, config: dict[str, Any]) -> None:
     control = socket.socket(fileno=control_descriptor)
     grader = Grader(make_task(config["name"], config))
     grader.task.warm()
-    layers = [*(["netns"] if sandbox.leave_network() else []), *sandbox.layers()]
+    null = os.open(os.devnull, os.O_RDWR)
+    layers = sandbox.layers(sandbox.isolate())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
@@ -168,10 +169,9 @@ def main(control_descriptor: int, config: dict[str, Any]) -> None:
                 try:
                     control.close()
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    null = os.open(os.devnull, os.O_RDWR)
                     for standard in (0, 1, 2):
                         os.dup2(null, standard)
-                    sandbox.enter(config["memory_mib"], parent, timeout_s, may_fork=grader.task.runs_answers)
+                    sandbox.enter(config["memory_mib"], parent, timeout_s, layers, grader.task.runs_answers)
                     serve(pool, grader, timeout_s)
                 finally:
                     os._exit(0)

@@ -1,5 +1,7 @@
+# ruff: noqa: RUF001 - full-width letters are an attack
 """Facts from elsewhere: Math-Verify's public test expressions, pint's units, reasoning-gym's scorers."""
 
+import builtins
 import inspect
 import json
 import re
@@ -54,7 +56,7 @@ def test_the_scorers_that_evaluate_answers_are_listed() -> None:
     evaluates = re.compile(r"(?<![\w.])(?:sp\.|sympy\.)?(?:eval|exec|parse_expr|sympify)\(")
     found = {name for name, (kind, _) in DATASETS.items() if evaluates.search(inspect.getsource(kind.score_answer))}
     # The parser of propositional logic is reasoning-gym's own.
-    assert found - {"propositional_logic"} == EVALUATING_SCORERS
+    assert found - {"propositional_logic"} == set(EVALUATING_SCORERS)
 
 
 def test_scorers_that_evaluate_answers_are_refused_by_default() -> None:
@@ -64,3 +66,31 @@ def test_scorers_that_evaluate_answers_are_refused_by_default() -> None:
         task.grade("[[0]]", "0", {"source_dataset": "n_queens"})
     assert not task.runs_answers
     assert make_task("reasoning_gym", {"run_answers": True}).runs_answers
+
+
+RUN = "setattr(__import__('builtins'), 'EXPO_RAN', 1)"
+ATTACKS = [
+    RUN, f"[{RUN}]", f"[1 for _ in [{RUN}]]", f"(lambda: {RUN})()", f"(x := {RUN})", f"{RUN}!", f"1 if {RUN} else 2",
+    f'f"{{{RUN}}}"', f"sin({RUN})", f"sin(x=[{RUN}])", f"S({RUN!r})", f"sin({RUN!r})", repr(RUN), f"x + {RUN!r}",
+    f"exec({RUN!r})", f"eval({RUN!r})", f"[{RUN}, 1][1]", f"{{1: {RUN}}}", f"x[{RUN}]", f"0.2[{RUN}]", f"1;{RUN}",
+    "().__class__.__base__.__subclasses__()", "__builtins__", "ｅval('1')", "Lambda(x, x)(1)", "Integral(x, x)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(EVALUATING_SCORERS))
+def test_no_code_of_an_answer_runs(name: str) -> None:
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    task = make_task("reasoning_gym", {"run_answers": True})
+    entry = reasoning_gym.create_dataset(name, size=1, seed=4)[0]
+    right = entry["metadata"]["expression"] if name == "countdown" else entry["answer"]
+    assert task.grade(str(right), entry["answer"], entry) == (True, "text")
+    for attack in ATTACKS:
+        assert task.grade(attack, entry["answer"], entry)[0] is False, attack
+        assert not hasattr(builtins, "EXPO_RAN"), attack
+
+
+def test_an_answer_that_is_code_runs_where_nothing_looks_at_it() -> None:
+    # What the test above would see without the check of the form.
+    score = pytest.importorskip("reasoning_gym").get_score_answer_fn("n_queens")
+    score(f"[{RUN}]", {"answer": "", "metadata": {"valid_answers": []}})
+    assert builtins.__dict__.pop("EXPO_RAN") == 1
