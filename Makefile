@@ -60,15 +60,18 @@ ladder: setup ## GRPO, SFT-GT-CoT, ExP-GRPO, ExP-DPO over three seeds, as a tabl
 	    run_dir=$(LADDER)/dpo $(ARGS) || failed=1; \
 	$(PY) -m bench.ladder $(LADDER) $(if $(wildcard $(ABLATIONS)),--ablations $(ABLATIONS)) --page $(PAGE) && exit $$failed
 
-ablations: setup ## ExP-GRPO with other beta, filter, refresh and scope, three seeds each; make ladder then shows them
+# A beta of 0 without the KL on conditioned prompts is plain GRPO: nothing is explained.
+ablations: setup ## ExP-GRPO with other beta, filter, answer, refresh and scope, three seeds each; make ladder shows them
 	@failed=0; \
-	$(call SAY,1 of 4: 12 runs with another beta) \
-	$(SWEEP) algo.beta=0.04,0,0.004,0.5 run_dir=$(ABLATIONS)/beta $(ARGS) || failed=1; \
-	$(call SAY,2 of 4: 3 runs without the filter) \
-	$(SWEEP) algo.explanation_filter=false run_dir=$(ABLATIONS)/filter $(ARGS) || failed=1; \
-	$(call SAY,3 of 4: 6 runs with another refresh) \
+	$(call SAY,1 of 5: 9 runs with another beta) \
+	$(SWEEP) algo.beta=0.04,0.004,0.5 run_dir=$(ABLATIONS)/beta $(ARGS) || failed=1; \
+	$(call SAY,2 of 5: 3 runs of plain GRPO) \
+	$(SWEEP) algo.beta=0 algo.kl_conditioned_coef=0 run_dir=$(ABLATIONS)/grpo $(ARGS) || failed=1; \
+	$(call SAY,3 of 5: 6 runs without the filter; with the gold answer and with their own) \
+	$(SWEEP) algo.explanation_filter=false algo.explanation_answer=gold,own run_dir=$(ABLATIONS)/answer $(ARGS) || failed=1; \
+	$(call SAY,4 of 5: 6 runs with another refresh) \
 	$(SWEEP) algo.explanation_refresh_steps=8,0 run_dir=$(ABLATIONS)/refresh $(ARGS) || failed=1; \
-	$(call SAY,4 of 4: 3 runs with another scope) \
+	$(call SAY,5 of 5: 3 runs with another scope) \
 	$(SWEEP) algo.explanation_scope=all_wrong run_dir=$(ABLATIONS)/scope $(ARGS) || failed=1; \
 	exit $$failed
 

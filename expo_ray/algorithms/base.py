@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from expo_ray.algorithms.explanations import Restate
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.algorithms.rewards import has_signal
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
@@ -32,9 +33,12 @@ class Algorithm(AlgorithmFacts):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.restate: Restate | None = None
 
-    def attach(self, folder: Path, score: Score) -> None:
-        """Hands the driver's instance the run folder and the learners' scoring, once, before the first step."""
+    def attach(self, folder: Path, score: Score, restate: Restate) -> None:
+        """Hands the driver's instance the run folder, the learners' scoring and the prompts' way to state a gold
+        answer, once, before the first step."""
+        self.restate = restate
 
     def rollout_ahead(self, step: int) -> int:
         """Number of steps, starting with this one, whose prompts get their completions at `step`.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from expo_ray.algorithms.base import Algorithm, Properties, Refresh, Score
-from expo_ray.algorithms.explanations import in_scope, keep_explanations
+from expo_ray.algorithms.explanations import Restate, in_scope, keep_explanations
 from expo_ray.algorithms.losses import dpo_loss
 from expo_ray.algorithms.pairs import Pair, PairStore, make_pairs, pair_samples
 from expo_ray.algorithms.rewards import group_metrics
@@ -38,7 +38,8 @@ class ExpDpo(Algorithm):
         if self.pairs.scored:
             self.reference_terms = frozenset()
 
-    def attach(self, folder: Path, score: Score) -> None:
+    def attach(self, folder: Path, score: Score, restate: Restate) -> None:
+        super().attach(folder, score, restate)
         self._folder, self._score = folder, score
 
     def rollout_ahead(self, step: int) -> int:
@@ -101,8 +102,8 @@ class ExpDpo(Algorithm):
         self, groups: list[Group], step: int, properties: Properties | None
     ) -> tuple[list[list[tuple[list[int], str]]], dict[str, float]]:
         """Returns the preferred completions (ids, text) of each group, and counts to log."""
-        kept, counts = keep_explanations(groups, self.config.algo, step, properties)
-        return [[(e.token_ids.tolist(), e.text) for e in explanations] for explanations in kept], counts
+        found, counts = keep_explanations(groups, self.config.algo, step, properties, self.restate)
+        return [[(ids.tolist(), e.text) for e in of if (ids := e.target_ids) is not None] for of in found], counts
 
     def _pairs_of_sampled(
         self, groups: list[Group], step: int, properties: Properties | None

@@ -5,8 +5,8 @@ from typing import Any
 
 from expo_ray.algorithms.base import Properties, Refresh, beta_at
 from expo_ray.algorithms.explanations import (
+    Explanation,
     ExplanationStore,
-    KeptExplanation,
     conditioned_samples,
     in_scope,
     keep_explanations,
@@ -48,9 +48,9 @@ class ExpGrpo(Grpo):
         return self.refresh.period == 0 and uid in self.store
 
     def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
-        """Reviews the groups' explanations and stores those kept, replacing their problems' earlier ones."""
-        kept, counts = keep_explanations(groups, self.config.algo, step, properties)
-        self._remember(groups, kept)
+        """Reviews the groups' explanations and stores them, replacing their problems' earlier ones."""
+        found, counts = keep_explanations(groups, self.config.algo, step, properties, self.restate)
+        self._remember(groups, found)
         return counts
 
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
@@ -58,15 +58,25 @@ class ExpGrpo(Grpo):
         self.refresh.trained(step)
         algo = self.config.algo
         beta = beta_at(step, self.config.trainer.steps, algo)
+        if not beta and not algo.kl_conditioned_coef:
+            return base
         samples, metrics = base.samples, base.metrics
+        found, counts = keep_explanations(groups, algo, step, properties, self.restate)
+        if self.refresh.period != 1:
+            self._remember(groups, found)
+        scoped = [in_scope(group, self.config) for group in groups]
+        mine = [self._of(*each) for each in zip(groups, found, scoped, strict=True)]
         if beta:
-            kept, counts = self._kept(groups, step, properties)
-            targets = [[e.token_ids for e in explanations] for explanations in kept]
+            targets = [[e.target_ids for e in of_group if e.target_ids is not None] for of_group in mine]
             samples = samples + sft_samples(groups, targets, beta, algo)
-            metrics = metrics | counts
+            counts["explanations/prompts_in_scope"] = float(sum(scoped))
+            counts["explanations/prompts_without"] = float(
+                sum(wanted and not of_group for wanted, of_group in zip(scoped, targets, strict=True))
+            )
+            counts["explanations/trained"] = float(sum(map(len, targets)))
         if algo.kl_conditioned_coef:
-            samples = samples + conditioned_samples(groups)
-        return TrainingBatch(step=step, samples=samples, beta=beta, metrics=metrics)
+            samples = samples + conditioned_samples(groups, mine)
+        return TrainingBatch(step=step, samples=samples, beta=beta, metrics=metrics | counts)
 
     def state_dict(self) -> dict[str, Any]:
         return {"explanations": self.store.state_dict(), "sampled_to": self.refresh.sampled_to}
@@ -75,27 +85,14 @@ class ExpGrpo(Grpo):
         self.store.load_state_dict(state["explanations"])
         self.refresh.resume(state.get("sampled_to", 0))
 
-    def _kept(
-        self, groups: list[Group], step: int, properties: Properties | None
-    ) -> tuple[list[list[KeptExplanation]], dict[str, float]]:
-        """Returns each group's SFT targets: none out of scope, else those sampled now or the stored ones."""
-        sampled, counts = keep_explanations(groups, self.config.algo, step, properties)
-        if self.refresh.period != 1:
-            self._remember(groups, sampled)
-        kept: list[list[KeptExplanation]] = []
-        scoped = [in_scope(group, self.config) for group in groups]
-        for group, own, wanted in zip(groups, sampled, scoped, strict=True):
-            stored = own if group.rollout.explanations else self.store.get(group.rollout.prompt.problem.uid)
-            kept.append(stored if wanted else [])
-        counts["explanations/prompts_in_scope"] = float(sum(scoped))
-        counts["explanations/prompts_without"] = float(
-            sum(wanted and not mine for wanted, mine in zip(scoped, kept, strict=True))
-        )
-        counts["explanations/trained"] = float(sum(map(len, kept)))
-        return kept, counts
+    def _of(self, group: Group, sampled: list[Explanation], scoped: bool) -> list[Explanation]:
+        """Returns the group's explanations, sampled now or stored; none out of scope."""
+        if not scoped:
+            return []
+        return sampled if group.rollout.explanations else self.store.get(group.rollout.prompt.problem.uid)
 
-    def _remember(self, groups: list[Group], kept: list[list[KeptExplanation]]) -> None:
-        for group, explanations in zip(groups, kept, strict=True):
+    def _remember(self, groups: list[Group], found: list[list[Explanation]]) -> None:
+        for group, explanations in zip(groups, found, strict=True):
             if group.rollout.explanations:
                 self.store.put(group.rollout.prompt.problem.uid, explanations)
 

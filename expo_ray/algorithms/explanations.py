@@ -1,6 +1,7 @@
-"""Which self-explanations the SFT term trains on: verifier and leak filters, choice, scope and weights."""
+"""Which self-explanations are trained on, and as which targets: filters, choice, answer, scope and weights."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,51 +10,73 @@ from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.algorithms.rewards import pass_rate
 from expo_ray.config.schema import AlgoConfig, Config
 from expo_ray.leaks import mentions_given_answer
-from expo_ray.messages import Group, IntArray, Term, TrainingSample
+from expo_ray.messages import Group, IntArray, Prompt, Term, TrainingSample
+
+Restate = Callable[[Prompt, IntArray], tuple[IntArray, str]]
+"""Replaces a completion's answer statement by the gold answer's; ids and text (PromptBuilder.restate)."""
 
 
 @dataclass(frozen=True, slots=True)
-class KeptExplanation:
-    """One explanation that passed the filters and was chosen among its problem's explanations."""
+class Explanation:
+    """One sampled explanation, and the target that was made from it."""
 
     token_ids: IntArray
     """[T] as sampled, including the stop token."""
+    target_ids: IntArray | None
+    """[T'] what is trained on after the free prompt; None if a filter or the choice left the explanation out."""
     text: str
+    """The target's; of an explanation that was left out, its own."""
     step: int
     """The step it was sampled at."""
 
 
 class ExplanationStore:
-    """The kept explanations of each problem, by uid."""
+    """The explanations of each problem, by uid."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, list[KeptExplanation]] = {}
+        self._found: dict[str, list[Explanation]] = {}
 
     def __contains__(self, uid: str) -> bool:
-        """Whether the problem's explanations were sampled, even if none of them was kept."""
-        return uid in self._kept
+        """Whether the problem's explanations were sampled, even if none of them became a target."""
+        return uid in self._found
 
-    def put(self, uid: str, explanations: list[KeptExplanation]) -> None:
-        """Replaces the problem's explanations; an empty list means that none of those sampled was kept."""
-        self._kept[uid] = explanations
+    def put(self, uid: str, explanations: list[Explanation]) -> None:
+        """Replaces the problem's explanations."""
+        self._found[uid] = explanations
 
-    def get(self, uid: str) -> list[KeptExplanation]:
-        """Returns the problem's kept explanations, possibly none."""
-        return self._kept.get(uid, [])
+    def get(self, uid: str) -> list[Explanation]:
+        """Returns the problem's explanations, possibly none."""
+        return self._found.get(uid, [])
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the store as a value that JSON can hold."""
         return {
-            uid: [{"token_ids": e.token_ids.tolist(), "text": e.text, "step": e.step} for e in kept]
-            for uid, kept in self._kept.items()
+            uid: [
+                asdict(e)
+                | {"token_ids": e.token_ids.tolist()}
+                | {"target_ids": None if e.target_ids is None else e.target_ids.tolist()}
+                for e in found
+            ]
+            for uid, found in self._found.items()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replaces the store's content by a `state_dict()`. Raises KeyError if an entry lacks a field."""
-        self._kept = {
-            uid: [KeptExplanation(np.array(e["token_ids"], dtype=np.int32), e["text"], e["step"]) for e in kept]
-            for uid, kept in state.items()
+        """Replaces the store's content by a `state_dict()`. Raises KeyError if an entry lacks a field.
+
+        Earlier versions stored only what was kept, and trained on it as sampled.
+        """
+        self._found = {
+            uid: [
+                Explanation(_ids(e["token_ids"]), None if target is None else _ids(target), e["text"], e["step"])
+                for e in found
+                for target in [e.get("target_ids", e["token_ids"])]
+            ]
+            for uid, found in state.items()
         }
+
+
+def _ids(values: list[int]) -> IntArray:
+    return np.array(values, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +93,9 @@ class Review:
 def review_explanations(group: Group, algo: AlgoConfig, properties: list[SampleProperties] | None) -> list[Review]:
     """Reviews each explanation of the group, in order.
 
-    A candidate is not empty, is correct if `explanation_filter` is on, and does not mention a given answer if
-    `leak_filter` is on. `explanation_keep` chooses among the candidates; choosing needs `properties`.
+    A candidate is not empty, is correct if `explanation_filter` is on, does not mention a given answer if
+    `leak_filter` is on, and did not meet the length limit if `explanation_cut_off` is drop. `explanation_keep`
+    chooses among the candidates; choosing needs `properties`.
     """
     explanations = group.rollout.explanations
     correct = [verdict.outcome == "correct" for verdict in group.explanation_verdicts]
@@ -82,6 +106,7 @@ def review_explanations(group: Group, algo: AlgoConfig, properties: list[SampleP
         if len(explanation.token_ids)
         and (correct[i] or not algo.explanation_filter)
         and (leaks[i] is None or not algo.leak_filter)
+        and (explanation.finish_reason == "stop" or algo.explanation_cut_off == "keep")
     ]
     kept = set(choose(candidates, algo.explanation_keep, properties))
     return [Review(c, leak, i in kept) for i, (c, leak) in enumerate(zip(correct, leaks, strict=True))]
@@ -107,33 +132,47 @@ def choose(candidates: list[int], keep: str, properties: list[SampleProperties] 
 
 
 def keep_explanations(
-    groups: list[Group], algo: AlgoConfig, step: int, properties: list[list[SampleProperties]] | None
-) -> tuple[list[list[KeptExplanation]], dict[str, float]]:
-    """Reviews the explanations of all groups. Returns those kept of each group, and counts to log."""
+    groups: list[Group],
+    algo: AlgoConfig,
+    step: int,
+    properties: list[list[SampleProperties]] | None,
+    restate: Restate | None,
+) -> tuple[list[list[Explanation]], dict[str, float]]:
+    """Reviews the explanations of all groups. Returns those of each group, with their targets, and counts to log.
+
+    The target of an explanation that ends with a correct answer is the explanation as it was sampled. Where the
+    answer is wrong or missing, or the length limit cut the explanation off, `explanation_answer: gold` replaces the
+    answer statement by the gold answer's (`restate`).
+    """
     reviews = [
         review_explanations(group, algo, properties[i] if properties is not None else None)
         for i, group in enumerate(groups)
     ]
-    kept = [
-        [
-            KeptExplanation(explanation.token_ids, explanation.text, step)
-            for explanation, review in zip(group.rollout.explanations, found, strict=True)
-            if review.kept
-        ]
-        for group, found in zip(groups, reviews, strict=True)
-    ]
-    return kept, review_metrics(groups, reviews)
+    found: list[list[Explanation]] = []
+    restated = 0
+    for group, of_group in zip(groups, reviews, strict=True):
+        found.append([])
+        for sampled, review in zip(group.rollout.explanations, of_group, strict=True):
+            ids, text = sampled.token_ids, sampled.text
+            right = review.correct and sampled.finish_reason == "stop"
+            if review.kept and algo.explanation_answer == "gold" and not right:
+                assert restate is not None, "attach() comes before the first step"
+                ids, text = restate(group.rollout.prompt, ids)
+                restated += 1
+            found[-1].append(Explanation(sampled.token_ids, ids if review.kept else None, text, step))
+    return found, review_metrics(groups, reviews, algo) | {"explanations/answer_replaced": float(restated)}
 
 
-def review_metrics(groups: list[Group], reviews: list[list[Review]]) -> dict[str, float]:
+def review_metrics(groups: list[Group], reviews: list[list[Review]], algo: AlgoConfig) -> dict[str, float]:
     """Counts over the explanations sampled in this step."""
     flat = [review for group in reviews for review in group]
-    explanations = [e for group in groups for e in group.rollout.explanations]
+    cut_off = sum(e.finish_reason == "length" for group in groups for e in group.rollout.explanations)
     return {
         "explanations/sampled": float(len(flat)),
         "explanations/correct": float(sum(review.correct for review in flat)),
         "explanations/leaked": float(sum(review.leak is not None for review in flat)),
-        "explanations/truncated": float(sum(e.finish_reason == "length" for e in explanations)),
+        "explanations/truncated": float(cut_off),
+        "explanations/cut_off_dropped": float(cut_off if algo.explanation_cut_off == "drop" else 0),
         "explanations/kept": float(sum(review.kept for review in flat)),
     }
 
@@ -167,15 +206,19 @@ def sft_samples(
     return samples
 
 
-def conditioned_samples(groups: list[Group]) -> list[TrainingSample]:
-    """Samples for the KL term: this step's explanations after the answer-conditioned prompt that produced them.
+def conditioned_samples(groups: list[Group], explanations: list[list[Explanation]]) -> list[TrainingSample]:
+    """Samples for the KL term: the groups' explanations as sampled, after the answer-conditioned prompt.
 
     Each weighs 1 / (explanations * |c|); the loss multiplies by `kl_conditioned_coef`.
     """
-    sampled = [(g.rollout.prompt, e) for g in groups for e in g.rollout.explanations if len(e.token_ids)]
+    used = [
+        (group.rollout.prompt, e.token_ids)
+        for group, of_group in zip(groups, explanations, strict=True)
+        for e in of_group
+        if len(e.token_ids)
+    ]
     return [
-        target_sample(prompt.conditioned_ids, e.token_ids, "conditioned", 1.0 / (len(sampled) * len(e.token_ids)))
-        for prompt, e in sampled
+        target_sample(prompt.conditioned_ids, ids, "conditioned", 1.0 / (len(used) * len(ids))) for prompt, ids in used
     ]
 
 

@@ -30,12 +30,14 @@ POLICY_KEYS = ANY_KEYS | {
     "importance_correction", "importance_cap", "entropy_bonus",
 }  # fmt: skip
 SFT_KEYS = ANY_KEYS | {"beta", "beta_schedule", "sft_reduction", "explanation_scope", "explanation_threshold"}
-CHOICE_KEYS = ANY_KEYS | {"explanation_filter", "leak_filter", "explanation_keep"}
+CHOICE_KEYS = ANY_KEYS | {
+    "explanation_filter", "leak_filter", "explanation_keep", "explanation_answer", "explanation_cut_off",
+}  # fmt: skip
 EXPLANATION_KEYS = CHOICE_KEYS | {"explanation_refresh_steps", "kl_conditioned_coef", "kl_estimator"}
 DPO_KEYS = ANY_KEYS | {
     "dpo_beta", "dpo_refresh", "dpo_refresh_steps", "dpo_pairs_path", "explanation_scope", "explanation_threshold",
 }  # fmt: skip
-"""Keys of `algo` by what they belong to: the policy term, the ExP-SFT term on any target, the choice among
+"""Keys of `algo` by what they belong to: the policy term, the ExP-SFT term on any target, the targets made from
 explanations, explanations beside a policy, and DPO."""
 
 

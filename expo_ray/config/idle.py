@@ -43,9 +43,20 @@ NEEDS = (
         "with fewer than two explanations to choose from (rollout.explanations_per_prompt)",
     ),
     Need(
-        ("algo.explanation_filter", "algo.leak_filter", "algo.explanation_refresh_steps"),
+        (
+            "algo.explanation_filter",
+            "algo.leak_filter",
+            "algo.explanation_answer",
+            "algo.explanation_cut_off",
+            "algo.explanation_refresh_steps",
+        ),
         lambda c: c.rollout.explanations_per_prompt > 0,
         "with rollout.explanations_per_prompt=0",
+    ),
+    Need(
+        ("algo.explanation_answer",),
+        lambda c: not c.algo.explanation_filter or c.algo.explanation_cut_off == "keep",
+        "with algo.explanation_filter=true, which keeps only explanations whose own answer is right",
     ),
     Need(
         ("algo.kl_estimator",),

@@ -55,15 +55,18 @@ def as_settings(config: Config) -> dict[str, Any]:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The settings that keep a run from resuming, and those it resumes with changed, each as "key: old -> new".
 
-    A key that the schema did not have yet when `before` was saved counts as its default.
+    A key that the schema did not have yet when `before` was saved counts as its default, or as what runs did then;
+    another value is reported, since keeping the old one is not always allowed: the algorithm may not use the key.
     """
-    before = defaults() | before
+    added = {key: facts_of(key).formerly for key in defaults().keys() - before.keys()}
+    before = defaults() | {key: value for key, value in added.items() if value is not None} | before
     refused: list[str] = []
     reported: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         old, new, rule = before.get(key), now.get(key), facts_of(key).on_resume
         if old != new and rule in ("refused", "reported"):
-            (refused if rule == "refused" else reported).append(f"{key}: {old} -> {new}")
+            must_agree = rule == "refused" and added.get(key) is None
+            (refused if must_agree else reported).append(f"{key}: {old} -> {new}")
     return refused, reported
 
 

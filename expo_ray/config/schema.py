@@ -31,6 +31,8 @@ class Key:
     """It decides what an evaluation asks, how it samples or how it grades."""
     after_run: bool = False
     """It is used only once a run has ended: a finished job of a sweep counts, whatever its value was."""
+    formerly: Any = None
+    """What runs did before the schema had the key; None: what its default says."""
 
 
 def key(default: Any, *choices: str, **facts: Any) -> Any:
@@ -63,6 +65,8 @@ class AlgoConfig:
     explanation_refresh_steps: int = key(1, at_least=0)  # explanations are sampled again every k steps; 0: once
     explanation_filter: bool = key(False)  # keep only explanations that the verifier finds correct
     leak_filter: bool = key(True)  # leave out explanations that mention having been given the answer
+    explanation_answer: str = key("gold", "gold", "own", formerly="own")  # whose answer a target q -> c~ -> a* ends in
+    explanation_cut_off: str = key("drop", "drop", "keep", formerly="keep")  # explanations that met the length limit
     explanation_keep: str = key("all", "all", "likely", "rise", "both")  # which of several a prompt keeps
     divide_by_std: bool = key(True)  # advantages divided by the group's standard deviation
     loss_normalisation: str = key("sequence_mean", "token_mean", "sequence_mean", "dr_grpo")  # token_mean: DAPO's

@@ -167,7 +167,7 @@ def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
     """Builds the parts of one attempt, in the state of the checkpoint."""
     config, folder, actors = job.config, job.folder, job.actors
     algorithm = make_algorithm(config)
-    algorithm.attach(folder, actors.learners.score)
+    algorithm.attach(folder, actors.learners.score, job.builder.restate)
     first_step = _restore(job, checkpoint, algorithm, restart)
     status = Status(folder, lambda: actors.waiter.places)
     status.enter("starting")

@@ -75,6 +75,22 @@ class PromptBuilder:
         start = toy_statement_start if self.style == "toy" else statement_start
         return chain_before(ids, self.decode, start)
 
+    def restate(self, prompt: Prompt, ids: IntArray) -> tuple[IntArray, str]:
+        """Replaces a completion's answer statement by the gold answer's: the target q -> c~ -> a*.
+
+        Args:
+            prompt: holds the gold answer; of several spellings, the first is stated.
+            ids: a completion. Its chain's ids stay as sampled; a completion without a statement is all chain.
+
+        Returns:
+            The ids of the chain, of the statement, whose text is tokenised as one, and the tokenizer's end token; and
+            their text.
+        """
+        lead, answer = self._answer_parts(prompt.problem.answers[0])
+        (statement,) = self._encode([lead + answer + ("" if self.style == "toy" else CHAT.answer_close)])
+        restated = [*self.chain_of(ids).tolist(), *statement]
+        return _ids([*restated, self.tokenizer.eos_token_id]), self.decode(restated)
+
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

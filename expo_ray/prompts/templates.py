@@ -23,6 +23,8 @@ class Templates:
     """Text that introduces the answer at the end of a completion."""
     answer_tail: str
     """Text that ends it, so that an answer is not scored as the prefix of a longer one."""
+    answer_close: str
+    """Text that completes the statement where it is trained on."""
 
 
 CHAT = Templates(
@@ -30,12 +32,14 @@ CHAT = Templates(
     conditioned="{question}\n\n" + CONDITIONED_REQUEST,
     answer_lead="\n\nThe final answer is $\\boxed{",
     answer_tail="}",
+    answer_close="$.",
 )
 BASE = Templates(
     free="Problem:\n{question}\n\n{instruction}\n\nSolution:\n",
     conditioned="Problem:\n{question}\n\n{instruction} " + CONDITIONED_REQUEST + "\n\nSolution:\n",
     answer_lead=CHAT.answer_lead,
     answer_tail=CHAT.answer_tail,
+    answer_close=CHAT.answer_close,
 )
 
 

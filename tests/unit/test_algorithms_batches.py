@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from algorithm_cases import config_with, group
+from algorithm_cases import completion, config_with, group, restate
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import SampleProperties
@@ -22,7 +22,9 @@ LEAK = ("since the answer is given as 5, x is 5", "correct")
 def batch_of(groups, step=0, properties=None, explanations_per_prompt=1, **algo) -> TrainingBatch:
     config = config_with(**algo)
     config.rollout.explanations_per_prompt = explanations_per_prompt
-    return make_algorithm(config).training_batch(groups, step, properties)
+    algorithm = make_algorithm(config)
+    algorithm.attach(None, None, restate)
+    return algorithm.training_batch(groups, step, properties)
 
 
 def terms(batch: TrainingBatch) -> Counter:
@@ -139,10 +141,52 @@ def test_scopes(scope, expected):
 )
 def test_filters_and_counts(verify, leaks, kept):
     groups = [group(["wrong"], explanations=[RIGHT, WRONG, LEAK])]
-    batch = batch_of(groups, explanations_per_prompt=3, explanation_filter=verify, leak_filter=leaks)
+    filters = {"explanation_filter": verify, "leak_filter": leaks, "explanation_answer": "own"}
+    batch = batch_of(groups, explanations_per_prompt=3, **filters)
     assert [len(s.completion_ids) for s in batch.samples if s.term == "sft"] == kept
     counts = {k: batch.metrics[f"explanations/{k}"] for k in ("sampled", "correct", "leaked", "kept", "trained")}
     assert counts == {"sampled": 3, "correct": 2, "leaked": 1, "kept": len(kept), "trained": len(kept)}
+
+
+def sampled(outcome: str, length: int, finish_reason: str = "stop"):
+    """A group whose explanation has this verdict, the ids 50, 51, ... and ended like this."""
+    found = group(["wrong"], explanations=[("it follows that x is 7", outcome)], uid=f"{outcome}-{finish_reason}")
+    made = completion(length, "it follows that x is 7", 50, finish_reason)
+    return dataclasses.replace(found, rollout=dataclasses.replace(found.rollout, explanations=[made]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "cut_off", "targets", "counts"),
+    [
+        ("gold", "drop", [[50, 51, 52, 53], [50, 51, 52, 7, 8, 6], None, None], (1, 2)),
+        ("own", "drop", [[50, 51, 52, 53], [50, 51, 52, 53, 54], None, None], (0, 2)),
+        ("gold", "keep", [[50, 51, 52, 53], [50, 51, 52, 7, 8, 6], [50, 7, 8, 6], [50, 51, 7, 8, 6]], (3, 0)),
+        ("own", "keep", [[50, 51, 52, 53], [50, 51, 52, 53, 54], [50, 51, 52], [50, 51, 52, 53]], (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_target_is_the_chain_and_the_gold_answer(answer, cut_off, targets, counts, reduction):
+    """c~ -> a*: a correct explanation as sampled, else its chain and the gold statement; beta / (P |target|) each."""
+    groups = [sampled("correct", 4), sampled("wrong", 5), sampled("no_answer", 3, "length")]
+    groups.append(sampled("correct", 4, "length"))
+    keys = {"explanation_answer": answer, "explanation_cut_off": cut_off, "sft_reduction": reduction}
+    batch = batch_of(groups, beta=0.3, kl_conditioned_coef=1.0, **keys)
+    made = [s for s in batch.samples if s.term == "sft"]
+    wanted = [ids for ids in targets if ids is not None]
+    assert [s.completion_ids.tolist() for s in made] == wanted
+    lengths = [len(ids) if reduction == "mean" else 1 for ids in wanted]
+    np.testing.assert_allclose([s.weight for s in made], 0.3 / (4 * np.array(lengths, np.float64)), rtol=1e-15)
+    assert {s.prompt_ids.tobytes() for s in made} == {groups[0].rollout.prompt.free_ids.tobytes()}
+    named = ("answer_replaced", "cut_off_dropped", "truncated", "trained")
+    assert tuple(batch.metrics[f"explanations/{name}"] for name in named) == (*counts, 2, len(wanted))
+    conditioned = [s.completion_ids.tolist() for s in batch.samples if s.term == "conditioned"]
+    assert conditioned == [g.rollout.explanations[0].token_ids.tolist() for g in groups]  # as sampled, whatever is kept
+
+
+@pytest.mark.parametrize(("answer", "chosen"), [("gold", [50, 51, 52, 7, 8, 6]), ("own", [50, 51, 52, 53, 54])])
+def test_dpo_prefers_the_same_target(answer, chosen):
+    batch = batch_of([sampled("wrong", 5)], name="exp_dpo", explanation_answer=answer)
+    assert [s.completion_ids.tolist() for s in batch.samples if s.term == "chosen"] == [chosen]
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("all", [3, 4, 5, 6]), ("likely", [3]), ("rise", [5]), ("both", [4])])
@@ -212,18 +256,28 @@ def test_refresh_periods(refresh, ahead):
 def test_stored_explanations_serve_later_steps_and_survive_a_checkpoint():
     config = config_with(explanation_refresh_steps=0)
     algorithm = make_algorithm(config)
-    counts = algorithm.collect([group([], [], [RIGHT], uid="late"), group([], [], [LEAK], uid="leaky")], 0)
-    assert counts["explanations/kept"] == 1
+    algorithm.attach(None, None, restate)
+    early = [group([], [], [of], uid=uid) for uid, of in (("late", WRONG), ("leaky", LEAK))]
+    counts = algorithm.collect(early, 0)
+    assert (counts["explanations/kept"], counts["explanations/answer_replaced"]) == (1, 1)
     resumed = make_algorithm(config)
     resumed.load_state_dict(json.loads(json.dumps(algorithm.state_dict())))
     asked = [group(["wrong"], explanations=[], uid=uid) for uid in ("late", "leaky", "never")]
     for one in (algorithm, resumed):
         batch = one.training_batch(asked, 3)
         (sample,) = [s for s in batch.samples if s.term == "sft"]
-        assert sample.completion_ids.tolist() == [1000, 1001, 1002] and sample.completion_ids.dtype == np.int32
-        assert sample.weight == pytest.approx(0.04 / (3 * 3))
+        assert sample.completion_ids.tolist() == [1000, 7, 8, 6] and sample.completion_ids.dtype == np.int32
+        assert sample.weight == pytest.approx(0.04 / (3 * 4))
         assert batch.metrics["explanations/prompts_without"] == 2
     assert "leaky" in resumed.store and "never" not in resumed.store
+
+
+def test_explanations_of_an_earlier_version_are_trained_on_as_sampled():
+    algorithm = make_algorithm(config_with(explanation_refresh_steps=0))
+    stored = {"late": [{"token_ids": [4, 5], "text": "x is 5", "step": 0}]}
+    algorithm.load_state_dict({"explanations": stored, "sampled_to": 8})
+    batch = algorithm.training_batch([group(["wrong"], explanations=[], uid="late")], 3)
+    assert [s.completion_ids.tolist() for s in batch.samples if s.term == "sft"] == [[4, 5]]
 
 
 def test_the_same_problem_twice_in_a_step_keeps_both_explanations():

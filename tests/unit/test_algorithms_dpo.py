@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from algorithm_cases import Arrays, config_with, group, random_arrays
+from algorithm_cases import Arrays, config_with, group, random_arrays, restate
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.losses import dpo_loss
@@ -138,7 +138,7 @@ def test_offline_pairs_are_written_before_the_first_update(tmp_path, temperature
     """Scored by the policy, which still is the reference, where the loss's temperature is that of scoring."""
     offline = algorithm(dpo_refresh="offline")
     offline.config.rollout.temperature = temperature
-    offline.attach(tmp_path, lambda sequences: [np.full(len(ids), -2.0, np.float32) for _, ids in sequences])
+    offline.attach(tmp_path, lambda sequences: [np.full(len(ids), -2.0, np.float32) for _, ids in sequences], restate)
     offline.training_batch([group(["wrong"], uid="a")], 0)
     (line,) = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert [line["reference_chosen"], line["reference_rejected"]] == scored

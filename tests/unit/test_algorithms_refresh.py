@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -11,14 +12,15 @@ from expo_ray.algorithms import make_algorithm
 from expo_ray.data.stream import PromptStream
 from expo_ray.driver.groups import Collector
 from expo_ray.driver.record import StepRecord
-from expo_ray.messages import Group, Rollout, Verdict
+from expo_ray.messages import Group, Rollout, TrainingBatch, Verdict
 from expo_ray.rollout.requests import LengthBook
 
 
 class FakeActors:
     """Samples wrong completions and correct explanations, and counts them by problem."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaks: bool = False) -> None:
+        self.explanation = "since the answer is given as 5" if leaks else "it follows that x is 5"
         self.completions: Counter[str] = Counter()
         self.explanations: Counter[str] = Counter()
         self.rollouts = self.verifiers = self
@@ -28,7 +30,7 @@ class FakeActors:
             self.completions[request.prompt.problem.uid] += request.samples
             self.explanations[request.prompt.problem.uid] += request.explanations
         return [
-            Rollout(r.prompt, [completion(4)] * r.samples, [completion(3, "it follows that x is 5")] * r.explanations)
+            Rollout(r.prompt, [completion(4)] * r.samples, [completion(3, self.explanation)] * r.explanations)
             for r in requests
         ]
 
@@ -48,8 +50,8 @@ def config_for(steps: int, **algo):
 class Run:
     """Steps of a run over six problems, two a step: an epoch is three steps."""
 
-    def __init__(self, config, state: str | None = None) -> None:
-        self.config, self.actors = config, FakeActors()
+    def __init__(self, config, state: str | None = None, leaks: bool = False) -> None:
+        self.config, self.actors = config, FakeActors(leaks)
         self.algorithm = make_algorithm(config)
         if state is not None:
             self.algorithm.load_state_dict(json.loads(state))
@@ -58,13 +60,15 @@ class Run:
         stream = PromptStream(prompts, 2, seed=3)
         self.collector = Collector(config, self.algorithm, stream, self.actors, measurer, LengthBook())
 
-    def targets(self, first: int, last: int) -> list[int]:
-        """Trains the steps from `first` up to `last`; the explanations or pairs that each trained on."""
-        found = []
+    def batches(self, first: int, last: int) -> Iterator[TrainingBatch]:
+        """Trains the steps from `first` up to `last`."""
         for step in range(first, last):
-            batch = self.algorithm.training_batch(self.collector.groups(step, StepRecord(step)), step)
-            found.append(sum(sample.term in ("sft", "chosen") for sample in batch.samples))
-        return found
+            yield self.algorithm.training_batch(self.collector.groups(step, StepRecord(step)), step)
+
+    def targets(self, first: int, last: int) -> list[int]:
+        """The number of explanations or pairs that each step trained on."""
+        terms = ("sft", "chosen")
+        return [sum(sample.term in terms for sample in batch.samples) for batch in self.batches(first, last)]
 
     def state(self) -> str:
         return json.dumps(self.algorithm.state_dict())
@@ -122,6 +126,23 @@ def test_a_resume_with_the_same_steps_samples_what_the_whole_run_samples(name, k
     assert resumed.targets(3, 8) == [2] * 5
     assert first.actors.explanations + resumed.actors.explanations == whole.actors.explanations
     assert first.actors.completions + resumed.actors.completions == whole.actors.completions
+
+
+@pytest.mark.parametrize("refresh", [1, 4, 0])
+@pytest.mark.parametrize("beta", [0.04, 0.0])
+@pytest.mark.parametrize("leaks", [False, True], ids=["kept", "left out"])
+def test_the_conditioned_kl_acts_on_stored_explanations_too(refresh, beta, leaks):
+    """The refresh period changes the explanations' age only: the same samples at each step, also after a resume."""
+    keys = {"explanation_refresh_steps": refresh, "kl_conditioned_coef": 1.0, "beta": beta}
+    first = Run(config_for(8, **keys), leaks=leaks)
+    batches = list(first.batches(0, 3))
+    resumed = Run(config_for(8, **keys), first.state(), leaks)
+    batches += resumed.batches(3, 8)
+    for batch in batches:
+        found = [s for s in batch.samples if s.term == "conditioned"]
+        assert [s.prompt_ids.tolist() for s in found] == [[1, 2, 9, 3]] * 2
+        assert [(s.completion_ids.tolist(), s.weight) for s in found] == [([100, 101, 102], 1 / (2 * 3))] * 2
+        assert sum(s.term == "sft" for s in batch.samples) == (2 if beta and not leaks else 0)
 
 
 def test_problems_out_of_scope_at_first_are_sampled_for_their_next_epoch():

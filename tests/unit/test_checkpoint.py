@@ -220,6 +220,18 @@ def test_differences_compare_model_and_data_by_content_alone():
     assert differences(before, now) == ([], [])
 
 
+SINCE = ["algo.explanation_answer: own -> gold", "algo.explanation_cut_off: keep -> drop"]
+"""What is reported of a run older than these keys when it resumes with their defaults."""
+
+
+def test_a_run_older_than_a_key_counts_as_what_runs_did_then():
+    now = as_settings(Config())
+    before = {key: value for key, value in now.items() if not key.startswith("algo.explanation_")}
+    assert differences(before, now) == ([], SINCE)
+    as_then = {"algo.explanation_answer": "own", "algo.explanation_cut_off": "keep"}
+    assert differences(before, now | as_then) == ([], [])
+
+
 def test_records_are_cut_to_the_byte_and_torn_lines_go(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
     lengths = record_lengths(tmp_path)
@@ -276,7 +288,7 @@ def test_a_checkpoint_of_the_version_before_resumes(old_run, demo):
     config, identity = demo
     found = find_checkpoint(config, old_run, identity, pytest.fail)
     assert found == old_run / "checkpoints" / "step_000002"
-    assert changed_settings(found, config) == ["rollout.max_sequences: 64 -> 0"]
+    assert changed_settings(found, config) == [*SINCE, "rollout.max_sequences: 64 -> 0"]
     state = DriverState.read(found)
     algorithm = make_algorithm(config)
     algorithm.load_state_dict(state.algorithm)
@@ -304,7 +316,7 @@ def test_a_key_that_an_old_checkpoint_lacks_counts_as_its_default(old_run, demo)
     checkpoint = old_run / "checkpoints" / "step_000002"
     resettle(checkpoint, algo__overlong_penalty=None, trainer__max_mismatch=None)
     assert find_checkpoint(config, old_run, identity, pytest.fail) == checkpoint
-    assert changed_settings(checkpoint, config) == ["rollout.max_sequences: 64 -> 0"]
+    assert changed_settings(checkpoint, config) == [*SINCE, "rollout.max_sequences: 64 -> 0"]
 
 
 def test_a_key_that_this_version_lacks_is_refused_in_one_sentence(old_run, demo):

@@ -14,6 +14,7 @@ from algorithm_cases import config_with, group, random_arrays
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties, property_metrics
+from expo_ray.config.algorithms import CHOICE_KEYS, EXPLANATION_KEYS, SFT_KEYS
 from expo_ray.config.compose import compose_config, sweep_jobs
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.keys import defaults
@@ -164,6 +165,15 @@ def test_every_key_that_a_page_names_exists(page):
     named = re.findall(rf"(?<![\w./])((?:{'|'.join(groups)})\.[a-z][\w.]*)(?==|`)", text)
     keys = {*defaults(), *(key.rpartition(".")[0] for key in defaults())}
     assert [name for name in named if name not in keys] == []
+
+
+def test_the_defaults_on_the_page_of_deviations_are_the_schemas():
+    text = (REPOSITORY / "docs/algorithms/deviations.md").read_text()
+    stated = dict(re.findall(r"^\| `([a-z_.]+)` \| `([^`]+)` \|", text, re.MULTILINE))
+    assert stated == {key: str(defaults()[key]).replace("True", "true").replace("False", "false") for key in stated}
+    choices = {f"algo.{name}" for name in SFT_KEYS | CHOICE_KEYS | EXPLANATION_KEYS}
+    left = {"name", "properties_every", "explanation_threshold", "kl_estimator"}
+    assert choices - {f"algo.{name}" for name in left} <= set(stated)
 
 
 def documented_commands() -> list[str]:

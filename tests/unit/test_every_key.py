@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch._dynamo
-from algorithm_cases import completion, group, random_arrays
+from algorithm_cases import completion, group, random_arrays, restate
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.pairs import Pair
@@ -154,7 +154,7 @@ class Simulated:
     def explanation(self, problem: int, k: int):
         leaks = problem % 3 == 2 and k == 0
         text = "since the answer is given as 5" if leaks else "it follows that x is 5"
-        return completion(3 + k, text, first=1000 + 10 * k)
+        return completion(3 + k, text, 1000 + 10 * k, "length" if problem == 3 and k == 0 else "stop")
 
     def verify(self, rollouts):
         outcomes = [["correct", "wrong", "timeout", "wrong", "correct"], ["wrong"], ["correct", "wrong"]]
@@ -184,7 +184,7 @@ def measured(groups: list[Group]):
 def steps(config) -> object:
     """Requests and training batches of a few steps over six problems, two a step."""
     algorithm, actors = make_algorithm(config), Simulated()
-    algorithm.attach(None, None)
+    algorithm.attach(None, None, restate)
     algorithm._keep_for_reuse = lambda: None  # writes a file
     prompts = [group([], uid=f"p{i}").rollout.prompt for i in range(6)]
     measurer = SimpleNamespace(for_choice=lambda found, *_: measured(found))

@@ -186,6 +186,40 @@ def test_chain_of_real_tokens_is_a_prefix_of_the_ids(tokenizer):
     assert builder.decode(cut.tolist()).rstrip() == "We add 3 and 4.\n\nThis gives 7."
 
 
+@pytest.mark.parametrize(
+    ("text", "restated"),
+    [
+        ("3+4=7;7+8=6;A:76.", "3+4=7;7+8=6;A:75."),
+        ("3+4=7;7+8=5;A:75.", "3+4=7;7+8=5;A:75."),
+        ("3+4=7;7+", "3+4=7;7+A:75."),
+        ("A:9.", "A:75."),
+    ],
+)
+def test_a_restated_toy_completion_has_its_chain_and_the_gold_answer(text, restated):
+    builder = PromptBuilder(toy_tokenizer(), "auto", "toy")
+    (prompt,) = builder([Problem("t", "3+4+8", ("75",), "3+4=7+8;A:75.")])
+    end = builder.tokenizer.eos_token_id
+    sampled = np.array([*builder.tokenizer(text)["input_ids"], end], dtype=np.int32)
+    ids, said = builder.restate(prompt, sampled)
+    assert (said, ids.tolist(), ids.dtype) == (restated, [*builder.tokenizer(restated)["input_ids"], end], np.int32)
+
+
+def test_a_restated_completion_keeps_its_ids_and_states_the_gold_answer(tokenizer):
+    builder = PromptBuilder(tokenizer)
+    (prompt,) = builder([PROBLEM])
+    text = "We add 3 and 4.\n\nThis gives 8.\n\nThe final answer is $\\boxed{8}$."
+    sampled = np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], np.int32)
+    ids, said = builder.restate(prompt, sampled)
+    chain = builder.chain_of(sampled)
+    np.testing.assert_array_equal(ids[: len(chain)], chain)
+    statement = "\n\nThe final answer is $\\boxed{7731}$."
+    assert ids[len(chain) :].tolist() == [
+        *tokenizer(statement, add_special_tokens=False)["input_ids"],
+        tokenizer.eos_token_id,
+    ]
+    assert said == builder.decode(chain.tolist()) + statement
+
+
 def test_choice_asks_for_a_letter():
     assert "letter" in PromptBuilder(character_tokenizer(), "base", "choice").instruction
 
