@@ -56,9 +56,9 @@ def end_in_a_sentence(body: Callable[[], int]) -> int:
     from expo_ray.config.errors import InputError
     from expo_ray.driver.stopping import LimitExceeded
     from expo_ray.learner.group import LearnersLost
+    from expo_ray.rewards.functions import VerifierFailureRate
     from expo_ray.runtime.waits import ActorFailed, WaitExpired
     from expo_ray.sync import SyncError
-    from expo_ray.verifier.reward import VerifierFailureRate
 
     try:
         return body()

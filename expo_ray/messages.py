@@ -102,12 +102,26 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward function gave for one completion."""
+
+    value: float | None
+    """None: it could not decide, or it failed."""
+    failure: str = ""
+    """Why it failed, after every retry; empty if it did not."""
+    ms: float = 0.0
+    """Wall-clock milliseconds of its last call; of a batch, the share of one completion."""
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """A rollout with the verdicts on its completions and explanations, in their order."""
 
     rollout: Rollout
     verdicts: list[Verdict]
     explanation_verdicts: list[Verdict]
+    scores: dict[str, list[Score]] = field(default_factory=dict)
+    """Name in `reward.functions` -> what it gave for each free completion; without an entry for the verifier."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("runtime",),
     ("verifier",),
+    ("rewards",),
     ("world", "data"),
     ("prompts",),
     ("algorithms",),

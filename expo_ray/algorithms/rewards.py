@@ -1,13 +1,14 @@
 """Rewards of a group and their advantages (GRPO: arXiv 2402.03300; overlong shaping: DAPO, 2503.14476)."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expo_ray.config.schema import AlgoConfig, Config
-from expo_ray.messages import Group, Verdict
+from expo_ray.messages import Group, Score, Verdict
+from expo_ray.rewards.functions import FAILURES, VERIFIER, own_functions, reward, weights_of
 
 Rewards = NDArray[np.float64]
 
@@ -25,23 +26,41 @@ def overlong_penalty(length: int, max_tokens: int, algo: AlgoConfig) -> float:
     return algo.overlong_penalty * min(max(excess / buffer, 0.0), 1.0)
 
 
-def verifier_rewards(group: Group, config: Config) -> Rewards:
-    """[G] the verifier's reward of each free completion. NaN, for completions left out of the group: the verifier
-    reached no verdict (timeout, error), or the completion is empty."""
-    from expo_ray.verifier.reward import reward
+def completion_reward(verdict: Verdict, scores: Mapping[str, Score], config: Config) -> float | None:
+    """The reward of one completion: the weighted sum over `reward.functions`, where the verifier is one of them.
 
+    None, for a completion that is left out of its group: a function whose weight is not 0 could not decide or failed,
+    or the verifier reached no verdict (timeout, error).
+    """
+    total = 0.0
+    for name, weight in weights_of(config.reward).items():
+        if weight:
+            value = reward(verdict, config.verifier) if name == VERIFIER else scores[name].value
+            if value is None:
+                return None
+            total += weight * value
+    return total
+
+
+def total_rewards(group: Group, config: Config) -> Rewards:
+    """[G] `completion_reward` of each free completion, NaN where it is None or the completion is empty."""
     values = [
-        reward(verdict, config.verifier) if len(completion.token_ids) else None
-        for completion, verdict in zip(group.rollout.completions, group.verdicts, strict=True)
+        completion_reward(verdict, scores, config) if len(completion.token_ids) else None
+        for completion, verdict, scores in zip(group.rollout.completions, group.verdicts, scores_of(group), strict=True)
     ]
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
+def scores_of(group: Group) -> list[dict[str, Score]]:
+    """For each free completion: function -> what it gave; empty dictionaries without functions of one's own."""
+    return [{name: of[i] for name, of in group.scores.items()} for i in range(len(group.verdicts))]
+
+
 def group_rewards(group: Group, config: Config) -> Rewards:
-    """[G] `verifier_rewards` after overlong shaping."""
+    """[G] `total_rewards` after overlong shaping."""
     limit = config.rollout.max_completion_tokens
     lengths = [len(completion.token_ids) for completion in group.rollout.completions]
-    return verifier_rewards(group, config) - [overlong_penalty(length, limit, config.algo) for length in lengths]
+    return total_rewards(group, config) - [overlong_penalty(length, limit, config.algo) for length in lengths]
 
 
 def rewards_differ(rewards: Sequence[float] | Rewards) -> bool:
@@ -64,24 +83,22 @@ def group_advantages(rewards: Sequence[float] | Rewards, divide_by_std: bool) ->
 
 
 def has_signal(group: Group, config: Config) -> bool:
-    """Whether the verifier's rewards, before overlong shaping, are not all equal.
+    """Whether the total rewards, before overlong shaping, are not all equal.
 
     With shaping, the shorter of two wrong completions would be reinforced although nothing is correct (DAPO's
     dynamic sampling judges by correctness too).
     """
-    return rewards_differ(verifier_rewards(group, config))
+    return rewards_differ(total_rewards(group, config))
 
 
 def shaped_advantages(group: Group, config: Config) -> Rewards:
     """[G] advantages of the shaped rewards; exactly 0 in a group without signal, NaN for completions left out."""
-    rewards = group_rewards(group, config) if has_signal(group, config) else verifier_rewards(group, config)
+    rewards = group_rewards(group, config) if has_signal(group, config) else total_rewards(group, config)
     return group_advantages(rewards, config.algo.divide_by_std)
 
 
 def counted_outcomes(verdicts: list[Verdict], config: Config) -> list[bool]:
     """Whether each counted verdict is correct; timeout and error do not count unless configured to."""
-    from expo_ray.verifier.reward import reward
-
     return [v.outcome == "correct" for v in verdicts if reward(v, config.verifier) is not None]
 
 
@@ -116,7 +133,29 @@ def group_metrics(groups: list[Group], config: Config) -> dict[str, float]:
     if len(counted):
         metrics["reward/mean"] = float(counted.mean())
         metrics["reward/std"] = float(counted.std())
-    return metrics | _pass_rates(groups, config)
+    return metrics | _function_metrics(groups, config) | _pass_rates(groups, config)
+
+
+def _function_metrics(groups: list[Group], config: Config) -> dict[str, float]:
+    """Mean, failures and milliseconds of each reward function; nothing where the verifier is the only one."""
+    if not own_functions(config.reward):
+        return {}
+    names = weights_of(config.reward)
+    found = {name: [score for group in groups for score in group.scores.get(name, ())] for name in names}
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    if VERIFIER in found:
+        found[VERIFIER] = [
+            Score(reward(v, config.verifier), v.outcome if v.outcome in FAILURES else "", v.ms) for v in verdicts
+        ]
+    metrics: dict[str, float] = {}
+    for name, scores in found.items():
+        values = [score.value for score in scores if score.value is not None]
+        failed = sum(bool(score.failure) for score in scores)
+        of = {"failed": float(failed), "undecided": float(len(scores) - len(values) - failed)}
+        of |= {"mean": float(np.mean(values))} if values else {}
+        of |= {"ms": float(np.mean([score.ms for score in scores]))} if scores else {}
+        metrics |= {f"reward/{name}/{what}": value for what, value in of.items()}
+    return metrics
 
 
 def _pass_rates(groups: list[Group], config: Config) -> dict[str, float]:

@@ -29,6 +29,11 @@ class Need:
     reason: str
 
 
+def _compares_rewards(name: str) -> bool:
+    facts = algorithm_class(name)
+    return facts.needs_group or facts.uses is None  # of a class that does not say what it uses, nothing is refused
+
+
 # A weight of 0 (algo.beta, algo.kl_coef) is not a condition here, except for the estimator that both KL terms share:
 # 0 is where a sweep over the weight ends, and the other keys of its term stay as they are.
 NEEDS = (
@@ -99,6 +104,16 @@ NEEDS = (
         ("learner.offload_optimizer", "rollout.gpu_memory_utilization", "profile.deterministic"),
         lambda c: c.profile.device == "cuda",
         "with profile=cpu",
+    ),
+    Need(
+        ("reward.functions", "reward.weights"),
+        lambda c: _compares_rewards(c.algo.name),
+        "with an algorithm that uses no reward, only whether completions are correct",
+    ),
+    Need(
+        ("reward.workers", "reward.timeout_s", "reward.retries", "reward.concurrency", "reward.max_failure_rate"),
+        lambda c: any(name != "verifier" for name in c.reward.functions),
+        "without a function in reward.functions besides the verifier",
     ),
     Need(("rollout.kv_cache_gib",), lambda c: c.profile.device == "cpu", "with profile=gpu"),
 )

@@ -1,5 +1,6 @@
-"""Looks up what the schema says of a key by its dotted name, and compares the settings of two runs."""
+"""Looks up what the schema says of a key by its dotted name, compares the settings of two runs, reads an objective."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -7,7 +8,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import Config, Key
+
+OBJECTIVE = re.compile(r"pass@([1-9][0-9]*)/(all|[1-5]|\?)")
+"""The form of `eval.objective`: one pass@k of a run's final evaluation."""
 
 
 @cache
@@ -86,3 +91,22 @@ def value_of(config: Config, key: str) -> Any:
     for name in key.split("."):
         value = getattr(value, name)
     return value
+
+
+def parse_objective(text: str) -> tuple[int, str]:
+    """Parses `eval.objective`, such as pass@4/5 or pass@1/all, into k and level.
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    found = OBJECTIVE.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"eval.objective={text} is not of the form pass@K/LEVEL: use pass@4/5, or pass@1/all")
+    return int(found.group(1)), found.group(2)
+
+
+def objective_of(summary: dict[str, Any], text: str) -> float | None:
+    """The objective of a run's summary.json; None if the run has no such evaluation."""
+    k, level = parse_objective(text)
+    evaluation = summary.get("evaluation") or {}
+    return evaluation.get("pass_at_k", {}).get(level, {}).get(str(k))

@@ -211,6 +211,19 @@ class VerifierConfig:
 
 
 @dataclass
+class RewardConfig:
+    """reward: the functions whose weighted sum is a completion's reward (docs/start/own_reward.md)."""
+
+    functions: list[str] = key(["verifier"])  # verifier: the reward of its verdict; others are module:function
+    weights: list[float] = key([])  # one for each function, 0: only recorded; empty: 1 each
+    workers: int = key(1, at_least=1, on_resume="free")  # actors that call the functions
+    timeout_s: float = key(60.0, at_least=0.01, on_resume="free")  # of one call; a function with lists: of its batch
+    retries: int = key(2, at_least=0, on_resume="free")  # further calls after one that failed
+    concurrency: int = key(32, at_least=1, on_resume="free")  # calls of an async function at once, in each actor
+    max_failure_rate: float = key(0.1, at_least=0, at_most=1, on_resume="free")  # a step beyond it stops the run
+
+
+@dataclass
 class TrainerConfig:
     """trainer: the loop, its checkpoints and its limits."""
 
@@ -295,6 +308,7 @@ class Config:
     learner: LearnerConfig = key(LearnerConfig)
     sync: SyncConfig = key(SyncConfig, on_resume="free")
     verifier: VerifierConfig = key(VerifierConfig, actors=True)
+    reward: RewardConfig = key(RewardConfig, actors=True)
     trainer: TrainerConfig = key(TrainerConfig)
     eval: EvalConfig = key(EvalConfig, on_resume="reported", between_runs="measuring")
     logging: LoggingConfig = key(LoggingConfig, on_resume="free", between_runs="ignored")

@@ -1,4 +1,4 @@
-"""Starts, places, replaces and stops a run's actors: rollout workers, verifiers and learner ranks."""
+"""Starts, places, replaces and stops a run's actors: rollout workers, verifiers, reward actors and learner ranks."""
 
 from collections import Counter
 from contextlib import suppress
@@ -16,6 +16,7 @@ from expo_ray.learner.group import LearnerGroup
 from expo_ray.preflight.checks import check_placement
 from expo_ray.preflight.placement import PIN
 from expo_ray.preflight.plan import Plan
+from expo_ray.rewards.actors import RewardFleet
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.runtime.journal import Events
 from expo_ray.runtime.process import environment, process_usage
@@ -88,18 +89,20 @@ class Actors:
             workers = {name: self._start(name) for name in self.names("rollout", config.rollout.workers)}
             ranks = {name: self._start(name) for name in self.names("learner", self.ranks)}
             verifiers = {name: self._start(name) for name in self.names("verifier", config.verifier.workers)}
+            callers = {name: self._start(name) for name in self.names("reward", self.plan.actor("reward").count)}
             self.verifiers = VerifierFleet(verifiers, self.replace, self.waiter, wait_s, start_s)
+            self.rewards = RewardFleet(callers, self.replace, self.waiter, wait_s, start_s)
             self.rollouts = RolloutFleet(workers, self.replace, self.waiter, wait_s, start_s)
             self.rollouts.shares_cards = self.plan.colocated
             self.learners = LearnerGroup(ranks, self.waiter, wait_s, sync_s + SYNC_GRACE_S)
             if self.plan.colocated:
                 # vLLM sizes its KV cache by the memory that is free when it starts, so engines start on empty cards
                 # and sleep before the learners load.
-                self._begin(workers | verifiers, {})
+                self._begin(workers | verifiers | callers, {})
                 self.rollouts.rest()
                 self._begin({}, ranks)
             else:
-                self._begin(workers | verifiers, ranks)
+                self._begin(workers | verifiers | callers, ranks)
         except BaseException:
             self.close()
             raise
@@ -143,8 +146,8 @@ class Actors:
         """
         self.config, self.events, self.log_folder = config, events, str(run_folder / "logs")
         self.waiter = Waiter(self.log_folder, self.waiter.places)
-        self.verifiers.waiter = self.rollouts.waiter = self.learners.waiter = self.waiter
-        handles = self.rollouts.workers | self.verifiers.workers | self.learners.ranks
+        self.verifiers.waiter = self.rewards.waiter = self.rollouts.waiter = self.learners.waiter = self.waiter
+        handles = self._handles()
         moves = {name: handle.log_to.remote(name, self.log_folder) for name, handle in handles.items()}
         self.waiter.gather(moves, "moving the actors' logs", config.trainer.wait_s)
         self.learners.sync_s = config.sync.timeout_s + SYNC_GRACE_S
@@ -159,7 +162,7 @@ class Actors:
 
         An actor that does not answer is left out; its loss is handled where its work is waited for.
         """
-        handles = {**self.rollouts.workers, **self.verifiers.workers, **self.learners.ranks}
+        handles = self._handles()
         refs = {name: handle.usage.remote() for name, handle in handles.items()}
         found = self.waiter.settle(refs, "measuring memory", USAGE_S) | {"driver": process_usage(of_children=False)}
         values = {
@@ -171,6 +174,9 @@ class Actors:
         total, free = ray.cluster_resources(), ray.available_resources()
         used = total.get("object_store_memory", 0.0) - free.get("object_store_memory", 0.0)
         return values | {"memory/object_store_mib": used / 2**20}
+
+    def _handles(self) -> dict[str, Any]:
+        return self.rollouts.workers | self.verifiers.workers | self.rewards.workers | self.learners.ranks
 
     def draining(self) -> list[str]:
         """Names the actors on nodes that are about to be preempted."""
@@ -245,6 +251,13 @@ class Actors:
         cpus = self.plan.actor("verifier").ray_cpus
         options = {"num_cpus": cpus, "runtime_env": {"env_vars": environment("cpu", 1)}}
         return ray.remote(VerifierActor).options(**options).remote(self.config.verifier, name, self.log_folder)
+
+    def _reward(self, index: int, name: str) -> Any:
+        from expo_ray.rewards.actors import RewardActor
+
+        options = {"num_cpus": self.plan.actor("reward").ray_cpus, "runtime_env": {"env_vars": environment("cpu", 1)}}
+        arguments = (self.config.reward, self.config.trainer.wait_s, name, self.log_folder)
+        return ray.remote(RewardActor).options(**options).remote(*arguments)
 
     def _options(self, name: str, bundle: int) -> dict[str, Any]:
         profile, cluster = self.config.profile, self.config.cluster

@@ -14,6 +14,7 @@ from expo_ray.driver.record import StepRecord
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.messages import Group, Prompt, RolloutRequest
 from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.rewards.functions import own_functions
 from expo_ray.rollout.requests import LengthBook, training_sampling
 
 
@@ -129,7 +130,7 @@ class Collector:
         more = self._verified(self._requests([prompts[i] for i in wanted], False, True), (*seed, 1), record)
         for i, extra in zip(wanted, more, strict=True):
             explained_rollout = replace(groups[i].rollout, explanations=extra.rollout.explanations)
-            groups[i] = Group(explained_rollout, groups[i].verdicts, extra.explanation_verdicts)
+            groups[i] = replace(groups[i], rollout=explained_rollout, explanation_verdicts=extra.explanation_verdicts)
         return groups
 
     def _requests(self, prompts: list[Prompt], free: bool, explained: bool) -> list[RolloutRequest]:
@@ -172,7 +173,11 @@ class Collector:
         sampled = [completion for rollout in rollouts for completion in rollout.sampled]
         record.count({"tokens/generated": float(sum(len(c.token_ids) for c in sampled))})
         with record.phase("verify"):
-            return self.actors.verifiers.verify(rollouts)
+            groups = self.actors.verifiers.verify(rollouts)
+        if not own_functions(self.config.reward):
+            return groups
+        with record.phase("reward"):
+            return self.actors.rewards.score(groups, self.config.reward, self.config.data)
 
 
 class Ahead:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties
+from expo_ray.algorithms.rewards import completion_reward, scores_of
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
 from expo_ray.driver.stopping import staleness
@@ -19,10 +20,10 @@ from expo_ray.files import append_lines
 from expo_ray.leaks import mentions_given_answer
 from expo_ray.messages import Completion, Group, SyncProof, TrainingBatch, TrainingSample, UpdateReport, Verdict
 from expo_ray.preflight.model_folder import ModelShape
+from expo_ray.rewards.functions import VERIFIER, reward
 from expo_ray.rollout.requests import sampled_tokens
 from expo_ray.runtime.journal import Status
 from expo_ray.runtime.spans import span
-from expo_ray.verifier.reward import reward
 
 
 def batch_line(groups: list[Group]) -> dict[str, Any]:
@@ -50,28 +51,33 @@ def sample_lines(
             "answers": list(problem.answers),
         }
         free = measured.free if measured else []
-        for i, (completion, verdict) in enumerate(zip(group.rollout.completions, group.verdicts, strict=True)):
+        rows = zip(group.rollout.completions, group.verdicts, scores_of(group), strict=True)
+        for i, (completion, verdict, scores) in enumerate(rows):
             own = free[i] if i < len(free) else None
-            yield about | _line("free", completion, verdict, own, config)
+            line = _line("free", completion, verdict, completion_reward(verdict, scores, config), own)
+            by_function = {name: asdict(score) for name, score in scores.items()}
+            verified = {VERIFIER: {"value": reward(verdict, config.verifier), "failure": "", "ms": verdict.ms}}
+            several = by_function or config.reward.weights  # else the line says it all
+            yield about | line | ({"rewards": verified | by_function} if several else {})
         for i, (explanation, verdict) in enumerate(
             zip(group.rollout.explanations, group.explanation_verdicts, strict=True)
         ):
             own = measured.explanations[i] if measured else None
-            line = _line("explanation", explanation, verdict, own, config)
+            line = _line("explanation", explanation, verdict, reward(verdict, config.verifier), own)
             yield about | line | {"leak": mentions_given_answer(explanation.text)}
         if problem.solution is not None and measured is not None and measured.gold is not None:
             yield about | {"kind": "gold", "text": problem.solution, "properties": asdict(measured.gold)}
 
 
 def _line(
-    kind: str, completion: Completion, verdict: Verdict, measured: SampleProperties | None, config: Config
+    kind: str, completion: Completion, verdict: Verdict, earned: float | None, measured: SampleProperties | None
 ) -> dict[str, Any]:
     return {
         "kind": kind,
         "text": completion.text,
         "outcome": verdict.outcome,
         "extracted": verdict.extracted,
-        "reward": reward(verdict, config.verifier),
+        "reward": earned,
         "tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "weight_version": completion.weight_version,

@@ -62,6 +62,7 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     ends = generation_ends(Path(config.model.path))
     keeper = warm or WarmActors()
     actors = keeper.take(plan, run_folder, context, stop_ids(tokenizer, ends), events)
+    actors.rewards.chat = builder.style == "chat"
     try:
         with StopSignal() as stop:  # not earlier: starting Ray replaces the signal handlers
             done = supervise(Job(config, run_folder, actors, builder, training, heldout, identity, stop, origin))

@@ -7,7 +7,7 @@ from types import FrameType
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import Actors
 from expo_ray.messages import Group, UpdateReport
-from expo_ray.verifier.reward import check_failure_rate
+from expo_ray.rewards.functions import check_failure_rate, own_functions
 
 
 class LimitExceeded(RuntimeError):
@@ -57,13 +57,24 @@ def check_mismatch(update: UpdateReport, config: Config) -> None:
 
 
 def check_failures(groups: list[Group], config: Config) -> None:
-    """Compares the share of timeouts and errors among a step's verdicts with `verifier.max_failure_rate`.
+    """Compares the share of timeouts and errors among a step's verdicts with `verifier.max_failure_rate`, and each
+    reward function's failures with `reward.max_failure_rate`.
 
     Raises:
         VerifierFailureRate: too many answers could not be verified.
+        LimitExceeded: a reward function failed too often.
     """
     verdicts = [verdict for group in groups for verdict in (*group.verdicts, *group.explanation_verdicts)]
     check_failure_rate(verdicts, config.verifier)
+    for name in own_functions(config.reward):
+        scores = [score for group in groups for score in group.scores[name]]
+        failures = [score.failure for score in scores if score.failure]
+        if len(failures) > config.reward.max_failure_rate * len(scores):
+            raise LimitExceeded(
+                f"reward function {name} failed on {len(failures)} of {len(scores)} completions, more than "
+                f"reward.max_failure_rate={config.reward.max_failure_rate:g} allows; the first: {failures[0]}. The "
+                "logs of the reward actors show the first failure of each kind in full"
+            )
 
 
 class StopSignal:

@@ -18,6 +18,7 @@ from expo_ray.preflight.model_folder import ModelShape
 from expo_ray.preflight.placement import Node, placeable
 from expo_ray.preflight.plan import Plan, plan_for
 from expo_ray.preflight.values import check_config
+from expo_ray.rewards.functions import check_columns
 from expo_ray.verifier import sandbox
 
 
@@ -53,6 +54,7 @@ def check_run(config: Config) -> Checked:
     if not config.dry_run:
         check_start(plan)
         check_hub(config)
+    check_columns(config, lambda: problems.training)
     return Checked(replace(plan, golds=tuple(problems.golds), gap=sandbox.gap()), problems)
 
 

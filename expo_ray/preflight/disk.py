@@ -37,7 +37,7 @@ def record_bytes(config: Config) -> int:
     rollout = config.rollout
     length = rollout.max_prompt_tokens + rollout.max_completion_tokens
     samples = config.logging.samples_per_step * (completions_per_prompt(config) + rollout.explanations_per_prompt)
-    actors = rollout.workers + config.learner.ranks + config.verifier.workers
+    actors = rollout.workers + config.learner.ranks + config.verifier.workers + config.reward.workers
     a_step = RECORDS_A_STEP + samples * length * BYTES_A_TOKEN
     return config.trainer.steps * a_step + actors * LOGS_AN_ACTOR
 

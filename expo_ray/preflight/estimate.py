@@ -115,7 +115,7 @@ def _speed(config: Config) -> float:
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Resident size of a process with its libraries loaded and no model; tests/integration measures the real ones.
-PROCESS_GIB = {"rollout": 1.3, "learner": 0.9, "verifier": 0.3, "driver": 0.9}
+PROCESS_GIB = {"rollout": 1.3, "learner": 0.9, "verifier": 0.3, "reward": 0.3, "driver": 0.9}
 FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 1024
 """Bounds of the derived number of sequences that an engine decodes at once."""
 Parts = dict[str, float | None]
@@ -221,8 +221,8 @@ def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
 
 
 def other_memory(name: str, config: Config) -> MemoryEstimate:
-    """Memory of a verifier with its processes, or of the driver with Ray's own."""
-    processes = 1 + config.verifier.processes if name == "verifier" else 1
+    """Memory of a verifier or a reward actor with its processes, or of the driver with Ray's own."""
+    processes = {"verifier": 1 + config.verifier.processes, "reward": 2}.get(name, 1)
     return MemoryEstimate(host={"processes": processes * PROCESS_GIB[name]})
 
 

@@ -13,8 +13,11 @@ ACTORS = {
     "rollout": ("an engine", "engines"),
     "learner": ("a learner rank", "learner ranks"),
     "verifier": ("a verifier", "verifiers"),
+    "reward": ("a reward actor", "reward actors"),
 }
-KEYS = {"rollout": "rollout.workers", "learner": "learner.ranks", "verifier": "verifier.workers"}
+KEYS = {
+    "rollout": "rollout.workers", "learner": "learner.ranks", "verifier": "verifier.workers", "reward": "reward.workers"
+}  # fmt: skip
 PIN = 0.001
 """Amount of a custom resource that an actor asks for: it marks a node and is not used up."""
 TINY = 1e-9

@@ -21,6 +21,7 @@ from expo_ray.preflight.estimate import (
     targets_per_prompt,
 )
 from expo_ray.preflight.model_folder import ModelShape, model_shape
+from expo_ray.rewards.functions import own_functions
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Plan:
     """What this machine leaves open in the isolation of graded code."""
 
     def actor(self, name: str) -> ActorPlan:
-        """The row of one kind of actor: rollout, learner, verifier or driver."""
+        """The row of one kind of actor: rollout, learner, verifier, reward or driver."""
         return next(row for row in self.actors if row.name == name)
 
     @property
@@ -89,7 +90,7 @@ class Plan:
         if self.gpus:
             return sum(wanted.values())
         if self.config.trainer.async_steps:
-            return wanted["learner"] + max(wanted["rollout"], wanted["verifier"])
+            return wanted["learner"] + max(wanted["rollout"], wanted["verifier"], wanted["reward"])
         return max(wanted.values())
 
     @property
@@ -138,7 +139,7 @@ def _without_learners(plan: Plan) -> Plan:
     def row(actor: ActorPlan) -> ActorPlan:
         if actor.name == "rollout":  # no engine shares its card then, so a half becomes a whole one
             return replace(actor, gpus=math.ceil(actor.gpus))
-        return replace(actor, count=0) if actor.name == "learner" else actor
+        return replace(actor, count=0) if actor.name in ("learner", "reward") else actor
 
     return replace(plan, actors=[row(actor) for actor in plan.actors])
 
@@ -148,11 +149,13 @@ def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> l
     shards = config.rollout.tensor_parallel
     cpus = config.profile.cpus_per_actor
     counts = {"rollout": config.rollout.workers, "learner": config.learner.ranks, "verifier": config.verifier.workers}
+    counts["reward"] = config.reward.workers if own_functions(config.reward) else 0
     card = (0.5 if config.cluster.placement == "colocated" else 1) if gpu else 0
     sizes = {
         "rollout": (cpus * shards, shards * card, engine_memory(config, shape, resources)),
         "learner": (cpus, card, learner_memory(config, shape)),
         "verifier": (float(config.verifier.processes), 0, other_memory("verifier", config)),
+        "reward": (1.0, 0, other_memory("reward", config)),
     }
     asked = sum(counts[name] * sizes[name][0] for name in counts)
     # Ray reserves an actor's CPUs for its whole life, also between its phases, so all of them must fit at once.
@@ -203,7 +206,7 @@ def plan_text(plan: Plan) -> str:
         f"profile     {config.profile.name}: rollout {rollout.dtype}, learner {learner.dtype}",
         "",
         "actor       count  cores each  GPUs each  asks Ray for            memory each",
-        *map(_actor_line, plan.actors),
+        *(_actor_line(row) for row in plan.actors if row.count or row.name != "reward"),
         "",
         f"asked for   {plan.cores:g} of {there.cores:g} cores, {plan.gpus} of {there.gpus} GPUs, "
         f"{_gib(plan.host_memory_gib)} of {there.memory_gib:.1f} GiB host memory (an estimate)",

@@ -9,14 +9,14 @@ from expo_ray.config.algorithms import algorithm_class
 from expo_ray.config.compose import algorithm_values
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.idle import idle_keys
-from expo_ray.config.keys import defaults, facts_of, value_of
-from expo_ray.config.objective import parse_objective
+from expo_ray.config.keys import defaults, facts_of, parse_objective, value_of
 from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_machine
 from expo_ray.config.schema import Config
 from expo_ray.preflight.fit import misfits, too_long
 from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
 from expo_ray.preflight.model_folder import TOKENIZER_FILES, ModelShape, model_shape
 from expo_ray.preflight.plan import Plan, plan_for, planned_resources
+from expo_ray.rewards.functions import reward_problems
 from expo_ray.verifier.tasks import task_problem
 
 LEVELS = (1, 2, 3, 4, 5)
@@ -124,6 +124,7 @@ def _combinations(config: Config) -> Iterator[str]:
     here = config.cluster.address is None or ":" not in config.verifier.name
     if here and (problem := task_problem(config.verifier.name)):
         yield problem
+    yield from reward_problems(config.reward, config.cluster.address is None)
     if config.trainer.async_steps and needs_group and algo.importance_correction == "none":
         yield (
             f"trainer.async_steps={config.trainer.async_steps} trains on samples of older weights, which "

@@ -13,9 +13,10 @@ from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config, VerifierConfig
 from expo_ray.files import JsonLines
-from expo_ray.messages import Completion, Group, IntArray, Outcome, Problem, Prompt, Rollout, Verdict
+from expo_ray.messages import Completion, Group, IntArray, Outcome, Problem, Prompt, Rollout, Score, Verdict
 from expo_ray.reporting.groups import RunGroup
 from expo_ray.reporting.runs import RunFolder, finite
+from expo_ray.rewards.functions import VERIFIER
 
 Lines = list[dict[str, Any]]
 EMPTY = np.zeros(0, np.int32)
@@ -109,7 +110,7 @@ def _marked(line: dict[str, Any], mark: int) -> Completion:
 def _verdict(line: dict[str, Any], config: VerifierConfig) -> Verdict:
     """Restores the recorded verdict, with the partial credit that a wrong answer's reward implies."""
     outcome: Outcome = line.get("outcome") or "error"
-    earned = finite(line.get("reward"))
+    earned = finite((line.get("rewards") or {}).get(VERIFIER, {}).get("value", line.get("reward")))
     span = config.reward_correct - config.reward_wrong
     if outcome != "wrong" or earned is None or not span:
         return Verdict(outcome, line.get("extracted"))
@@ -128,10 +129,13 @@ def _group(lines: Lines, config: VerifierConfig) -> Group:
     answers = tuple(str(answer) for answer in first.get("answers") or [])
     problem = Problem(str(first.get("uid")), str(first.get("question")), answers, None, first.get("level"))
     prompt = Prompt(problem, free_ids=EMPTY, conditioned_ids=EMPTY, gold_ids=gold)
+    scored = [line.get("rewards") or {} for line in lines if line["kind"] == "free"]
+    functions = dict.fromkeys(name for of in scored for name in of if name != VERIFIER)
     return Group(
         Rollout(prompt, [c for c, _ in parts["free"]], [c for c, _ in parts["explanation"]]),
         [v for _, v in parts["free"]],
         [v for _, v in parts["explanation"]],
+        {name: [Score(finite(of[name]["value"])) for of in scored] for name in functions},
     )
 
 

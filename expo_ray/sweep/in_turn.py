@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from expo_ray.config.errors import InputError
-from expo_ray.config.objective import objective_of
+from expo_ray.config.keys import objective_of
 from expo_ray.config.schema import Config
 from expo_ray.files import read_summary
 from expo_ray.sweep import ledger

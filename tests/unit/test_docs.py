@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from algorithm_cases import config_with, group, random_arrays
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties, property_metrics
+from expo_ray.algorithms.rewards import group_metrics
 from expo_ray.config.algorithms import CHOICE_KEYS, EXPLANATION_KEYS, SFT_KEYS
 from expo_ray.config.compose import compose_config, sweep_jobs
 from expo_ray.config.errors import ConfigError, DataError
@@ -24,7 +25,7 @@ from expo_ray.driver.groups import Collector
 from expo_ray.driver.record import StepRecord, batch_line, sample_lines
 from expo_ray.driver.run import _summarise
 from expo_ray.evaluation.evaluator import summarise
-from expo_ray.messages import SyncProof, TrainingBatch, UpdateReport
+from expo_ray.messages import Score, SyncProof, TrainingBatch, UpdateReport
 from expo_ray.preflight.values import check_config
 from expo_ray.runtime.journal import Status
 from expo_ray.runtime.process import process_usage
@@ -75,6 +76,10 @@ def emitted() -> set[str]:
         names |= losses
         if name in GRPO_FAMILY:
             names |= {f"last_{loss}" for loss in losses if loss.startswith("policy/")}
+    rewarded = config_with(name="grpo")
+    rewarded.reward.functions = ["verifier", "<function>"]
+    scored = replace(group(["correct"]), scores={"<function>": [Score(1.0)]})
+    names |= {name for name in group_metrics([scored], rewarded) if "<" in name}
     names |= set(property_metrics([GroupProperties([PROPERTIES], PROPERTIES, [PROPERTIES])]))
     names |= {f"memory/<actor>_{what}" for what in process_usage()}
     record = StepRecord(0, Status(Path(os.devnull), dict))
@@ -107,6 +112,7 @@ def test_other_records_are_documented_key_for_key(tmp_path):
     config = config_with()
     groups = [group(["correct", "wrong"], level=1)]
     measured = [GroupProperties([PROPERTIES], PROPERTIES, [PROPERTIES, PROPERTIES])]
+    config.reward.weights = [2.0]  # lines then have each function's reward
     samples = set().union(*sample_lines(groups, measured, config)) | {"step"}
     inner = {field.name for field in fields(SampleProperties)}
     page = (REPOSITORY / "docs/metrics.md").read_text()

@@ -20,6 +20,7 @@ from algorithm_cases import completion, group, random_arrays, restate
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.pairs import Pair
 from expo_ray.algorithms.properties import SampleProperties
+from expo_ray.algorithms.rewards import completion_reward
 from expo_ray.config.algorithms import ALGORITHMS
 from expo_ray.config.compose import compose_config, derive, groups
 from expo_ray.config.errors import ConfigError
@@ -33,7 +34,6 @@ from expo_ray.messages import Group, Rollout, Verdict
 from expo_ray.preflight.plan import plan_text
 from expo_ray.preflight.values import check_config
 from expo_ray.rollout.requests import LengthBook, evaluation_sampling, training_sampling
-from expo_ray.verifier.reward import reward
 
 HERE = Resources("here", 1, 64, 500, 8, 79)
 STEPS = 10
@@ -55,6 +55,7 @@ VALUES = {
     "eval.objective": "pass@2/all",
     "trainer.resume": "never",
     "verifier.name": "math",
+    "reward.weights": [0.5],
     "sync.backend": "gloo",
 }
 """Values for keys whose next one is not allowed or says little. `algo.dpo_pairs_path` gets a file of its own."""
@@ -245,7 +246,7 @@ def adapters(config) -> object:
 
 def rewards(config) -> object:
     verdicts = [Verdict("correct"), Verdict("wrong"), Verdict("wrong", credit=0.5), Verdict("timeout")]
-    return [reward(verdict, config.verifier) for verdict in verdicts]
+    return [completion_reward(verdict, {}, config) for verdict in verdicts]
 
 
 def observed(config, plan) -> str:

@@ -5,7 +5,7 @@ import pytest
 from expo_ray.config.schema import Config
 from expo_ray.driver.stopping import LimitExceeded, check_failures, check_mismatch
 from expo_ray.messages import Group, Problem, Prompt, Rollout, UpdateReport, Verdict
-from expo_ray.verifier.reward import VerifierFailureRate
+from expo_ray.rewards.functions import VerifierFailureRate
 
 
 def report(mismatch: float) -> UpdateReport:

@@ -8,9 +8,9 @@ import pytest
 from expo_ray.command import end_in_a_sentence
 from expo_ray.driver.stopping import LimitExceeded
 from expo_ray.learner.group import LearnersLost
+from expo_ray.rewards.functions import VerifierFailureRate
 from expo_ray.runtime.waits import ActorFailed, WaitExpired
 from expo_ray.sync import SyncError, SyncProofFailed, SyncTimeout
-from expo_ray.verifier.reward import VerifierFailureRate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

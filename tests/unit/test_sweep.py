@@ -14,7 +14,7 @@ from expo_ray import entry, train
 from expo_ray.checkpoint.manifest import seal
 from expo_ray.config.compose import compose_config, quoted
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.objective import objective_of, parse_objective
+from expo_ray.config.keys import objective_of, parse_objective
 from expo_ray.preflight.values import check_config
 from expo_ray.sweep import ledger
 from expo_ray.sweep.job import Job, JobEnd, differing, is_finished, own_resume

@@ -4,9 +4,9 @@ import pytest
 
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.messages import Verdict
+from expo_ray.rewards.functions import VerifierFailureRate, check_failure_rate, reward
 from expo_ray.verifier import wire
 from expo_ray.verifier.pool import _checked
-from expo_ray.verifier.reward import VerifierFailureRate, check_failure_rate, reward
 from expo_ray.verifier.tasks import Task
 from expo_ray.verifier.worker import Grader
 
