@@ -19,7 +19,7 @@ import asyncio
 import urllib.request
 
 def brevity(completion: str, question: str, record: dict) -> float:
-    assert record["question"] == question and record["level"] in (1, 2, 3, 4, 5), record
+    assert record["problem"] == question and record["level"] in (1, 2, 3, 4, 5), record
     return 1 / (1 + len(completion))
 
 def ask(text):
