@@ -8,10 +8,12 @@ import math
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from algorithm_cases import config_with, group
+from simulated_ray import Clock, Ref
 
 from expo_ray.algorithms.grpo import policy_samples
 from expo_ray.algorithms.rewards import group_advantages, group_metrics, has_signal, pass_rate, total_rewards
@@ -23,8 +25,10 @@ from expo_ray.driver.stopping import LimitExceeded, check_failures
 from expo_ray.messages import Problem, Score
 from expo_ray.preflight.values import check_config
 from expo_ray.reporting.samples import Replay
-from expo_ray.rewards.actors import RewardActor
+from expo_ray.rewards.actors import RewardActor, RewardFleet
 from expo_ray.rewards.functions import check_columns, load, record_of, reward_problems, weights_of
+from expo_ray.runtime import dispatch, waits
+from expo_ray.runtime.waits import Waiter
 
 SOURCE = '''
 import asyncio, os, time
@@ -343,3 +347,33 @@ async def judge(completion: str) -> float:
     finally:
         mine.close()
         server.shutdown()
+
+
+def test_the_fleet_gives_each_group_its_scores_in_whole_blocks(monkeypatch):
+    """Groups of different sizes over three actors: every block holds whole groups, every score reaches its place."""
+    clock, asked = Clock(), []
+    monkeypatch.setattr(dispatch, "ray", clock)
+    monkeypatch.setattr(waits, "ray", clock)
+    monkeypatch.setattr(waits, "time", clock)
+
+    def remote(function, items):
+        asked.append((function, [item["record"]["uid"] for item in items]))
+        scores = [Score(100.0 * function + float(item["completion"].removeprefix("text "))) for item in items]
+        return Ref(clock.now + 1.0, scores)
+
+    workers = {f"reward-{i}": SimpleNamespace(score=SimpleNamespace(remote=remote)) for i in range(3)}
+    fleet = RewardFleet(workers, lambda *_: None, Waiter(), 60.0, 60.0)
+    config = with_rewards(["brevity", "verifier", "wait"])
+    groups = [group(["wrong"] * (1 + i % 3), uid=f"p{i}") for i in range(10)]
+    for i, each in enumerate(groups):
+        for k, done in enumerate(each.rollout.completions):
+            each.rollout.completions[k] = replace(done, text=f"text {10 * i + k}")
+    groups.append(group([], uid="only explained"))
+    found = fleet.score(groups, config.reward, DataConfig(name="jsonl"))
+    for i, each in enumerate(found[:10]):
+        expected = [10.0 * i + k for k in range(1 + i % 3)]
+        assert [score.value for score in each.scores["my_rewards:brevity"]] == expected
+        assert [score.value for score in each.scores["my_rewards:wait"]] == [100 + value for value in expected]
+    assert found[10].scores == {"my_rewards:brevity": [], "my_rewards:wait": []}
+    blocks = [uids for function, uids in asked if function == 0]
+    assert len(blocks) == 3 and sum(len(set(uids)) for uids in blocks) == 10
