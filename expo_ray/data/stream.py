@@ -27,11 +27,14 @@ class PromptStream:
         first = step * self.prompts_per_step
         return [self._at(position) for position in range(first, first + self.prompts_per_step)]
 
-    def spare(self, step: int, extra: int, count: int) -> list[Prompt]:
-        """Returns `count` prompts outside the step's own, to replace groups without signal in round `extra`."""
+    def spare(self, step: int, first: int, count: int) -> list[Prompt]:
+        """Returns up to `count` prompts outside the step's own, to replace groups without signal.
+
+        `first` is how many the step has drawn already: none is drawn twice in one step.
+        """
         taken = {prompt.problem.uid for prompt in self.prompts(step)}
-        order = np.random.default_rng([self.seed, _SPARE, step, extra]).permutation(len(self.all))
-        return [self.all[i] for i in order if self.all[i].problem.uid not in taken][:count]
+        order = np.random.default_rng([self.seed, _SPARE, step]).permutation(len(self.all))
+        return [self.all[i] for i in order if self.all[i].problem.uid not in taken][first : first + count]
 
     def _at(self, position: int) -> Prompt:
         epoch, index = divmod(position, len(self.all))

@@ -117,8 +117,10 @@ class Collector:
                 )
             ]
             have |= prompts.keys()
-            early = self._sample(wanted, with_free, with_explained, (step, later), record)
-            record.count(algorithm.collect(early, step, self.measurer.for_choice(early, step, record)))
+            ahead = StepRecord(step, record.status)
+            early = self._sample(wanted, with_free, with_explained, (step, later), ahead)
+            ahead.count(algorithm.collect(early, step, self.measurer.for_choice(early, step, ahead)))
+            record.merge_ahead(ahead)
 
     def _sample(
         self, prompts: list[Prompt], free: bool, explained: bool, seed: tuple[int, ...], record: StepRecord
@@ -154,10 +156,12 @@ class Collector:
         """
         missing = sum(not self.algorithm.has_signal(group) for group in groups)
         explained = self.algorithm.needs_explanations(step)
+        drawn = 0
         for extra in range(self.config.algo.refill_rounds):
-            if not missing:
+            prompts = self.stream.spare(step, drawn, missing)
+            if not prompts:
                 break
-            prompts = self.stream.spare(step, extra, missing)
+            drawn += len(prompts)
             fresh = self._sample(prompts, True, explained, (step, step, 2 + extra), record)
             groups = groups + fresh
             missing -= sum(map(self.algorithm.has_signal, fresh))

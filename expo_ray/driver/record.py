@@ -117,6 +117,12 @@ class StepRecord:
         for name, value in values.items():
             self.metrics[name] += value
 
+    def merge_ahead(self, other: "StepRecord") -> None:
+        """Merges what was sampled for later steps' prompts: counts under `ahead/`, and its time."""
+        self.count({f"ahead/{name}": value for name, value in other.metrics.items()})
+        for name, seconds in other.seconds.items():
+            self.seconds[name] += seconds
+
     def merge_background(self, other: "StepRecord") -> None:
         """Merges the background sampler's metrics; its time is not part of the step time."""
         self.count(other.metrics)
@@ -179,7 +185,7 @@ class Recorder:
         began = time.monotonic()
         yield record  # without a finally: a step that raises is repeated from the checkpoint, and leaves no line
         record.seconds["step"] = time.monotonic() - began
-        generated = record.metrics["tokens/generated"]
+        generated = record.metrics["tokens/generated"] + record.metrics.get("ahead/tokens/generated", 0.0)
         record.metrics["tokens/per_second"] = generated / record.seconds["step"]
         record.metrics |= throughput(self.config, self.shape, record.samples, generated, record.seconds, self.peak)
         values = dict(sorted(record.metrics.items())) | {f"time/{k}": v for k, v in sorted(record.seconds.items())}

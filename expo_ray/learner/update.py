@@ -91,8 +91,7 @@ class Updater:
             with span("forward and backward", micro_batches=len(micro_batches)):
                 parts.append(self.accumulate(micro_batches))
             with span("optimizer step"):
-                self.engine.step()
-            parts.append({"update/gradient_norm": (float(self.engine.get_global_grad_norm() or 0.0), 1.0)})
+                parts.append({"update/gradient_norm": (self.step(), 1.0)})
         # `parts` alternates: the sums of a step's losses, then its gradient norm.
         losses = {} if len(parts) <= 2 else {k: v for k, v in parts[-2].items() if k.startswith("policy/")}
         last = {f"last_{name}": value for name, value in losses.items()}
@@ -132,6 +131,16 @@ class Updater:
             if not micro.idle:
                 parts.append({name: (float(total), float(count)) for name, (total, count) in output.metrics.items()})
         return merge_metrics(parts)
+
+    def step(self) -> float:
+        """Takes an optimizer step; returns the norm of the whole gradient, before clipping."""
+        own = None
+        if not hasattr(self.engine.optimizer, "_global_grad_norm"):
+            # At ZeRO 0 in float32 DeepSpeed clips with torch and does not keep the norm; every rank has all gradients.
+            trained = (p.grad for p in self.engine.module.parameters() if p.grad is not None)
+            own = float(torch.nn.utils.get_total_norm(trained))
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm()) if own is None else own
 
     def score(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, np.ndarray]:
         """Log-probabilities at temperature 1 of this rank's share of `(context ids, scored ids)` pairs.

@@ -33,8 +33,12 @@ class GradientRank(LearnerRank):
         self.updater.accumulate(micro_batches)
         # DeepSpeed shows stage 0's own gradients before it clips, the others' as well: clipping is in step().
         found = {name: safe_get_full_grad(p).float().numpy().copy() for name, p in self.lm.named_parameters()}
-        self.engine.step()
+        self._norm = self.updater.step()
         return found
+
+    def norm(self) -> float:
+        """Of the last gradient, as the step reports it."""
+        return self._norm
 
 
 def make_batch(seed: int = 0) -> TrainingBatch:
@@ -71,7 +75,8 @@ def config(tiny_models) -> Config:
 def start(local_ray, tmp_path_factory):
     """Starts a group of ranks, of one size at a time.
 
-    `start(config, ranks)` returns a function of a batch, the tokens of a micro-batch and the layout of its rows.
+    `start(config, ranks)` returns a function of a batch, the tokens of a micro-batch and the layout of its rows. Its
+    `norms()` are those that the ranks report of the last gradient.
     """
     groups: dict[int, list] = {}
     local_ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -97,6 +102,7 @@ def start(local_ray, tmp_path_factory):
         def gradient(batch: TrainingBatch, budget: int = 4096, batching: str = "padded") -> dict[str, np.ndarray]:
             return local_ray.get([h.gradient.remote(batch, budget, batching) for h in groups[ranks]], timeout=60)[0]
 
+        gradient.norms = lambda: local_ray.get([h.norm.remote() for h in groups[ranks]], timeout=60)
         return gradient
 
     return of
@@ -146,7 +152,9 @@ def relative_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> f
 )
 def test_gradient_does_not_depend_on_the_cut(start, config, ranks, stages):
     batch = make_batch()
+    config.learner.max_grad_norm = 1e-3  # the norm is reported before it clips
     expected = reference_gradient(config, batch)
+    norm = float(np.sqrt(sum(np.sum(values.astype(np.float64) ** 2) for values in expected.values())))
     shuffled = TrainingBatch(0, [batch.samples[i] for i in np.random.default_rng(1).permutation(15)], 0.04)
     for stage in stages:
         config.learner.zero_stage = stage
@@ -161,6 +169,7 @@ def test_gradient_does_not_depend_on_the_cut(start, config, ranks, stages):
             where = f"ZeRO-{stage}, {ranks} ranks, budget {budget}, {batching}"
             assert relative_difference(gradient(batch, budget, batching), expected) < BOUND, where
             assert relative_difference(gradient(shuffled, budget, batching), expected) < BOUND, f"{where}, shuffled"
+        assert gradient.norms() == pytest.approx([norm] * ranks, rel=BOUND), f"ZeRO-{stage}"
 
 
 @pytest.mark.slow

@@ -145,6 +145,45 @@ def test_the_conditioned_kl_acts_on_stored_explanations_too(refresh, beta, leaks
         assert sum(s.term == "sft" for s in batch.samples) == (2 if beta and not leaks else 0)
 
 
+@pytest.mark.parametrize("keys", [ONCE, EVERY], ids=["once", "every"])
+@pytest.mark.parametrize("name", [*ONCE, "dpo_gt"])
+def test_a_steps_counts_are_of_its_own_prompts(name, keys):
+    """What is sampled for later steps is counted apart; both together are what was sampled."""
+    run = Run(config_for(8, name=name, **keys.get(name, keys["exp_dpo"])))
+    free, explained = name != "exp_grpo", name != "dpo_gt"
+    run.config.rollout.explanations_per_prompt = int(explained)
+    tokens = explanations = 0
+    for step in range(8):
+        record = StepRecord(step)
+        groups = run.collector.groups(step, record)
+        record.count(run.algorithm.training_batch(groups, step).metrics)
+        counts = record.metrics
+        own = [c for group in groups for c in group.rollout.sampled]
+        assert counts["tokens/generated"] == sum(len(c.token_ids) for c in own)
+        tokens += counts["tokens/generated"] + counts["ahead/tokens/generated"]
+        if free:
+            assert counts["pairs/made"] == sum(bool(group.rollout.completions) for group in groups)
+            assert (counts["ahead/pairs/made"] > 0) == (step in {0: [0], 4: [0, 4]}[run.algorithm.refresh.period])
+        if explained:
+            assert counts["explanations/sampled"] == sum(len(group.rollout.explanations) for group in groups) <= 2
+            explanations += counts["explanations/sampled"] + counts["ahead/explanations/sampled"]
+        else:
+            assert counts["gold/prompts_without"] == 0
+    assert explanations == run.actors.explanations.total()
+    assert tokens == 4 * run.actors.completions.total() + 3 * run.actors.explanations.total()
+
+
+def test_refill_draws_no_problem_twice_in_a_step():
+    """All groups are without signal: each round draws as many problems again, as long as there are any."""
+    run = Run(config_for(8, name="grpo", dynamic_sampling="refill", refill_rounds=4))
+    record = StepRecord(5)
+    drawn = [group.rollout.prompt.problem.uid for group in run.collector.groups(5, record)]
+    assert sorted(drawn) == [f"p{i}" for i in range(6)]
+    assert (record.metrics["groups/refill_sampled"], record.metrics["groups/refill_missing"]) == (4, 2)
+    again = Run(config_for(8, name="grpo", dynamic_sampling="refill", refill_rounds=4), "{}")
+    assert [g.rollout.prompt.problem.uid for g in again.collector.groups(5, StepRecord(5))] == drawn
+
+
 def test_problems_out_of_scope_at_first_are_sampled_for_their_next_epoch():
     """Scope all_wrong: the first step's own problems have no explanation where one was solved."""
     config = config_for(6, name="exp_grpo", explanation_scope="all_wrong", explanation_refresh_steps=0)

@@ -71,6 +71,7 @@ def emitted() -> set[str]:
         config = config_with(name=name, kl_coef=0.1, kl_conditioned_coef=0.1)
         algorithm = make_algorithm(config)
         names |= set(algorithm.training_batch(groups, step=0).metrics)
+        names |= {f"ahead/{count}" for count in algorithm.collect(groups, step=0)}
         terms = ["policy", "sft", "conditioned"] if name in GRPO_FAMILY else ["chosen", "rejected"]
         losses = set(algorithm.loss(random_arrays(terms).tokens()).metrics)
         names |= losses
@@ -80,6 +81,7 @@ def emitted() -> set[str]:
     rewarded.reward.functions = ["verifier", "<function>"]
     scored = replace(group(["correct"]), scores={"<function>": [Score(1.0)]})
     names |= {name for name in group_metrics([scored], rewarded) if "<" in name}
+    names |= {"ahead/tokens/generated"}  # as Collector._verified counts any tokens
     names |= set(property_metrics([GroupProperties([PROPERTIES], PROPERTIES, [PROPERTIES])]))
     names |= {f"memory/<actor>_{what}" for what in process_usage()}
     record = StepRecord(0, Status(Path(os.devnull), dict))

@@ -32,10 +32,12 @@ def test_a_step_does_not_depend_on_what_was_asked_before():
     assert uids(PromptStream(make_prompts(10), 4, seed=2).prompts(0)) != ahead[0]
 
 
-def test_spare_prompts_are_not_the_steps_own():
+def test_spare_prompts_are_not_the_steps_own_and_none_is_drawn_twice():
     stream = PromptStream(make_prompts(10), 4, seed=1)
-    spare = uids(stream.spare(3, 0, 5))
-    assert len(spare) == 5 and not set(spare) & set(uids(stream.prompts(3)))
+    drawn = uids(stream.spare(3, 0, 2)) + uids(stream.spare(3, 2, 3)) + uids(stream.spare(3, 5, 4))
+    assert len(drawn) == 6 and sorted(drawn + uids(stream.prompts(3))) == sorted(uids(make_prompts(10)))
+    again = PromptStream(make_prompts(10), 4, seed=1)
+    assert uids(again.spare(3, 2, 3)) == drawn[2:5] and uids(again.spare(4, 0, 6)) != drawn
 
 
 def test_longest_sequence_counts_the_conditioned_prompt():
