@@ -18,6 +18,10 @@ LADDER = tuple(ALGORITHMS)
 """Algorithms in the order of the tables."""
 
 
+TERMS = ("algo.beta", "algo.kl_conditioned_coef")
+"""The weights of what ExP-GRPO adds to GRPO."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """Methods trained on the same problems."""
@@ -69,13 +73,18 @@ def collect(folder: Path, apart: Sequence[Path] = ()) -> Collection:
 
 
 def labels_by_change(groups: Sequence[RunGroup]) -> list[str]:
-    """Names each group by the settings in which it differs from most groups; "unchanged" if it does not."""
+    """Names each group by the settings in which it differs from most groups; "unchanged" if it does not.
+
+    Without the SFT term and the KL on conditioned prompts, ExP-GRPO is plain GRPO.
+    """
     changed = differences([group.settings for group in groups])
     usual = {key: most_common(values) for key, values in changed.items()}
     found = []
     for i, _ in enumerate(groups):
         own = [f"{key} = {values[i]}" for key, values in changed.items() if values[i] != usual[key]]
-        found.append(", ".join(own) or "unchanged")
+        weights = {changed[key][i] for key in TERMS if key in changed}
+        plain = "plain GRPO: " if weights == {"0.0"} and len(own) == len(TERMS) else ""
+        found.append(plain + ", ".join(own) or "unchanged")
     return found
 
 

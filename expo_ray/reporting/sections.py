@@ -271,6 +271,7 @@ def _explanation_charts(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
         ("correct", "right by the verifier"),
         ("leaked", "mention that the answer was given"),
         ("kept", "kept"),
+        ("answer_replaced", "kept, with the gold answer in place of their own"),
     )
     charts = [
         group_chart(

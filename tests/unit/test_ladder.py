@@ -170,11 +170,15 @@ def test_ablations_are_named_by_what_they_change(tmp_path, make_run):
         ]
     ):
         make_run(tmp_path / str(number), "exp_grpo", 0, 0.5, **{key: value})
+    make_run(tmp_path / "grpo", "exp_grpo", 0, 0.0, **{"algo.beta": 0.0, "algo.kl_conditioned_coef": 0.0})
+    make_run(tmp_path / "beta", "exp_grpo", 0, 0.0, **{"algo.beta": 0.0})
     (setting,) = collect(tmp_path).settings
     assert sorted(labels_by_change(setting.methods)) == [
+        "algo.beta = 0.0",
         "algo.beta = 0.5",
         "algo.explanation_filter = False",
         "algo.explanation_scope = all_wrong",
+        "plain GRPO: algo.beta = 0.0, algo.kl_conditioned_coef = 0.0",
         "unchanged",
     ]
 
