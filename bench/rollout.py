@@ -59,7 +59,7 @@ def measure(config: Config, pairs: int) -> list[tuple[float, float]]:
     training, _ = load_prompts(config, make_builder(tokenizer, config), problems, plan.context)
     context = longest_sequence(training, config.rollout.max_completion_tokens)
     worker.RolloutWorker = MeasuredWorker  # type: ignore[misc]
-    ends = stop_ids(tokenizer, generation_ends(Path(config.model.path)))
+    ends = stop_ids(tokenizer, generation_ends(config.model.path))
     folder = Path(mkdtemp(prefix="bench_rollout_"))
     actors = driver_actors.Actors(plan, folder, context, ends)
     try:

@@ -71,20 +71,22 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
 
     from expo_ray.evaluation.samples import SampleFile
     from expo_ray.evaluation.settings import CHUNK, settle, store
+    from expo_ray.preflight.model_folder import generation_ends
     from expo_ray.preflight.plan import write_plan
-    from expo_ray.prompts.loading import load_tokenizer
+    from expo_ray.prompts.loading import load_tokenizer, stop_ids
     from expo_ray.reporting.terminal import evaluation_table
 
     config = plan.config
     tokenizer = load_tokenizer(config)
     prompts = _prompts(plan, tokenizer)
-    settings = settle(config, folder, prompts)
+    ends = stop_ids(tokenizer, generation_ends(config.model.path))
+    settings = settle(config, folder, prompts, ends)
     folder.mkdir(parents=True, exist_ok=True)
     store(settings, folder)  # first: a folder with other files and no settings is taken for another command's
     write_plan(plan, folder)
     file = SampleFile(folder / "samples.jsonl", prompts, config.eval.samples, settings[CHUNK])
     done = file.finished()
-    if done < len(file.chunks) and not _sample(plan, folder, tokenizer, file, done):
+    if done < len(file.chunks) and not _sample(plan, folder, ends, file, done):
         return 130
     summary = file.evaluation(config.verifier.name).summary()
     write_whole(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
@@ -114,18 +116,16 @@ def _data_name(config: "Config") -> str:
     return config.data.eval_path or config.data.hub or config.data.name
 
 
-def _sample(plan: "Plan", folder: Path, tokenizer: Any, file: "SampleFile", done: int) -> bool:
+def _sample(plan: "Plan", folder: Path, ends: tuple[int, ...], file: "SampleFile", done: int) -> bool:
     """Samples, grades and writes the remaining chunks; returns False if it was stopped before the end."""
     from expo_ray.driver.actors import Actors
     from expo_ray.evaluation.evaluator import Evaluator
-    from expo_ray.preflight.model_folder import generation_ends
-    from expo_ray.prompts.loading import longest_sequence, stop_ids
+    from expo_ray.prompts.loading import longest_sequence
 
     if done:
         print(f"resuming after chunk {done} of {len(file.chunks)}", file=sys.stderr)
     config = plan.config
     context = longest_sequence(file.prompts, config.rollout.max_completion_tokens)
-    ends = stop_ids(tokenizer, generation_ends(Path(config.model.path)))
     try:
         actors = Actors(plan, folder, context, ends)
         # Ray's start replaces the signal handlers, so ours comes after it.

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from expo_ray.algorithms.explanations import Restate
 from expo_ray.algorithms.properties import SampleProperties
@@ -11,13 +12,30 @@ from expo_ray.algorithms.rewards import has_signal
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.algorithms import AlgorithmFacts
 from expo_ray.config.schema import AlgoConfig, Config
-from expo_ray.messages import FloatArray, Group, IntArray, Term, TrainingBatch
+from expo_ray.messages import FloatArray, Group, IntArray, Prompt, Term, TrainingBatch
 
 Properties = list[list[SampleProperties]]
 """For each group, one entry for each of its explanations, in their order."""
 
-Score = Callable[[list[tuple[IntArray, IntArray]]], list[FloatArray]]
-"""`(context ids, scored ids)` pairs -> their tokens' log-probabilities under the policy, temperature 1."""
+
+class Score(Protocol):
+    """`(context ids, scored ids)` pairs -> their tokens' log-probabilities under the policy, in nats."""
+
+    def __call__(self, sequences: list[tuple[IntArray, IntArray]], temperature: float = 1.0) -> list[FloatArray]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run starts from."""
+
+    model: str
+    """Identity of the base model, which is also the reference policy."""
+    prompts: list[Prompt]
+    """The training prompts."""
+    stop_ids: tuple[int, ...]
+    """Token ids that end a completion."""
+    decode: Callable[[list[int]], str]
+    """Ids -> text without special tokens."""
 
 
 class Algorithm(AlgorithmFacts):
@@ -29,11 +47,25 @@ class Algorithm(AlgorithmFacts):
     """
 
     reference_terms: frozenset[Term] = frozenset()
-    """Terms whose samples need the reference policy's log-probabilities; empty: no reference policy is loaded."""
+    """Terms whose samples need the reference policy's log-probabilities, unless a sample brings their stored sum;
+    empty: no reference policy is loaded."""
+    stores_reference: bool = False
+    """Whether samples usually bring that sum: the reference policy is loaded only when one of them does not."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.restate: Restate | None = None
+
+    def begin(self, inputs: Inputs) -> list[str]:
+        """Hands the driver's instance the run's inputs, once, before any actor starts.
+
+        Returns:
+            Sentences to show, about what is used of earlier runs.
+
+        Raises:
+            InputError: what the configuration uses of an earlier run does not fit these inputs.
+        """
+        return []
 
     def attach(self, folder: Path, score: Score, restate: Restate) -> None:
         """Hands the driver's instance the run folder, the learners' scoring and the prompts' way to state a gold

@@ -5,15 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from expo_ray.algorithms.base import Algorithm, Properties, Refresh, Score
+from expo_ray.algorithms.base import Algorithm, Inputs, Properties, Refresh, Score
 from expo_ray.algorithms.explanations import Restate, in_scope, keep_explanations
 from expo_ray.algorithms.losses import dpo_loss
-from expo_ray.algorithms.pairs import Pair, PairStore, make_pairs, pair_samples
+from expo_ray.algorithms.pairs import EXPLANATION, GOLD, MadeWith, Pair, PairStore, make_pairs, pair_samples, use_again
 from expo_ray.algorithms.rewards import group_metrics
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
-from expo_ray.config.algorithms import CHOICE_KEYS, DPO_KEYS, Explanations
+from expo_ray.config.algorithms import ANY_KEYS, CHOICE_KEYS, DPO_KEYS, Explanations
+from expo_ray.config.keys import value_of
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, Term, TrainingBatch
+
+SAMPLED_WITH = ("model.path", "rollout.temperature", "rollout.top_p", "rollout.top_k")
+CHOSEN_WITH = CHOICE_KEYS - ANY_KEYS | {"explanation_scope", "explanation_threshold"}
+"""Settings that a stored pair says it was made with. With other ones among the latter it is not used again."""
 
 
 class ExpDpo(Algorithm):
@@ -31,12 +36,22 @@ class ExpDpo(Algorithm):
         self.refresh = Refresh(period, config.trainer.steps)
         self.pairs = PairStore()
         self.reuses_pairs = algo.dpo_refresh == "offline" and algo.dpo_pairs_path is not None
+        self.stores_reference = self.refresh.period == 0
+        self._made_with: MadeWith | None = None
         self._folder: Path | None = None
         self._score: Score | None = None
-        if self.reuses_pairs:
-            self.pairs.read(Path(str(algo.dpo_pairs_path)))
-        if self.pairs.scored:
-            self.reference_terms = frozenset()
+
+    def begin(self, inputs: Inputs) -> list[str]:
+        keys = [*SAMPLED_WITH, *(f"algo.{name}" for name in sorted(CHOSEN_WITH & (self.uses or CHOSEN_WITH)))]
+        self._made_with = MadeWith(
+            model=inputs.model,
+            chosen=GOLD if self.needs_gold else EXPLANATION,
+            stop_ids=list(inputs.stop_ids),
+            settings={key: value_of(self.config, key) for key in keys},
+        )
+        if not self.reuses_pairs:
+            return []
+        return use_again(self.pairs, Path(str(self.config.algo.dpo_pairs_path)), inputs, self._made_with)
 
     def attach(self, folder: Path, score: Score, restate: Restate) -> None:
         super().attach(folder, score, restate)
@@ -64,29 +79,32 @@ class ExpDpo(Algorithm):
         self.refresh.trained(step)
         if self.refresh.period != 1:
             self._remember(groups, made)
+        if step == 0 and self.refresh.period == 0 and len(self.pairs):
+            counts["pairs/scored"] = float(self._score_and_store())
         pairs: list[Pair] = []
         without = 0
         for group, own in zip(groups, made, strict=True):
-            mine = own if group.rollout.completions else self.pairs.get(group.rollout.prompt.problem.uid)
+            mine = own if self.refresh.period == 1 else self.pairs.get(group.rollout.prompt.problem.uid)
             pairs += mine
             without += not mine
         metrics = group_metrics([group for group in groups if group.rollout.completions], self.config) | counts
         metrics |= {"pairs/trained": float(len(pairs)), "pairs/prompts_without": float(without)}
-        if step == 0 and self.refresh.period == 0 and not self.reuses_pairs and len(self.pairs):
-            self._keep_for_reuse()
         return TrainingBatch(step=step, samples=pair_samples(pairs), metrics=metrics)
 
-    def _keep_for_reuse(self) -> None:
-        """Writes pairs.jsonl into the run folder, for inspection and for later runs (`algo.dpo_pairs_path`).
+    def _score_and_store(self) -> int:
+        """Computes the reference sums that pairs lack, and writes pairs.jsonl into the run folder for inspection and
+        for later runs (`algo.dpo_pairs_path`). Returns the number of pairs scored.
 
-        Before the first update the policy is still the reference, so its log-probabilities are stored as the
-        reference's. Scoring is at temperature 1: a loss at another temperature cannot use them.
+        Before the first update the policy is still the reference, so its log-probabilities are the reference's.
         """
-        assert self._folder is not None and self._score is not None, "attach() comes before the first step"
-        if self.config.rollout.temperature == 1.0:
-            sequences = [(np.array(q, np.int32), np.array(c, np.int32)) for q, c in self.pairs.sequences()]
-            self.pairs.set_reference([float(values.sum(dtype=np.float64)) for values in self._score(sequences)])
+        assert self._folder and self._score and self._made_with, "begin() and attach() come before the first step"
+        temperature = self.config.rollout.temperature
+        sequences = [(np.array(q, np.int32), np.array(c, np.int32)) for q, c in self.pairs.unscored()]
+        scores = self._score(sequences, temperature)
+        sums = [float(values.sum(dtype=np.float64)) for values in scores]
+        self.pairs.set_reference(sums, self._made_with.model, temperature)
         self.pairs.write(self._folder / "pairs.jsonl")
+        return len(sequences) // 2
 
     def loss(self, tokens: PolicyTokens) -> LossOutput:
         return dpo_loss(tokens, self.config.algo.dpo_beta)
@@ -96,6 +114,8 @@ class ExpDpo(Algorithm):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pairs.load_state_dict(state["pairs"])
+        if self._made_with is not None:
+            self.pairs.keep_reference_of(self._made_with.model, self.config.rollout.temperature)
         self.refresh.resume(state.get("sampled_to", 0))
 
     def chosen(
@@ -110,7 +130,7 @@ class ExpDpo(Algorithm):
     ) -> tuple[list[list[Pair]], dict[str, float]]:
         chosen, counts = self.chosen(groups, step, properties)
         made = [
-            make_pairs(group, mine, step) if in_scope(group, self.config) else []
+            make_pairs(group, mine, step, self._made_with) if in_scope(group, self.config) else []
             for group, mine in zip(groups, chosen, strict=True)
         ]
         return made, counts | {"pairs/made": float(sum(map(len, made)))}

@@ -52,7 +52,7 @@ def _policy_terms(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metri
     logprobs, old = tokens.logprobs[chosen], tokens.old_logprobs[chosen]
     entropy, weight = tokens.entropy[chosen], tokens.weight[sample]
     factor, metrics = importance_weights(
-        old,
+        old if tokens.exact_logprobs is None else tokens.exact_logprobs[chosen],
         tokens.rollout_logprobs[chosen],
         sample,
         len(tokens.term),

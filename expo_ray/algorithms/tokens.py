@@ -44,6 +44,8 @@ class PolicyTokens:
     """[S] int64, TrainingSample.unit."""
     reference_sum: Tensor
     """[S] stored sum of the reference's log-probabilities; NaN if none is stored."""
+    exact_logprobs: Tensor | None = None
+    """[N] `old_logprobs` without dropout, which are compared with the engine's; None: they are the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def find_checkpoint(config: Config, run_folder: Path, identity: Identity, report
         return None
     if resume == "auto":
         own = newest_valid(run_folder / "checkpoints", report)
-        found = own or _of_unfinished_neighbour(config, run_folder, report)
+        found = own or _of_unfinished_neighbour(config, run_folder, identity, report)
     else:
         found = _at(Path(resume), report)
     if found is not None:
@@ -86,13 +86,36 @@ def _check(checkpoint: Path, config: Config, identity: Identity) -> None:
     refused, _ = differences(state.settings, as_settings(config))
     if refused:
         raise ConfigError(f"the run cannot resume from {checkpoint} with {refused[0]}: {ways}")
-    if state.identity.model != identity.model:
-        raise ConfigError(f"model.path={config.model.path} is not the model that {checkpoint} started from: {ways}")
-    if state.identity.prompts != identity.prompts:
-        raise ConfigError(f"the training problems (data={config.data.name}) are not those of {checkpoint}: {ways}")
+    if other := _other_inputs(state, config, identity):
+        raise ConfigError(f"the run cannot resume from {checkpoint}: {other}; {ways}")
 
 
-def _of_unfinished_neighbour(config: Config, run_folder: Path, report: Report) -> Path | None:
+def _other_inputs(state: DriverState, config: Config, identity: Identity) -> str | None:
+    """Which of the run's inputs has another content than the checkpoint's run had; None if none has.
+
+    What a state of an earlier version does not hold is not compared.
+    """
+    before, data = state.identity, f"data={config.data.name}"
+    path = state.settings.get("model.path")
+    kinds = {
+        "model": f"model.path={config.model.path} is not the model that it started from (model.path={path})",
+        "weights": f"model.path={config.model.path} has other weights than the model that it started from "
+        f"(model.path={path})",
+        "problems": f"the training problems ({data}) are not those that it was trained on",
+        "prompts": f"the training problems ({data}) or the token ids of their prompts (tokenizer, chat template) are "
+        "not those that it was trained on",
+        "stop_ids": f"completions end with the token ids {identity.stop_ids} and ended with {before.stop_ids} "
+        "(tokenizer, generation_config.json)",
+    }
+    for name, sentence in kinds.items():
+        old, new = getattr(before, name), getattr(identity, name)
+        if old and old != new:
+            shown = "" if name == "stop_ids" else f", digest {old[-8:]} then and {new[-8:]} now"
+            return sentence + shown
+    return None
+
+
+def _of_unfinished_neighbour(config: Config, run_folder: Path, identity: Identity, report: Report) -> Path | None:
     mine = as_settings(config)
     for file in sorted(run_folder.parent.glob("*/config.yaml"), key=os.path.getmtime, reverse=True):
         other = file.parent
@@ -102,8 +125,11 @@ def _of_unfinished_neighbour(config: Config, run_folder: Path, report: Report) -
         if differing:
             report(f"{other} is skipped: it has other settings ({differing[0]}); trainer.resume={other} names it")
             continue
-        if found := newest_valid(other / "checkpoints", report):
+        if (found := newest_valid(other / "checkpoints", report)) is None:
+            continue
+        if (inputs := _other_inputs(DriverState.read(found), config, identity)) is None:
             return found
+        report(f"{other} is skipped: {inputs}")
     return None
 
 

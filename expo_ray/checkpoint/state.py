@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from expo_ray.messages import Prompt
 
 ENDS = 1 << 20
 """Bytes hashed at each end of a weight file: hashing a whole large model takes minutes."""
+WHOLE, SPACING, BLOCK = 1 << 26, 1 << 22, 1 << 12
+"""Of what lies between them, files up to 64 MiB are hashed whole, larger ones 4 KiB in every 4 MiB: less than the
+smallest weight matrix of a model of that size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,29 +25,53 @@ class Identity:
     model: str
     """The base model, which is also the reference policy."""
     prompts: str
-    """The training prompts, in their order."""
+    """The training prompts, in their order: uids, gold answers and token ids."""
+    weights: str = ""
+    """What lies inside the model's weight files."""
+    problems: str = ""
+    """Texts of the training problems, solutions included."""
+    stop_ids: list[int] = field(default_factory=list)
+    """Token ids that end a completion. This and the two before are empty in states of earlier versions."""
+
+    @property
+    def base_model(self) -> str:
+        """One digest of the base model's content."""
+        return hashlib.sha256(f"{self.model} {self.weights}".encode()).hexdigest()
 
 
-def identify(model_path: str, prompts: Sequence[Prompt]) -> Identity:
-    """Computes the identity of a base model (folder or hub id) and of training prompts."""
-    digest = hashlib.sha256()
+def identify(model_path: str, prompts: Sequence[Prompt], stop_ids: Sequence[int] = ()) -> Identity:
+    """Computes the identity of a base model (folder or hub id), of training prompts and of what ends a completion."""
+    ids, texts = hashlib.sha256(), hashlib.sha256()
     for prompt in prompts:
-        digest.update(f"{prompt.problem.uid}\n{prompt.problem.answers}\n".encode())
-        digest.update(prompt.free_ids.tobytes() + prompt.conditioned_ids.tobytes())
-    return Identity(_model(model_path), digest.hexdigest())
+        problem = prompt.problem
+        ids.update(f"{problem.uid}\n{problem.answers}\n".encode())
+        ids.update(prompt.free_ids.tobytes() + prompt.conditioned_ids.tobytes())
+        texts.update(repr((problem.uid, problem.question, problem.answers, problem.solution)).encode())
+    model, weights = _model(model_path)
+    return Identity(model, ids.hexdigest(), weights, texts.hexdigest(), list(stop_ids))
 
 
-def _model(path: str) -> str:
+def _model(path: str) -> tuple[str, str]:
     folder = Path(path)
     if not folder.is_dir():
-        return f"{path}@{_commit(path)}"
-    digest = hashlib.sha256()
+        return f"{path}@{_commit(path)}", ""
+    digest, inside = hashlib.sha256(), hashlib.sha256()
     names = {"config.json", *(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))}
     for name in sorted(names):
         file = folder / name
         if file.exists():
             digest.update(f"{name} {file.stat().st_size}\n".encode() + _ends(file))
-    return digest.hexdigest()
+            _add_inside(file, inside)
+    return digest.hexdigest(), inside.hexdigest()
+
+
+def _add_inside(path: Path, digest: Any) -> None:
+    size = path.stat().st_size
+    block, spacing = (BLOCK, SPACING) if size > WHOLE else (ENDS, ENDS)
+    with path.open("rb", buffering=0) as file:
+        for start in range(0, size, spacing):
+            file.seek(start)
+            digest.update(file.read(block))
 
 
 def _ends(path: Path) -> bytes:
@@ -58,8 +85,10 @@ def _commit(hub_id: str) -> str:
     """The commit of the hub snapshot in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(hub_id, "config.json")
-    return Path(cached).parent.name if isinstance(cached, str) else "unknown"
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        if isinstance(cached := try_to_load_from_cache(hub_id, name), str):
+            return Path(cached).parent.name
+    return "unknown"
 
 
 STATE = "driver.json"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from expo_ray.algorithms import make_algorithm
-from expo_ray.algorithms.base import Algorithm
+from expo_ray.algorithms.base import Algorithm, Inputs
 from expo_ray.checkpoint.find import changed_settings, find_checkpoint, newest_valid
 from expo_ray.checkpoint.state import DriverState, Identity, identify, rewind, set_aside
 from expo_ray.checkpoint.store import Checkpoints
@@ -55,17 +55,21 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     tokenizer = load_tokenizer(config)
     builder = make_builder(tokenizer, config)
     training, heldout = load_prompts(config, builder, checked.problems, plan.context)
-    identity = identify(config.model.path, training)
+    ends = stop_ids(tokenizer, generation_ends(config.model.path))
+    identity = identify(config.model.path, training, ends)
+    inputs = Inputs(identity.base_model, training, ends, builder.decode)
+    for sentence in make_algorithm(config).begin(inputs):
+        events.note("reused", sentence)
     origin = find_checkpoint(config, run_folder, identity, partial(events.note, "skipped"))
     context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
     check_context(plan, context)
-    ends = generation_ends(Path(config.model.path))
     keeper = warm or WarmActors()
-    actors = keeper.take(plan, run_folder, context, stop_ids(tokenizer, ends), events)
+    actors = keeper.take(plan, run_folder, context, ends, events)
     actors.rewards.chat = builder.style == "chat"
     try:
         with StopSignal() as stop:  # not earlier: starting Ray replaces the signal handlers
-            done = supervise(Job(config, run_folder, actors, builder, training, heldout, identity, stop, origin))
+            job = Job(config, run_folder, actors, builder, inputs, heldout, identity, stop, origin)
+            done = supervise(job)
             stopped = stop.requested
     except BaseException:
         actors.close()
@@ -109,7 +113,7 @@ class Job:
     folder: Path
     actors: Actors
     builder: PromptBuilder
-    training: list[Prompt]
+    inputs: Inputs
     heldout: list[Prompt]
     identity: Identity
     stop: StopSignal
@@ -168,6 +172,7 @@ def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
     """Builds the parts of one attempt, in the state of the checkpoint."""
     config, folder, actors = job.config, job.folder, job.actors
     algorithm = make_algorithm(config)
+    algorithm.begin(job.inputs)
     algorithm.attach(folder, actors.learners.score, job.builder.restate)
     first_step = _restore(job, checkpoint, algorithm, restart)
     status = Status(folder, lambda: actors.waiter.places)
@@ -177,14 +182,14 @@ def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
     recorder = Recorder(config, folder, trackers, status, actors.plan.shape, card)
     measurer = Measurer(config, algorithm, actors.learners, job.builder)
     lengths = LengthBook.of_run(folder)
-    stream = PromptStream(job.training, config.trainer.prompts_per_step, config.seed)
+    stream = PromptStream(job.inputs.prompts, config.trainer.prompts_per_step, config.seed)
     return Run(
         config=config,
         algorithm=algorithm,
         actors=actors,
         ahead=Ahead(config, Collector(config, algorithm, stream, actors, measurer, lengths)),
         measurer=measurer,
-        sync=WeightSync(config, actors.learners, actors.rollouts, job.training),
+        sync=WeightSync(config, actors.learners, actors.rollouts, job.inputs.prompts),
         evaluator=Evaluator(config, job.heldout, actors.rollouts, actors.verifiers),
         recorder=recorder,
         checkpoints=Checkpoints(config, folder, actors.learners, algorithm, job.identity, actors.events),

@@ -22,12 +22,12 @@ _ROUNDS = 4
 """With eval.chunk=0 a chunk fills all engines this many times; they idle only at the end of each chunk."""
 
 
-def settle(config: Config, folder: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def settle(config: Config, folder: Path, prompts: Sequence[Prompt], stop_ids: Sequence[int] = ()) -> dict[str, Any]:
     """Determines this evaluation's settings, and checks that they equal those that the folder holds, if any.
 
     Returns:
-        Dotted key -> value, with digests of model and prompts under `model` and `prompts`. `eval.chunk` is the number
-        of prompts of one chunk, chosen here if it was 0.
+        Dotted key -> value, with the fields of `Identity` under their names. `eval.chunk` is the number of prompts of
+        one chunk, chosen here if it was 0.
 
     Raises:
         ConfigError: the folder belongs to another evaluation or another command.
@@ -35,10 +35,11 @@ def settle(config: Config, folder: Path, prompts: Sequence[Prompt]) -> dict[str,
     before = _stored(folder)
     settings = {key: value_of(config, key) for key in defaults() if facts_of(key).evaluation}
     settings[CHUNK] = config.eval.chunk or (before or {}).get(CHUNK) or _whole_engines(config)
-    settings |= asdict(identify(config.model.path, prompts))
+    settings |= asdict(identify(config.model.path, prompts, stop_ids))
     for key, value in settings.items():
-        if before is not None and before.get(key) != value:
-            raise ConfigError(_difference(key, before.get(key), value, folder))
+        # A key that an earlier version did not store counts as its default, a digest as the same.
+        if before is not None and (old := before.get(key, defaults().get(key, value))) != value:
+            raise ConfigError(_difference(key, old, value, folder))
     return settings
 
 
@@ -60,9 +61,9 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 
 def _difference(key: str, before: Any, now: Any, folder: Path) -> str:
-    if key == "prompts":
+    if key in ("prompts", "problems"):
         what = "the problems or their prompts are not those"
-    elif key == "model":
+    elif key in ("model", "weights"):
         what = "the files of model.path are not those"
     else:
         what = f"{key}={now} is not the {before}"

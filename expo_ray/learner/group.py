@@ -53,8 +53,8 @@ class LearnerGroup:
         tokens = sum(len(sample.completion_ids) for sample in batch.samples)
         return UpdateReport(metric_means(merge_metrics(answers)), tokens, time.monotonic() - began)
 
-    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        """Log-probabilities under the current policy, temperature 1, of `(context ids, scored ids)` pairs.
+    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]], temperature: float = 1.0) -> list[np.ndarray]:
+        """Log-probabilities under the current policy of `(context ids, scored ids)` pairs.
 
         Returns:
             For each pair [T] float32 nats.
@@ -62,7 +62,8 @@ class LearnerGroup:
         if not sequences:
             return []
         found: dict[int, np.ndarray] = {}
-        for share in self.all("score", f"scoring {len(sequences)} sequences", ray.put(sequences)):
+        shares = self.all("score", f"scoring {len(sequences)} sequences", ray.put(sequences), temperature)
+        for share in shares:
             found.update(share)
         return [found[i] for i in range(len(sequences))]
 

@@ -174,7 +174,24 @@ def _load(config: Config) -> Any:
         trust_remote_code=config.model.trust_remote_code,
     )
     lm.config.use_cache = False
+    _stop_dropout(lm)
     return lm
+
+
+def _stop_dropout(lm: Any) -> None:
+    """Sets the model's own dropout to 0: engines and the reference policy have none, so that log-probabilities of the
+    updated policy would differ from theirs by noise. Adapters have their own (`model.lora.dropout`)."""
+    found = [
+        (module, name, value)
+        for module in lm.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and value > 0 and ("drop" in name or isinstance(module, nn.Dropout))
+    ]
+    for module, name, _ in found:
+        setattr(module, name, 0.0)
+    if found:
+        rates = sorted({value for *_, value in found})
+        print(f"the model's own dropout (rates {rates}, {len(found)} places) is off", file=sys.stderr)
 
 
 def _partition_while_loading(settings: dict[str, Any]) -> HfDeepSpeedConfig | None:

@@ -5,6 +5,7 @@ import os
 import random
 import socket
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,9 @@ class LearnerRank(ActorProcess):
         algorithm = make_algorithm(config)
         self.engine, self.lm = load_policy(config)
         self.writer = BackgroundWriter.install(self.engine)
-        reference = load_reference(config, self.engine, self.lm) if algorithm.reference_terms else None
-        self.updater = Updater(config, algorithm, self.engine, reference, self.rank, self.ranks)
+        load = partial(load_reference, config, self.engine, self.lm) if algorithm.reference_terms else None
+        reference = load() if load is not None and not algorithm.stores_reference else None
+        self.updater = Updater(config, algorithm, self.engine, reference, self.rank, self.ranks, load)
         bucket = config.sync.bucket_mib << 20
         entries = None
         if config.model.lora.rank:
@@ -125,10 +127,10 @@ class LearnerRank(ActorProcess):
         self._yield_card()
         return sums | {"update/learning_rate": (rate, 1.0)}
 
-    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, np.ndarray]:
-        """Log-probabilities (temperature 1) of this rank's share of `(context ids, scored ids)` pairs."""
+    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]], temperature: float = 1.0) -> dict[int, np.ndarray]:
+        """Log-probabilities of this rank's share of `(context ids, scored ids)` pairs."""
         with span("score", sequences=len(sequences)):
-            found = self.updater.score(sequences)
+            found = self.updater.score(sequences, temperature)
         self._yield_card()
         return found
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from huggingface_hub import save_torch_state_dict
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
 from expo_ray.config.schema import Config
+from expo_ray.prompts.loading import generation_file
 
 
 def random_state() -> dict[str, Any]:
@@ -127,8 +128,9 @@ def export(lm: Any, source: Any, config: Config, folder: Path, writes: bool) -> 
         settings.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
         tokenizer.save_pretrained(folder)
-        if (Path(config.model.path) / "generation_config.json").exists():
-            GenerationConfig.from_pretrained(config.model.path).save_pretrained(folder)
+        # Copied as it is: transformers refuses to write what it reads (a temperature without do_sample, and the like).
+        if (generation := generation_file(config.model.path, fetch=False)) is not None:
+            shutil.copy(generation, folder)
         if config.model.trust_remote_code:
             for code in Path(config.model.path).glob("*.py"):
                 shutil.copy(code, folder)

@@ -41,10 +41,12 @@ class MicroBatch:
     """Whether this rank has nothing left to do. The micro-batch is then computed with weight 0, because every rank
     must take part in the collective calls."""
     compared: list[int]
-    """Ascending indices in `samples` of those whose term needs the reference policy; the shortest one if none does."""
+    """Ascending indices in `samples` of those that need the reference policy: the shortest one if none of these
+    samples does, none at all if no sample of the whole batch does."""
     most_compared: int
     """The largest number of scored tokens that any rank's `compared` has in this round."""
     old_logprobs: Tensor | None = None
+    exact_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
 
 
@@ -55,9 +57,11 @@ class Updater:
         config: the run's configuration.
         algorithm: computes the losses.
         engine: the policy's DeepSpeed engine around a TokenScorer.
-        reference: the reference policy, called like the engine, without gradient; None if no term needs it.
+        reference: the reference policy, called like the engine, without gradient; None if no term needs it, or if it
+            is loaded only when a sample needs it.
         rank: this rank.
         ranks: number of ranks.
+        load_reference: loads it then; a collective call.
     """
 
     def __init__(
@@ -68,9 +72,12 @@ class Updater:
         reference: Callable[..., tuple[Tensor, Tensor]] | None,
         rank: int,
         ranks: int,
+        load_reference: Callable[[], Callable[..., tuple[Tensor, Tensor]]] | None = None,
     ) -> None:
         self.config, self.algorithm, self.engine, self.reference = config, algorithm, engine, reference
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.load_reference = rank, ranks, load_reference
+        # Dropout makes another policy of the one that is updated than of the one that sampled.
+        self.drops_out = config.model.lora.dropout > 0 and algorithm.needs_group
         self.packed = config.learner.batching == "packed"
         self.device = torch.device(config.profile.device)
 
@@ -105,7 +112,9 @@ class Updater:
         spare = shortest_unit(lengths, [s.unit for s in samples])
         scored = [len(s.completion_ids) for s in samples]
         most = most_scored(shares, scored, spare)
-        wanted = [sample.term in self.algorithm.reference_terms for sample in samples]
+        terms = self.algorithm.reference_terms
+        wanted = [sample.term in terms and sample.reference_logprob is None for sample in samples]
+        # Scoring is a collective call: either every rank scores in every round of the batch, or none ever does.
         compared = [[_compared(cut or spare, wanted, lengths) for cut in share] for share in shares]
         most_compared = most_scored(compared, scored, spare)
         found = []
@@ -142,8 +151,8 @@ class Updater:
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if own is None else own
 
-    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, np.ndarray]:
-        """Log-probabilities at temperature 1 of this rank's share of `(context ids, scored ids)` pairs.
+    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]], temperature: float = 1.0) -> dict[int, np.ndarray]:
+        """Log-probabilities of this rank's share of `(context ids, scored ids)` pairs.
 
         Returns:
             Index of each sequence of the share -> [T] float32 nats.
@@ -159,7 +168,7 @@ class Updater:
             chosen = cut or [shortest]
             layout = lay_out([sequences[i][0] for i in chosen], [sequences[i][1] for i in chosen], self.packed)
             with torch.no_grad():
-                logprobs, _ = self.engine(layout.to(self.device), 1.0, False, most_of_round)
+                logprobs, _ = self.engine(layout.to(self.device), temperature, False, most_of_round)
             values = logprobs.float().cpu().numpy()
             ends = np.cumsum([len(sequences[i][1]) for i in chosen])
             if cut:
@@ -172,15 +181,19 @@ class Updater:
 
     def _fix_references(self, micro_batches: list[MicroBatch]) -> None:
         """Computes the log-probabilities that stay fixed during the update: the reference policy's and, for several
-        steps on one batch, the policy's before the first of them."""
+        steps on one batch or with dropout, the policy's before the first of them, without dropout."""
         self.engine.eval()
+        if self.reference is None and self.load_reference is not None and any(m.compared for m in micro_batches):
+            self.reference = self.load_reference()
         for micro in micro_batches:
-            # Whether a model is called must not depend on the samples: every call is a collective one.
+            # Whether a model is called must not depend on this rank's samples: every call is a collective one.
             with torch.no_grad():
-                if self.reference is not None:
+                if self.reference is not None and micro.compared:
                     micro.reference_logprobs = self._reference_logprobs(self.reference, micro)
                 if self.config.algo.updates_per_batch > 1:
                     micro.old_logprobs = self._score(self.engine, micro)[0]
+                elif self.drops_out:
+                    micro.exact_logprobs = self._score(self.engine, micro)[0]
 
     def _reference_logprobs(self, reference: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch) -> Tensor:
         """[N] nats; 0 for samples whose term does not need them, which is most of a batch."""
@@ -201,6 +214,7 @@ class Updater:
             logprobs=logprobs,
             entropy=entropy,
             old_logprobs=logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs,
+            exact_logprobs=micro.exact_logprobs,
             rollout_logprobs=self._floats(_rollout_logprobs(samples)),
             reference_logprobs=torch.zeros_like(logprobs.detach())
             if micro.reference_logprobs is None
@@ -220,7 +234,9 @@ class Updater:
 
 
 def _compared(cut: list[int], wanted: list[bool], lengths: list[int]) -> list[int]:
-    """The samples of a cut that need the reference; at least one, because scoring is a collective call."""
+    """The samples of a cut that need the reference; at least one if any of the whole batch does."""
+    if not any(wanted):
+        return []
     return [i for i in cut if wanted[i]] or [min(cut, key=lambda i: (lengths[i], i))]
 
 

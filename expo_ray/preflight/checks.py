@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from expo_ray.algorithms.pairs import PairStore
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import GIB, Resources
 from expo_ray.config.schema import Config
@@ -49,6 +50,8 @@ def check_run(config: Config) -> Checked:
         check_longest(problems.training, plan)
     if data.eval_path is not None:
         check_longest(problems.held_out, plan)
+    if config.algo.dpo_pairs_path is not None:  # whether they fit is known once there are prompts (driver/run.py)
+        PairStore().read(Path(config.algo.dpo_pairs_path))
     if data.path is None and data.hub is None and data.name != "toy":
         raise ConfigError(f"data={data.name} needs data.path=FILE, a file of JSON Lines")
     if not config.dry_run:

@@ -227,7 +227,8 @@ def other_memory(name: str, config: Config) -> MemoryEstimate:
 
 
 def _needs_reference(config: Config) -> bool:
-    return bool(make_algorithm(config).reference_terms)
+    algorithm = make_algorithm(config)
+    return bool(algorithm.reference_terms) and not algorithm.stores_reference
 
 
 def _activations(config: Config, shape: ModelShape) -> float:

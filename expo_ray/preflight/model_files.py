@@ -42,7 +42,7 @@ def tokenizer_problems(folder: Path, vocabulary: int | None) -> Iterator[str]:
     """
     try:
         facts = _facts(folder)
-        ends = generation_ends(folder)
+        ends = generation_ends(str(folder))
     except ConfigError as error:
         yield str(error)
         return

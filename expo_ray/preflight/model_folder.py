@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError
+from expo_ray.prompts.loading import generation_file
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -115,17 +116,18 @@ def _from_json(config: dict[str, Any]) -> ModelShape | None:
     )
 
 
-def generation_ends(folder: Path) -> tuple[int, ...]:
-    """The end-of-sequence ids of generation_config.json; empty if it is absent or names none.
+def generation_ends(model_path: str) -> tuple[int, ...]:
+    """The end-of-sequence ids of a model's generation_config.json; empty if it is absent or names none.
 
     Raises:
         ConfigError: the file is not JSON, or the ids are no whole numbers.
     """
-    listed = _json(folder, "generation_config.json").get("eos_token_id")
+    file = generation_file(model_path)
+    listed = None if file is None else _json(file.parent, file.name).get("eos_token_id")
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
     if wrong := [end for end in ids if isinstance(end, bool) or not isinstance(end, int)]:
         raise ConfigError(
-            f"model.path={folder}: generation_config.json has eos_token_id={wrong[0]!r:.40}, not a token id: "
+            f"model.path={model_path}: generation_config.json has eos_token_id={wrong[0]!r:.40}, not a token id: "
             "write a whole number or a list of them"
         )
     return tuple(sorted(set(ids)))

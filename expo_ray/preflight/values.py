@@ -266,6 +266,12 @@ def _model_path(config: Config) -> Iterator[str]:
 def _lora(config: Config) -> Iterator[str]:
     targets = list(config.model.lora.target_modules)
     shown = f"model.lora.target_modules=[{','.join(targets)}]"
+    dropout, updates = config.model.lora.dropout, config.algo.updates_per_batch
+    if dropout and updates > 1 and algorithm_class(config.algo.name).needs_group:
+        yield (
+            f"model.lora.dropout={dropout:g} adds noise to the importance ratios of algo.updates_per_batch={updates}, "
+            "on which the clip would act: use model.lora.dropout=0 or algo.updates_per_batch=1"
+        )
     if config.model.lora.rank and not targets:
         yield f"{shown} leaves nothing to train: use [all-linear], or names such as [q_proj,v_proj]"
     if "all-linear" in targets and len(targets) > 1:

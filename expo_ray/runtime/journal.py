@@ -62,7 +62,8 @@ class Events:
         """Appends one event.
 
         Args:
-            kind: lost, replaced, restarted, resumed, skipped, checkpoint, changed, preempted.
+            kind: lost, replaced, restarted, resumed, skipped, checkpoint, changed, preempted,
+                reused.
             sentence: what happened.
             show: also print it.
             details: numbers and names for programs that read the file.

@@ -83,7 +83,7 @@ EVERY = {
 
 @pytest.fixture(autouse=True)
 def no_pairs_file(monkeypatch):
-    monkeypatch.setattr("expo_ray.algorithms.exp_dpo.ExpDpo._keep_for_reuse", lambda self: None)
+    monkeypatch.setattr("expo_ray.algorithms.exp_dpo.ExpDpo._score_and_store", lambda self: 0)
 
 
 @pytest.mark.parametrize("name", ONCE)

@@ -1,14 +1,15 @@
 """Checkpoints: only complete ones are found, damage is named, the one before is used, settings are compared."""
 
-import dataclasses
 import functools
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.checkpoint.find import changed_settings, checkpoints_in, find_checkpoint, newest_valid
@@ -20,6 +21,7 @@ from expo_ray.config.keys import as_settings, differences
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import Problems
 from expo_ray.messages import Problem, Prompt
+from expo_ray.preflight.model_folder import generation_ends
 from expo_ray.prompts.loading import load_prompts, load_tokenizer, make_builder
 
 SAME = Identity("model", "prompts")
@@ -191,11 +193,57 @@ def test_identity_follows_content_and_not_the_path(tmp_path):
     assert identify(str(model), [other]).prompts != first.prompts
     (moved / "model.safetensors").write_bytes(bytes((3 << 20) - 1) + b"1")
     assert identify(str(moved), [prompt]).model != first.model
+    solved = replace(prompt, problem=replace(prompt.problem, solution="s"))
+    assert identify(str(model), [solved]).prompts == first.prompts
+    assert identify(str(model), [solved]).problems != first.problems
+    assert identify(str(model), [prompt], [1]) == replace(first, stop_ids=[1])
+
+
+@pytest.mark.parametrize(("size", "changed"), [(3 << 20, 1), (70 << 20, 4 << 20)])
+def test_identity_sees_a_change_inside_a_weight_file(tmp_path, size, changed):
+    """A byte of a file of 3 MiB; a matrix of 4 MiB of one of 70 MiB, which is hashed in parts."""
+    found = []
+    for content in (b"0", b"1"):
+        (tmp_path / "model.safetensors").write_bytes(bytes(size))
+        with (tmp_path / "model.safetensors").open("r+b") as file:
+            file.seek(size // 2 + 12_345 - changed // 2)
+            file.write(content * changed)
+        found.append(identify(str(tmp_path), []))
+    assert found[0].model == found[1].model
+    assert found[0].weights != found[1].weights and found[0].base_model != found[1].base_model
+
+
+KNOWN = Identity("model-1", "prompts-1", "weights-1", "problems-1", [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "model-2"}, ["model.path=??? is not the model", "model-1 then and model-2 now"]),
+        ({"weights": "weights-2"}, ["model.path=??? has other weights", "eights-1 then and eights-2 now"]),
+        ({"problems": "problems-2"}, ["the training problems (data=???)", "oblems-1 then and oblems-2 now"]),
+        ({"prompts": "prompts-2"}, ["or the token ids of their prompts", "rompts-1 then and rompts-2 now"]),
+        ({"stop_ids": [1]}, ["end with the token ids [1] and ended with [1, 2]"]),
+    ],
+)
+def test_other_inputs_are_refused_with_both_values_or_skipped_in_a_neighbour(tmp_path, change, words):
+    """What is stored by problem (explanations, pairs) is part of the checkpoint and falls with it."""
+    own = write(tmp_path / "own", 2)
+    replace(DriverState.read(own), identity=KNOWN).write(own)
+    seal(own, 2, None)
+    now = replace(KNOWN, **change)
+    with pytest.raises(ConfigError) as caught:
+        find_checkpoint(Config(), tmp_path / "own", now, pytest.fail)
+    sentence = str(caught.value)
+    assert all(word in sentence for word in [*words, str(own), "put it back"]) and "\n" not in sentence
+    (tmp_path / "own" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(Config())))
+    said: list[str] = []
+    assert find_checkpoint(Config(), tmp_path / "mine", KNOWN, said.append) == own
+    assert find_checkpoint(Config(), tmp_path / "mine", now, said.append) is None
+    assert len(said) == 1 and all(word in said[0] for word in [*words, "own is skipped"])
 
 
 def test_a_neighbour_is_taken_only_unfinished_and_with_the_same_settings(tmp_path):
-    from omegaconf import OmegaConf
-
     def neighbour(name: str, config: Config) -> Path:
         folder = tmp_path / name
         write(folder, 2, config)
@@ -280,7 +328,7 @@ def resettle(checkpoint: Path, **changes: object) -> None:
     state = DriverState.read(checkpoint)
     changed = state.settings | {key.replace("__", "."): value for key, value in changes.items()}
     kept = {key: value for key, value in changed.items() if key.replace(".", "__") not in changes or value is not None}
-    dataclasses.replace(state, settings=kept).write(checkpoint)
+    replace(state, settings=kept).write(checkpoint)
     seal(checkpoint, state.steps_done, None)
 
 
@@ -325,3 +373,36 @@ def test_a_key_that_this_version_lacks_is_refused_in_one_sentence(old_run, demo)
     with pytest.raises(ConfigError, match=r"algo\.gone: 3 -> None") as caught:
         find_checkpoint(config, old_run, identity, pytest.fail)
     assert "logging" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+HUB_SETTINGS = json.dumps({"eos_token_id": [1, 2], "temperature": 0.6, "do_sample": False})
+
+
+@pytest.mark.parametrize("settings", [None, HUB_SETTINGS], ids=["without", "with"])
+def test_a_hub_model_exports_its_generation_settings_if_it_has_any(settings, tiny_models, tmp_path, monkeypatch):
+    """From the cache, without the hub, and as they are: transformers does not write a temperature without do_sample."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from expo_ray.learner import saving
+
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
+    shutil.copytree(tiny_models["tied"], snapshot)
+    (snapshot / "generation_config.json").unlink()
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text("abc")
+    if settings:
+        (snapshot / "generation_config.json").write_text(settings)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert generation_ends("owner/name") == ((1, 2) if settings else ())
+    config = Config()
+    config.model.path = "owner/name"
+    tokenizer = AutoTokenizer.from_pretrained(snapshot)
+    monkeypatch.setattr(saving.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
+    lm = AutoModelForCausalLM.from_pretrained(snapshot)
+    write = saving.export(lm, lm.named_parameters(), config, tmp_path / "policy", writes=True)
+    write()
+    exported = tmp_path / "policy" / "generation_config.json"
+    assert (exported.read_text() if exported.exists() else None) == settings
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert loaded.lm_head.weight.equal(lm.lm_head.weight)

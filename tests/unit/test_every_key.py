@@ -18,6 +18,7 @@ import torch._dynamo
 from algorithm_cases import completion, group, random_arrays, restate
 
 from expo_ray.algorithms import make_algorithm
+from expo_ray.algorithms.base import Inputs
 from expo_ray.algorithms.pairs import Pair
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.algorithms.rewards import completion_reward
@@ -186,8 +187,9 @@ def steps(config) -> object:
     """Requests and training batches of a few steps over six problems, two a step."""
     algorithm, actors = make_algorithm(config), Simulated()
     algorithm.attach(None, None, restate)
-    algorithm._keep_for_reuse = lambda: None  # writes a file
     prompts = [group([], uid=f"p{i}").rollout.prompt for i in range(6)]
+    algorithm.begin(Inputs("model", prompts, (0,), lambda ids: f"text {ids}"))
+    algorithm._score_and_store = lambda: 0  # writes a file
     measurer = SimpleNamespace(for_choice=lambda found, *_: measured(found))
     stream = PromptStream(prompts, 2, seed=3)
     collector = Collector(config, algorithm, stream, actors, measurer, LengthBook())
@@ -326,7 +328,8 @@ def reason_of(key: str, name: str) -> str | None:
 def table(tmp_path_factory) -> dict[tuple[str, str], tuple[str, str]]:
     """(key, algorithm) -> the outcome of the key alone, and of the key under the settings in UNDER ("" if none)."""
     pairs = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    stored = [Pair(f"p{i}", 0, [1, 2], [3, 4], [5, 6], "a", "b") for i in range(6)]
+    texts = ("text [41, 42, 43, 44, 45]", "text [5, 6]")
+    stored = [Pair(f"p{i}", 0, [1, 2, 3], [41, 42, 43, 44, 45], [5, 6], *texts) for i in range(6)]
     pairs.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in stored))
     found = {}
     for name in ALGORITHMS:

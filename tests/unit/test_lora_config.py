@@ -17,6 +17,10 @@ TWO_CORES = Resources("this machine", 1, 2, 8, 0, 0)
     [
         (["model.lora.rank=-1"], ["model.lora.rank=-1", "model.lora.rank=0"]),
         (["model.lora.alpha=0"], ["model.lora.alpha=0", "too small"]),
+        (
+            ["model.lora.dropout=0.1", "algo.updates_per_batch=2"],
+            ["model.lora.dropout=0.1", "algo.updates_per_batch=2", "use model.lora.dropout=0"],
+        ),
         (["model.lora.dropout=1"], ["model.lora.dropout=1", "too large"]),
         (["model.lora.rank=8", "model.lora.target_modules=[]"], ["target_modules=[]", "[all-linear]"]),
         (["model.lora.target_modules=[all-linear,q_proj]"], ["[all-linear,q_proj]", "[all-linear] alone"]),
