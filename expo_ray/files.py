@@ -1,6 +1,7 @@
 """The files of a run folder: written whole or not at all, appended a line at a time, read while they are being written.
 
 A run can be killed between any two system calls. Whatever a later run or a report reads goes through these functions.
+The last one finds a file of a model.
 """
 
 import json
@@ -136,6 +137,30 @@ def read_summary(run_folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"summary.json: not an object but {type(found).__name__}")
     return found
+
+
+def generation_file(model_path: str, fetch: bool = True) -> Path | None:
+    """Finds a model's generation_config.json, in its folder, in the cache of the hub or on the hub.
+
+    Args:
+        model_path: a folder or a hub id.
+        fetch: ask the hub, not only its cache.
+
+    Returns:
+        The file; None if the model has none.
+    """
+    name = "generation_config.json"
+    if (folder := Path(model_path)).is_dir():
+        return folder / name if (folder / name).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for cached in (True, False) if fetch else (True,):
+        try:
+            return Path(hf_hub_download(model_path, name, local_files_only=cached))
+        except (EntryNotFoundError, OSError):  # it has none, or the hub cannot be asked: the model is in the cache
+            continue
+    return None
 
 
 def _object(raw: bytes, keys: tuple[str, ...]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import AutoTokenizer
 
 from expo_ray.config.schema import Config
-from expo_ray.prompts.loading import generation_file
+from expo_ray.files import generation_file
 
 
 def random_state() -> dict[str, Any]:

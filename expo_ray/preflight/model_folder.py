@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError
-from expo_ray.prompts.loading import generation_file
+from expo_ray.files import generation_file
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 

@@ -5,7 +5,6 @@ import os
 import random
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError, DataError
@@ -29,30 +28,6 @@ def load_tokenizer(config: Config) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"model.path={config.model.path}: its tokenizer cannot be loaded ({reason})") from error
-
-
-def generation_file(model_path: str, fetch: bool = True) -> Path | None:
-    """Finds a model's generation_config.json, in its folder, in the cache of the hub or on the hub.
-
-    Args:
-        model_path: a folder or a hub id.
-        fetch: ask the hub, not only its cache.
-
-    Returns:
-        The file; None if the model has none.
-    """
-    name = "generation_config.json"
-    if (folder := Path(model_path)).is_dir():
-        return folder / name if (folder / name).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    for cached in (True, False) if fetch else (True,):
-        try:
-            return Path(hf_hub_download(model_path, name, local_files_only=cached))
-        except (EntryNotFoundError, OSError):  # it has none, or the hub cannot be asked: the model is in the cache
-            continue
-    return None
 
 
 def make_builder(tokenizer: Any, config: Config) -> PromptBuilder:

@@ -13,11 +13,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 IN_ONE_SWEEP = ("online", "offline")
 
 
-def train(folder: Path, *overrides: str) -> None:
-    """Runs three small steps."""
-    small = ["experiment=demo", "algo=exp_dpo", "trainer.steps=3", "trainer.prompts_per_step=12", "eval.before=false"]
-    small += ["eval.max_problems=1", "algo.properties_every=0", "rollout.temperature=1.0", "learner.warmup_steps=0"]
-    small += ["logging.tensorboard=false"]
+def train(folder: Path, *overrides: str, steps: int = 3, temperature: float = 1.0) -> None:
+    """Runs small steps."""
+    small = ["experiment=demo", "algo=exp_dpo", f"trainer.steps={steps}", "trainer.prompts_per_step=12"]
+    small += ["eval.before=false", "eval.max_problems=1", "algo.properties_every=0", "learner.warmup_steps=0"]
+    small += [f"rollout.temperature={temperature}", "logging.tensorboard=false"]
     done = finish(launch("expo_ray.train", *overrides, *small, f"run_dir={folder}"))
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -59,3 +59,32 @@ def test_stored_pairs_give_the_same_training_again(sweep, tmp_path):
     for here, there in zip(again, steps, strict=True):
         assert here["pairs/trained"] == there["pairs/trained"]
         assert here["loss/total"] == pytest.approx(there["loss/total"], abs=1e-4)
+
+
+def test_stored_pairs_of_another_model_and_temperature_start_at_margin_0(sweep, tmp_path):
+    """With the sums that are stored, step 0 had margin -3.7 at another temperature and +11.1 with another model."""
+    other, pairs = sweep["offline"] / "checkpoints" / "step_000003" / "policy", sweep["offline"] / "pairs.jsonl"
+    folder = tmp_path / "other"
+    train(
+        folder,
+        "algo.dpo_refresh=offline",
+        f"algo.dpo_pairs_path={pairs}",
+        f"model.path={other}",
+        steps=1,
+        temperature=0.5,
+    )
+    first = lines(folder / "metrics.jsonl")[0]
+    assert first["pairs/scored"] == len(lines(pairs)) and first["tokens/generated"] == 0
+    assert first["dpo/margin"] == pytest.approx(0.0, abs=1e-3)
+    assert first["loss/total"] == pytest.approx(0.693147, abs=1e-3)
+    (_, said) = [line["what"] for line in lines(folder / "events.jsonl") if line["event"] == "reused"]
+    assert "made with model.path=" in said and f"now {other}" in said and "now 0.5" in said
+
+
+def test_pairs_of_problems_that_a_longer_run_adds_are_scored_by_the_reference(sweep, tmp_path):
+    """The reference policy is not loaded at the start of an offline run: it is when these pairs first need it."""
+    folder = tmp_path / "longer"
+    train(folder, "algo.dpo_refresh=offline", f"trainer.resume={sweep['offline']}", steps=4)
+    added = lines(folder / "metrics.jsonl")[3]
+    assert added["pairs/trained"] == added["pairs/made"] > 0 and added["update/gradient_norm"] > 0
+    assert added["dpo/chosen_rise"] != 0  # the policy has moved, the reference has not
