@@ -55,10 +55,12 @@ def _train(checked: "Checked", warm: "WarmActors") -> bool:
     from expo_ray.driver.run import run
     from expo_ray.files import read_summary
     from expo_ray.preflight.plan import write_plan
+    from expo_ray.runtime.journal import owned
 
     folder = Path(checked.config.run_dir)
-    write_plan(checked.plan, folder)
-    run(checked, folder, warm)
+    with owned(folder):
+        write_plan(checked.plan, folder)
+        run(checked, folder, warm)
     return bool(read_summary(folder)["finished"])
 
 

@@ -19,6 +19,7 @@ from expo_ray.config.errors import ConfigError, InputError
 from expo_ray.data.sources import Problems
 from expo_ray.preflight.checks import Checked, check_run, check_start
 from expo_ray.preflight.plan import write_plan
+from expo_ray.runtime.journal import owned, refuse_owned
 from expo_ray.sweep import ledger
 from expo_ray.sweep.in_turn import run_in_turn
 from expo_ray.sweep.job import Job, JobEnd
@@ -88,10 +89,15 @@ def launch(command: Command, runner: Runner) -> Outcome:
     """Hands the command line to Hydra, which makes the folder (or a sweep's folders) and calls `runner` in it.
 
     A job that fails does not end a sweep. Jobs that a sweep's folder holds finished are not run again.
+
+    Raises:
+        InputError: another process runs in that folder.
     """
     if command.sweeps and not command.parsed.cfg:
         return _launch_sweep(command, runner)
     outcome = Outcome()
+    for checked in command.checked.values():  # before Hydra writes its own record over that of the run there
+        refuse_owned(Path(checked.config.run_dir))
 
     def task(_composed: DictConfig) -> None:
         outcome.folder = Path(HydraConfig.get().runtime.output_dir)
@@ -117,8 +123,12 @@ def _launch_sweep(command: Command, runner: Runner) -> Outcome:
         # Named once, so that the command in each summary.json is the one that resumes this sweep.
         arguments = [*arguments, f"run_dir={quoted(str(folder))}"]
     jobs = sum(1 for _ in sweep_jobs(command.parsed.overrides))  # 1 also if a sweeper chooses the values itself
-    ledger.begin(folder, shlex.join(["python", "-m", "expo_ray.train", *arguments]), jobs if jobs > 1 else None)
+    with owned(folder):
+        ledger.begin(folder, shlex.join(["python", "-m", "expo_ray.train", *arguments]), jobs if jobs > 1 else None)
+        return _run_jobs(command, runner, arguments, folder, shared.eval.objective)
 
+
+def _run_jobs(command: Command, runner: Runner, arguments: list[str], folder: Path, objective: str) -> Outcome:
     def task(_composed: DictConfig) -> float | None:
         own, number = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().job.num
         mine = tuple(HydraConfig.get().overrides.task)
@@ -142,17 +152,18 @@ def _launch_sweep(command: Command, runner: Runner) -> Outcome:
     except SystemExit as stopped:  # Hydra has printed what a sweeper raised; what ended before is listed all the same
         if not stopped.code:
             raise
-        return Outcome(folder, ConfigError("the sweeper failed, see above"), ledger.ends(folder), shared.eval.objective)
-    return Outcome(folder, None, ledger.ends(folder), shared.eval.objective)
+        return Outcome(folder, ConfigError("the sweeper failed, see above"), ledger.ends(folder), objective)
+    return Outcome(folder, None, ledger.ends(folder), objective)
 
 
 def _run(checked: Checked, runner: Runner) -> None:
     folder = Path(checked.config.run_dir)
-    write_plan(checked.plan, folder)
-    if checked.config.dry_run:
-        print((folder / "plan.txt").read_text(), end="")
-    else:
-        runner(checked, folder)
+    with owned(folder):
+        write_plan(checked.plan, folder)
+        if checked.config.dry_run:
+            print((folder / "plan.txt").read_text(), end="")
+        else:
+            runner(checked, folder)
 
 
 def _hydra(task: Callable[[DictConfig], float | None], arguments: list[str]) -> None:

@@ -75,23 +75,24 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
     from expo_ray.preflight.plan import write_plan
     from expo_ray.prompts.loading import load_tokenizer, stop_ids
     from expo_ray.reporting.terminal import evaluation_table
+    from expo_ray.runtime.journal import owned
 
     config = plan.config
     tokenizer = load_tokenizer(config)
     prompts = _prompts(plan, tokenizer)
     ends = stop_ids(tokenizer, generation_ends(config.model.path))
     settings = settle(config, folder, prompts, ends)
-    folder.mkdir(parents=True, exist_ok=True)
-    store(settings, folder)  # first: a folder with other files and no settings is taken for another command's
-    write_plan(plan, folder)
-    file = SampleFile(folder / "samples.jsonl", prompts, config.eval.samples, settings[CHUNK])
-    done = file.finished()
-    if done < len(file.chunks) and not _sample(plan, folder, ends, file, done):
-        return 130
-    summary = file.evaluation(config.verifier.name).summary()
-    write_whole(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
-    Console().print(evaluation_table(f"{config.model.path} on {_data_name(config)}", summary))
-    return 0
+    with owned(folder):
+        store(settings, folder)  # first: a folder with other files and no settings is taken for another command's
+        write_plan(plan, folder)
+        file = SampleFile(folder / "samples.jsonl", prompts, config.eval.samples, settings[CHUNK])
+        done = file.finished()
+        if done < len(file.chunks) and not _sample(plan, folder, ends, file, done):
+            return 130
+        summary = file.evaluation(config.verifier.name).summary()
+        write_whole(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
+        Console().print(evaluation_table(f"{config.model.path} on {_data_name(config)}", summary))
+        return 0
 
 
 def _prompts(plan: "Plan", tokenizer: Any) -> list["Prompt"]:

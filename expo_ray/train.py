@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = _Jobs()
     try:
         outcome = launch(command, jobs)
+    except InputError as error:
+        _report(error)
+        return 2
     finally:
         jobs.close()
     code = _run_code(outcome) if outcome.sweep is None else _sweep_code(outcome)

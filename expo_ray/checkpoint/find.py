@@ -12,6 +12,7 @@ from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import as_settings, differences, facts_of, flat
 from expo_ray.config.schema import Config
 from expo_ray.files import read_summary
+from expo_ray.runtime.journal import owner_of
 
 Report = Callable[[str], None]
 
@@ -35,8 +36,8 @@ def find_checkpoint(config: Config, run_folder: Path, identity: Identity, report
     """Finds the checkpoint to start from, as `trainer.resume` says.
 
     auto: the newest valid one in this run's folder; otherwise that of an unfinished run (without a summary.json that
-    says finished) in a neighbouring folder, if its settings are the same. never: none. A path: a run folder or a
-    checkpoint.
+    says finished) in a neighbouring folder, if its settings are the same and no process runs it. never: none. A path:
+    a run folder or a checkpoint.
 
     Args:
         config: the run's configuration.
@@ -124,6 +125,9 @@ def _of_unfinished_neighbour(config: Config, run_folder: Path, identity: Identit
         differing = _differing(flat(OmegaConf.to_container(OmegaConf.load(file))), mine)
         if differing:
             report(f"{other} is skipped: it has other settings ({differing[0]}); trainer.resume={other} names it")
+            continue
+        if (owner := owner_of(other)) is not None:
+            report(f"{other} is skipped: {owner} is running it")
             continue
         if (found := newest_valid(other / "checkpoints", report)) is None:
             continue

@@ -1,17 +1,31 @@
-"""status.json, what a run is doing now, and events.jsonl, what happened to it: lost actors, checkpoints, resumes."""
+"""What a run says of itself: what it does (status.json), what happened (events.jsonl), who runs it (owner.json)."""
 
 import json
 import os
+import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from expo_ray.config.errors import ConfigError
 from expo_ray.files import append_lines, write_whole
 from expo_ray.runtime.process import Place
+
+OWNER = "owner.json"
+BEAT_S, SILENT_S = 5.0, 30.0
+"""An owner writes its file again every 5 s. One of another machine that does not for 30 s is gone."""
+SAME_START_S = 2.0
+"""A process's time of start is computed from the clock, which may be set meanwhile."""
+LONG_AGO_S = 600.0
+"""An owner's file that is so much older than one that was written now needs no wait."""
 
 
 class Status:
@@ -72,3 +86,139 @@ class Events:
         append_lines(self.path, [line])
         if show:
             print(f"{kind}: {sentence}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Makes this process the owner of a run folder, for the body; owner.json says so to others.
+
+    Raises:
+        ConfigError: another process owns it; one sentence.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, me = folder / OWNER, _me()
+    for _ in range(3):
+        before = _read(path)
+        refuse_owned(folder)
+        if _claimed(path, before, me):
+            break
+    else:
+        raise ConfigError(f"run_dir={folder}: {path} is written by others again and again; give another run_dir=FOLDER")
+    ended = threading.Event()
+    beats = threading.Thread(target=_beat, args=(path, me, ended), name="owner", daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beats.join()
+        if _is(_read(path), me):
+            path.unlink()
+
+
+def _claimed(path: Path, before: dict[str, Any], me: dict[str, Any]) -> bool:
+    """Writes the file, in place of that of an owner that is gone; False if another process was faster."""
+    aside = path.with_name(f".{OWNER}.{os.getpid()}.gone")
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+        if before and not _is(_read(aside), before):  # a new owner's, written since
+            os.rename(aside, path)
+            return False
+        aside.unlink()
+    try:
+        with path.open("x") as file:  # one of several that try at the same time succeeds
+            json.dump(me | {"beat": 0}, file)
+    except FileExistsError:
+        return False
+    return True
+
+
+def refuse_owned(folder: Path) -> None:
+    """Raises ConfigError if another process owns the folder."""
+    if (owner := owner_of(folder)) is not None:
+        raise ConfigError(
+            f"run_dir={folder} belongs to {owner}, which is running: stop that run, or give another run_dir=FOLDER"
+        )
+
+
+def owner_of(folder: Path) -> str | None:
+    """Finds out which other process owns a run folder, "process 17 on HOST"; None if none does.
+
+    On this machine the process is looked for; another machine's shows its life by writing the file again, for which
+    this waits up to 30 s.
+    """
+    path, me = folder / OWNER, _me()
+    found = _read(path)
+    if not found or _is(found, me):
+        return None
+    name = f"process {found['pid']} on {found['host']}"
+    if found["machine"] == me["machine"]:
+        return name if _lives(found["pid"], found["started"]) else None
+    if _age(path) > LONG_AGO_S:
+        return None
+    print(f"waiting up to {SILENT_S:.0f} s for a sign of {name}, which owned {folder}", file=sys.stderr, flush=True)
+    deadline = time.monotonic() + SILENT_S
+    while (now := _read(path)) == found and time.monotonic() < deadline:
+        time.sleep(min(1.0, SILENT_S / 10))
+    return None if not now or now == found else f"process {now['pid']} on {now['host']}"
+
+
+def _beat(path: Path, me: dict[str, Any], ended: threading.Event) -> None:
+    beat = 0
+    while not ended.wait(BEAT_S):
+        if (found := _read(path)) and not _is(found, me):
+            # This process did not run for a while (it was suspended, say), and another one took the folder.
+            print(f"the run ends: {path} names {found.get('pid')} on {found.get('host')}", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        beat += 1
+        try:
+            write_whole(path, json.dumps(me | {"beat": beat}))
+        except OSError as error:  # a full disk must not end the run here; the next beat may succeed
+            print(f"{path} cannot be written ({error})", file=sys.stderr, flush=True)
+
+
+def _me() -> dict[str, Any]:
+    process = psutil.Process()
+    # Containers may share a host's name: process numbers mean the same where boot and process namespace are the same.
+    machine = [socket.gethostname()]
+    with suppress(OSError):  # macOS has neither
+        machine.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        machine.append(os.readlink("/proc/self/ns/pid"))
+    return {"host": machine[0], "pid": process.pid, "started": process.create_time(), "machine": machine}
+
+
+def _is(found: dict[str, Any], me: dict[str, Any]) -> bool:
+    if not found or any(found[key] != me[key] for key in ("host", "pid", "machine")):
+        return False
+    return bool(abs(found["started"] - me["started"]) < SAME_START_S)
+
+
+def _lives(pid: int, started: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < SAME_START_S and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An owner's file; empty if there is none, or it is not one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    complete = isinstance(found, dict) and {"host", "pid", "started", "machine"} <= found.keys()
+    return found if complete else {}
+
+
+def _age(path: Path) -> float:
+    """Seconds since the file was written, by the clock of its file system."""
+    probe = path.with_name(f".{OWNER}.{os.getpid()}.probe")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    finally:
+        probe.unlink(missing_ok=True)

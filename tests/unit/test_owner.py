@@ -1,0 +1,158 @@
+"""Who runs in a run folder: one process, whose checkpoints no other run takes while it lives."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from test_checkpoint import SAME, write
+
+from expo_ray.checkpoint.find import find_checkpoint
+from expo_ray.config.errors import ConfigError
+from expo_ray.config.schema import Config
+from expo_ray.files import write_whole
+from expo_ray.runtime import journal
+from expo_ray.runtime.journal import OWNER, owned, owner_of
+from expo_ray.train import main
+
+OTHER = """
+import sys, time
+from pathlib import Path
+from expo_ray.runtime.journal import owned
+with owned(Path(sys.argv[1])):
+    print("owns", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def another(tmp_path):
+    """A process that owns run folders; the test may kill it."""
+    started = []
+
+    def own(folder: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen([sys.executable, "-c", OTHER, str(folder)], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "owns\n"
+        return process
+
+    yield own
+    for process in started:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def test_a_folder_has_one_owner_until_that_ends_or_dies(tmp_path, another):
+    folder = tmp_path / "run"
+    process = another(folder)
+    with pytest.raises(ConfigError) as caught, owned(folder):
+        pytest.fail("two processes own the folder")
+    assert str(caught.value) == (
+        f"run_dir={folder} belongs to process {process.pid} on {socket.gethostname()}, which is running: "
+        "stop that run, or give another run_dir=FOLDER"
+    )
+    process.kill()
+    process.communicate(timeout=30)
+    assert (folder / OWNER).exists()
+    for _ in range(2):  # and again after the first one has ended
+        with owned(folder):
+            assert json.loads((folder / OWNER).read_text())["pid"] == os.getpid()
+        assert [path.name for path in folder.iterdir()] == []
+
+
+def test_of_several_that_start_at_once_one_gets_the_folder(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OTHER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    try:
+        wait_for(lambda: sum(p.poll() is not None for p in processes) == 3)
+        (left,) = [p for p in processes if p.poll() is None]
+        assert left.stdout.readline() == "owns\n"
+        assert json.loads((tmp_path / OWNER).read_text())["pid"] == left.pid
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate(timeout=30)
+
+
+def wait_for(holds, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_an_owner_on_another_machine_is_known_by_its_beat(tmp_path, monkeypatch, alive, capsys):
+    monkeypatch.setattr(journal, "SILENT_S", 0.5)
+    stored = {"host": "node7", "pid": 4, "started": 1.0, "machine": ["node7"], "beat": 0}
+    write_whole(tmp_path / OWNER, json.dumps(stored))
+    beat = threading.Timer(0.1, lambda: write_whole(tmp_path / OWNER, json.dumps(stored | {"beat": 1})))
+    if alive:
+        beat.start()
+    assert owner_of(tmp_path) == ("process 4 on node7" if alive else None)
+    assert "waiting up to 0 s for a sign of process 4 on node7" in capsys.readouterr().err
+    beat.join() if alive else None
+    os.utime(tmp_path / OWNER, (1.0, 1.0))  # long ago: no wait
+    assert owner_of(tmp_path) is None and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
+def test_what_is_no_owners_file_owns_nothing(tmp_path, text):
+    (tmp_path / OWNER).write_text(text)
+    assert owner_of(tmp_path) is None
+    with owned(tmp_path):
+        assert owner_of(tmp_path) is None  # this process itself
+
+
+def test_a_run_that_lost_its_folder_ends_and_one_whose_file_is_gone_writes_it_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "BEAT_S", 0.05)
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(journal.os, "kill", lambda *arguments: killed.append(arguments))
+    with owned(tmp_path):
+        (tmp_path / OWNER).unlink()
+        wait_for((tmp_path / OWNER).exists)
+        taken = {"host": "node7", "pid": 4, "started": 1.0, "machine": ["node7"], "beat": 0}
+        write_whole(tmp_path / OWNER, json.dumps(taken))
+        wait_for(lambda: killed == [(os.getpid(), signal.SIGTERM)])
+    assert json.loads((tmp_path / OWNER).read_text()) == taken
+
+
+def test_auto_takes_no_checkpoint_of_a_run_that_is_going_on(tmp_path, another):
+    checkpoint = write(tmp_path / "first", 2)
+    (tmp_path / "first" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(Config())))
+    process = another(tmp_path / "first")
+    said: list[str] = []
+    assert find_checkpoint(Config(), tmp_path / "second", SAME, said.append) is None
+    assert said == [f"{tmp_path / 'first'} is skipped: process {process.pid} on {socket.gethostname()} is running it"]
+    process.kill()
+    process.communicate(timeout=30)
+    assert find_checkpoint(Config(), tmp_path / "second", SAME, said.append) == checkpoint
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_second_run_or_sweep_in_a_folder_is_refused_at_once(
+    sweep, tiny_models, tmp_path, another, monkeypatch, capsys
+):
+    """Before anything in the folder changes: neither its configuration nor Hydra's record of the command."""
+    monkeypatch.setattr(sys, "argv", ["train"])
+    folder = tmp_path / "run"
+    process = another(folder)
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    arguments = ["profile=cpu", f"model.path={tiny_models['tied']}", "model.prompt_style=base", "data=toy"]
+    arguments += ["verifier=toy", "rollout.max_prompt_tokens=60", "rollout.max_completion_tokens=48", "dry_run=true"]
+    more = ["-m", "seed=0,1"] if sweep else []
+    assert main([*more, *arguments, f"run_dir={folder}"]) == 2
+    error, begin = capsys.readouterr().err, f"error: run_dir={folder} belongs to process {process.pid} on "
+    assert error.startswith(begin) and error.count("\n") == 1
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
