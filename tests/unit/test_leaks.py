@@ -1,12 +1,11 @@
 """The leak detector on sentences written for it, and on solutions by people who were given no answer."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
-from expo_ray.leaks import mentions_given_answer
+from expo_ray.leaks import MAX_CHARACTERS, mentions_given_answer
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -16,7 +15,9 @@ def labelled(name: str) -> list[tuple[str, bool]]:
     return [(record["text"], record["leak"]) for record in map(json.loads, lines)]
 
 
-@pytest.mark.parametrize("name", ["leaks.jsonl", "leaks_heldout.jsonl", "leaks_other_author.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["leaks.jsonl", "leaks_heldout.jsonl", "leaks_other_author.jsonl", "leaks_blind.jsonl"]
+)
 def test_precision_and_recall(name):
     """How the lists came about: docs/algorithms/leaks.md."""
     sentences = labelled(name)
@@ -45,13 +46,46 @@ def test_at_most_one_of_maths_test_solutions_is_flagged(shared):
         ("To show that the correct answer is 24", "to show that the correct answer is"),
         ("We verify that the correct answer is indeed 5.", "verify that the correct answer is indeed"),
         ("The problem gives us the answer 7.", "problem gives us the answer"),
-        ("This matches the expected result.", "expected result"),
-        ("We were told that the answer is 3.", "we were told that the answer"),
-        ("We were told that the result is 12.", "we were told that the result is 1"),
+        ("This matches the expected result.", "matches the expected result"),
+        ("We were told that the answer is 3.", "told that the answer"),
+        ("We were told that the result is 12.", "told that the result is 12"),
+        ("But the result is 30, so the answer $\\frac{3}{4}$ can be derived.", "the answer $\\frac{3}{4}$ can"),
     ],
 )
 def test_phrases_that_were_missed(text, phrase):
     assert mentions_given_answer(text) == phrase
+
+
+@pytest.mark.parametrize(
+    "marker", ["given", "provided", "stated", "expected", "official", "reference", "correct", "known"]
+)
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "This matches the {} answer.",
+        "Working backwards from the {} answer, x is 4.",
+        "It agrees with the {} answer of 24.",
+    ],
+)
+def test_every_marker_of_foreknowledge_works_in_every_frame(marker, frame):
+    assert mentions_given_answer(frame.format(marker))
+
+
+@pytest.mark.parametrize("value", ["24", "$\\frac{3}{4}$", r"\(x^2\)", "$1,250", "(B)", "-3.5", r"\boxed{7}", "twelve"])
+@pytest.mark.parametrize(
+    ("frame", "leaks"),
+    [
+        ("Since we know the answer is {}, the price must be 4.", True),
+        ("Let's see why the answer is {}.", True),
+        ("The prompt gives {} as the answer.", True),
+        ("But the correct answer is {}, so we made a mistake.", True),
+        ("So the correct answer is {}.", False),
+        ("Therefore, we now know that the answer is {}.", False),
+        ("She gave the correct answer, which is {} points.", False),
+    ],
+)
+def test_a_rule_that_asks_for_a_value_takes_every_way_to_write_one(frame, leaks, value):
+    assert (mentions_given_answer(frame.replace("{}", value)) is not None) == leaks
 
 
 @pytest.mark.parametrize(("name", "key"), [("math_train.jsonl", "solution"), ("gsm8k_train.jsonl", "answer")])
@@ -64,13 +98,12 @@ def test_solutions_by_experts_are_innocent(shared, name, key):
 
 def test_phrase_is_found_across_lines_case_and_quotes():
     assert mentions_given_answer("First.\nSINCE the **given\n answer** is 5") == "given answer"
-    assert mentions_given_answer("We\u2019re told the answer is 4").startswith("we're told the answer")
+    assert mentions_given_answer("We\u2019re told the answer is 4") == "told the answer"
     assert mentions_given_answer("x = 5") is None
     assert mentions_given_answer("") is None
 
 
-def test_hostile_text_takes_bounded_time():
-    begun = time.monotonic()
-    for text in ("we know " * 100_000, "the answer " * 100_000, "as given " * 100_000, " " * 1_000_000):
-        mentions_given_answer(text)
-    assert time.monotonic() - begun < 10
+@pytest.mark.parametrize("piece", ["we know ", "the answer ", "as given ", "the correct ", "$", "\\(", "(", " ", "1"])
+def test_hostile_text_is_searched_to_the_end(piece):
+    """A rule that takes quadratic time would not finish these; they take about a second of CPU time each."""
+    assert mentions_given_answer(piece * MAX_CHARACTERS + " the given answer") is None
