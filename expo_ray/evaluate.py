@@ -24,7 +24,7 @@ Samples completions of held-out problems and verifies them. Prints pass@k, major
 no-answer rates by level and kind, with 95 % bootstrap intervals (docs/evaluation.md).
 
   model=toy|NAME|FOLDER      or model.path=FOLDER, a Hugging Face folder or hub id
-  data=math|math500|math_l5|gsm8k|toy|FILE     FILE: JSON Lines; with data=NAME data.path=FILE its keys are NAME's
+  data=math|math500|math_l5|gsm8k|toy|FILE     FILE: columns are found; with data=NAME data.path=FILE they are NAME's
   eval.samples=N             completions of each problem (4)
   eval.max_problems=N        at most N problems of a level; 0: all
   eval.temperature=T eval.top_p=P rollout.max_completion_tokens=N seed=N
@@ -32,7 +32,7 @@ no-answer rates by level and kind, with 95 % bootstrap intervals (docs/evaluatio
   eval.chunk=N               problems that are sampled at once and then written down; 0: as many as fill the engines
   run_dir=FOLDER             where the results go; after a stop, the same command with the same folder resumes
 
-Writes samples.jsonl and evaluation.json. The last line printed is the folder.
+Writes samples.jsonl, evaluation.json and pass_rates.jsonl (for data.pass_rates). The last line printed is the folder.
 """
 
 
@@ -49,13 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _command(arguments: list[str]) -> int:
     from expo_ray.config.compose import compose_config
-    from expo_ray.evaluation.arguments import expand
+    from expo_ray.evaluation.settings import expand
     from expo_ray.preflight.inputs import check_hub
     from expo_ray.preflight.plan import plan_text
     from expo_ray.preflight.values import check_config
 
     config = compose_config(expand(arguments))
-    config.data.eval_path = config.data.eval_path or config.data.path
+    data = config.data
+    data.eval_path = data.eval_path or data.path
+    if data.sources and not (data.eval_path or data.eval_sources):
+        data.eval_sources = [{key: entry[key] for key in entry if key != "weight"} for entry in data.sources]
+        data.sources = []
     plan = check_config(config, training=False)
     if config.dry_run:
         print(plan_text(plan), end="")
@@ -89,8 +93,13 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
         done = file.finished()
         if done < len(file.chunks) and not _sample(plan, folder, ends, file, done):
             return 130
-        summary = file.evaluation(config.verifier.name).summary()
+        evaluation = file.evaluation(config.verifier.name)
+        summary = evaluation.summary()
+        rates = "".join(json.dumps(line) + "\n" for line in file.pass_rates(evaluation))
+        write_whole(folder / "pass_rates.jsonl", rates)
         write_whole(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
+        for name, of in summary["sets"].items():
+            Console().print(evaluation_table(f"{config.model.path} on {name}", of))
         Console().print(evaluation_table(f"{config.model.path} on {_data_name(config)}", summary))
         return 0
 
@@ -114,7 +123,8 @@ def _prompts(plan: "Plan", tokenizer: Any) -> list["Prompt"]:
 
 
 def _data_name(config: "Config") -> str:
-    return config.data.eval_path or config.data.hub or config.data.name
+    data = config.data
+    return "all sets" if data.eval_sources else data.eval_path or data.hub or data.name
 
 
 def _sample(plan: "Plan", folder: Path, ends: tuple[int, ...], file: "SampleFile", done: int) -> bool:

@@ -38,6 +38,14 @@ class Problem:
     """Subject ("Algebra") or task name."""
     meta: dict[str, Any] = field(default_factory=dict)
     """The record's other columns, as JSON could hold them: for tasks and rewards that read them."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """(role, text) of each message, if the record's question is a list of them; `question` is the last one's text."""
+    source: str = ""
+    """Name of its data set, if there are several (`data.sources`, `data.eval_sources`)."""
+    weight: float = 1.0
+    """Its data set's share of the training prompts, relative to the other sources'."""
+    pass_rate: float | None = None
+    """Share of right completions in an earlier evaluation (`data.pass_rates`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,17 @@
-"""Verifies a file of responses: `python -m expo_ray.verify --input FILE.jsonl --output OUT.jsonl`.
+"""Verifies a file of responses: `python -m expo_ray.verify --input FILE --output OUT.jsonl`.
 
-Each input line is a JSON object with `response` (text) and `answer` (a gold answer, or a list of alternatives; text or
-numbers). The output has the same lines in the same order with `verdict`, `extracted`, `method` and `ms` added, and
-`credit` if a wrong answer earns a part of the reward. Empty lines at the end of the file are ignored.
+FILE is in any format that training takes. Each record has `response` (text) and `answer` (a gold answer, or a list of
+alternatives; text or numbers). The output is JSON Lines, the same records in the same order with `verdict`,
+`extracted`, `method` and `ms` added, and `credit` if a wrong answer earns a part of the reward. It is written as the
+work proceeds. Empty lines are ignored.
 """
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
-from decimal import Decimal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,115 +20,124 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from expo_ray.config.errors import DataError, InputError
 from expo_ray.config.schema import VerifierConfig
-from expo_ray.files import write_whole
+from expo_ray.data.formats import Record, read_records
+from expo_ray.data.records import gold_texts, plain
 from expo_ray.messages import Verdict
 from expo_ray.verifier.pool import Item, VerifierPool
 from expo_ray.verifier.tasks import task_problem
 
+PART = 256
+"""Items for each process that are verified before their lines are written."""
 OUTCOMES = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
-class BadLine(DataError):
-    """An input line that cannot be verified; the message names its number."""
+def read_items(path: Path, skip_bad: bool) -> tuple[list[dict[str, Any]], list[Item], list[str]]:
+    """Reads all records of a file, as training reads its problems.
 
+    Args:
+        path: a file of any format that training takes.
+        skip_bad: leave out records that cannot be verified.
 
-def parse_line(line: bytes, number: int) -> dict[str, Any]:
-    """Parses one input line.
-
-    Raises:
-        BadLine: the line is not UTF-8 or not a JSON object, or it has no usable `response` and `answer`.
-    """
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadLine(f"line {number}: not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise BadLine(f"line {number}: not a JSON object")
-    if not isinstance(record.get("response"), str):
-        raise BadLine(f"line {number}: `response` is missing or not a string")
-    if not gold_answers(record):
-        raise BadLine(f"line {number}: `answer` is missing, or not text, a number or a list of them")
-    return record
-
-
-def gold_answers(record: dict[str, Any]) -> tuple[str, ...]:
-    """Returns a record's gold answers as text; empty if there are none or one is neither text nor a finite number."""
-    answers = record.get("answer")
-    texts = [_answer_text(answer) for answer in (answers if isinstance(answers, list) else [answers])]
-    return tuple(text for text in texts if text is not None) if None not in texts else ()
-
-
-def _answer_text(answer: Any) -> str | None:
-    if isinstance(answer, str):
-        return answer
-    if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):
-        return None
-    return format(Decimal(repr(answer)), "f")  # 1e-05 is written out, because no task reads that form as a number
-
-
-def read_items(path: Path, skip_bad: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads all records of a file, and a sentence for each line that was left out (only with `skip_bad`).
+    Returns:
+        The records, what the pool needs of each (`meta` is passed on if it is an object, for reasoning-gym's entries),
+        and a sentence for each record that was left out.
 
     Raises:
-        BadLine: the first malformed line, unless `skip_bad`.
-        DataError: the file cannot be read.
+        DataError: the file cannot be read; a record cannot be verified, unless `skip_bad`.
     """
     records: list[dict[str, Any]] = []
+    items: list[Item] = []
     bad: list[str] = []
-    try:
-        lines = path.read_bytes().rstrip().splitlines()
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})") from error
-    for number, line in enumerate(lines, 1):
+    if path.is_file() and not path.stat().st_size:
+        return records, items, bad
+    for record in read_records(str(path), "--input", bad if skip_bad else None):
         try:
-            records.append(parse_line(line, number))
-        except BadLine as error:
+            items.append(to_item(record))
+        except DataError as error:
             if not skip_bad:
                 raise
             bad.append(str(error))
-    return records, bad
+        else:
+            records.append(plain(record.fields))
+    return records, items, bad
 
 
-def to_item(record: dict[str, Any]) -> Item:
-    """Returns what the pool needs of a record; `meta` is passed on if it is an object (reasoning-gym entries)."""
-    meta = record.get("meta")
-    asked = {"question": record["question"]} if isinstance(record.get("question"), str) else {}
-    return record["response"], gold_answers(record), asked | (meta if isinstance(meta, dict) else {})
+def to_item(record: Record) -> Item:
+    """Returns what the pool needs of a record.
+
+    Raises:
+        DataError: it has no usable `response` and `answer`.
+    """
+    fields = record.fields
+    if not isinstance(fields.get("response"), str):
+        raise DataError(f"{record.where}: key 'response' is missing or not a text: write the response there")
+    answers = gold_texts(record, "answer")
+    if not answers:
+        raise DataError(f"{record.where}: key 'answer' has nothing in it: write a text, a number or a list of them")
+    meta = fields.get("meta")
+    asked = {"question": fields["question"]} if isinstance(fields.get("question"), str) else {}
+    return fields["response"], answers, asked | (plain(meta) if isinstance(meta, dict) else {})
 
 
-def verify_items(items: list[Item], config: VerifierConfig, show: bool) -> list[Verdict]:
-    """Returns the verdicts of all items; `show` draws a progress bar on standard error."""
+def verify_items(items: list[Item], config: VerifierConfig, show: bool) -> Iterator[list[Verdict]]:
+    """Yields the verdicts of all items, a part at a time; `show` draws a progress bar on standard error."""
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    size = PART * config.processes
     pool = VerifierPool(config)
     try:
         with Progress(*columns, disable=not show, transient=True, console=Console(stderr=True)) as bar:
             task = bar.add_task("verify", total=len(items))
-            return pool.judge(items, progress=lambda left: bar.update(task, completed=len(items) - left))
+            for first in range(0, len(items), size):
+                part = items[first : first + size]
+                done = first + len(part)
+
+                def advance(left: int, done: int = done) -> None:
+                    bar.update(task, completed=done - left)
+
+                yield pool.judge(part, progress=advance)
     finally:
         pool.close()
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, source: Path) -> None:
     """Checks before the work that the output can be written.
 
     Raises:
-        DataError: it cannot.
+        DataError: it cannot, or it is the input itself.
     """
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"--output {path}: the folder {path.absolute().parent} does not exist, make it first")
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise DataError(f"--output {path}: this is a folder, or its folder is not writable; give another file")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise DataError(f"--output {path}: the folder {folder} does not exist, make it first")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise DataError(f"--output {path}: this is a folder, or cannot be written; give another file")
+    if path.exists() and source.exists() and path.samefile(source):
+        raise DataError(f"--output {path} is the input, which would be lost; give another file")
 
 
-def write_output(path: Path, records: list[dict[str, Any]], verdicts: list[Verdict]) -> None:
-    """Writes all lines at once, so that a reader never sees half a file."""
-    lines = []
-    for record, verdict in zip(records, verdicts, strict=True):
-        found: dict[str, Any] = {"verdict": verdict.outcome, "extracted": verdict.extracted}
-        found |= {"method": verdict.method, "ms": round(verdict.ms, 3)}
-        found |= {"credit": verdict.credit} if verdict.credit else {}
-        lines.append(json.dumps(record | found) + "\n")
-    write_whole(path, "".join(lines))
+def write_verdicts(path: Path, records: list[dict[str, Any]], parts: Iterable[list[Verdict]]) -> list[Verdict]:
+    """Writes each part's lines as soon as it is verified: whatever ends the command, they are there.
+
+    Raises:
+        DataError: the file can no longer be written.
+    """
+    verdicts: list[Verdict] = []
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for part in parts:
+                lines = []
+                for record, verdict in zip(records[len(verdicts) : len(verdicts) + len(part)], part, strict=True):
+                    found: dict[str, Any] = {"verdict": verdict.outcome, "extracted": verdict.extracted}
+                    found |= {"method": verdict.method, "ms": round(verdict.ms, 3)}
+                    found |= {"credit": verdict.credit} if verdict.credit else {}
+                    lines.append(json.dumps(record | found) + "\n")
+                file.write("".join(lines))
+                file.flush()
+                verdicts += part
+    except OSError as error:
+        raise DataError(
+            f"--output {path}: {error.strerror} after {len(verdicts)} of {len(records)} lines; give another file"
+        ) from error
+    return verdicts
 
 
 def summary(verdicts: list[Verdict], seconds: float) -> str:
@@ -140,7 +149,7 @@ def summary(verdicts: list[Verdict], seconds: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m expo_ray.verify", description="Verify a JSON Lines file.")
+    parser = argparse.ArgumentParser(prog="python -m expo_ray.verify", description="Verify a file of responses.")
     parser.add_argument(
         "--input", type=Path, required=True, help='lines {"response": text, "answer": text, number or list}'
     )
@@ -167,11 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _verify(options: argparse.Namespace) -> int:
     if problem := task_problem(options.task):
         raise DataError(problem.replace("verifier.name=", "--task ", 1))
-    check_output(options.output)
-    try:
-        records, bad = read_items(options.input, options.skip_bad)
-    except DataError as error:
-        raise DataError(f"{options.input}: {error}") from error
+    check_output(options.output, options.input)
+    records, items, bad = read_items(options.input, options.skip_bad)
     config = VerifierConfig(
         name=options.task,
         processes=options.workers,
@@ -181,9 +187,8 @@ def _verify(options: argparse.Namespace) -> int:
         percent_is_unit=options.percent_is_unit,
     )
     start = time.perf_counter()
-    verdicts = verify_items([to_item(record) for record in records], config, show=sys.stderr.isatty())
+    verdicts = write_verdicts(options.output, records, verify_items(items, config, show=sys.stderr.isatty()))
     seconds = time.perf_counter() - start
-    write_output(options.output, records, verdicts)
     if bad:
         print(f"{len(bad)} bad lines left out: " + "; ".join(bad[:10]), file=sys.stderr)
     print(summary(verdicts, seconds))

@@ -46,6 +46,8 @@ def identify(model_path: str, prompts: Sequence[Prompt], stop_ids: Sequence[int]
         problem = prompt.problem
         ids.update(f"{problem.uid}\n{problem.answers}\n".encode())
         ids.update(prompt.free_ids.tobytes() + prompt.conditioned_ids.tobytes())
+        if problem.source or problem.pass_rate is not None:  # what a step draws depends on them
+            ids.update(repr((problem.weight, problem.pass_rate)).encode())
         texts.update(repr((problem.uid, problem.question, problem.answers, problem.solution)).encode())
     model, weights = _model(model_path)
     return Identity(model, ids.hexdigest(), weights, texts.hexdigest(), list(stop_ids))

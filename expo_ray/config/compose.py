@@ -128,12 +128,25 @@ def derive(config: Config) -> Config:
     config.run_dir = str(Path(config.run_dir).expanduser().absolute())
     if (folder := Path(config.model.path).expanduser()).exists():
         config.model.path = str(folder.absolute())
-    for group, key in ((config.data, "path"), (config.data, "eval_path"), (config.algo, "dpo_pairs_path")):
+    data = config.data
+    for group, key in ((data, "path"), (data, "eval_path"), (data, "pass_rates"), (config.algo, "dpo_pairs_path")):
         if (value := getattr(group, key)) is not None:
-            setattr(group, key, str(Path(value).expanduser().absolute()))
+            setattr(group, key, _absolute(value))
+    for entry in [*data.sources, *data.eval_sources]:
+        entry |= {key: _absolute(str(entry[key])) for key in ("path", "eval_path", "pass_rates") if entry.get(key)}
+        entry |= {"hub": _absolute(str(entry["hub"]))} if _is_folder(entry.get("hub")) else {}
+    data.hub = _absolute(str(data.hub)) if _is_folder(data.hub) else data.hub
     if config.trainer.resume not in ("auto", "never"):
         config.trainer.resume = str(Path(config.trainer.resume).expanduser().absolute())
     return config
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _is_folder(name: Any) -> bool:
+    return bool(name) and Path(str(name)).expanduser().is_dir()
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:

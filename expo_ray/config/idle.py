@@ -115,6 +115,13 @@ NEEDS = (
         lambda c: any(name != "verifier" for name in c.reward.functions),
         "without a function in reward.functions besides the verifier",
     ),
+    Need(("data.pass_rate",), lambda c: c.data.pass_rates is not None, "without data.pass_rates=FILE"),
+    Need(
+        ("data.path",),
+        lambda c: not c.data.sources,
+        "with data.sources, whose entries name the files",
+    ),
+    Need(("data.eval_path",), lambda c: not c.data.eval_sources, "with data.eval_sources"),
     Need(("rollout.kv_cache_gib",), lambda c: c.profile.device == "cpu", "with profile=gpu"),
 )
 

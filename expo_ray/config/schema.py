@@ -116,23 +116,30 @@ class ModelConfig:
 class DataConfig:
     """conf/data: where problems come from and which of them are used."""
 
-    name: str = key("???", evaluation=True)  # toy | math | gsm8k | jsonl
-    path: str | None = key(None, evaluation=True)  # a local JSON Lines file; null: the hub (or generated, for toy)
+    name: str = key("???", evaluation=True)  # toy | math | gsm8k | jsonl | file
+    path: str | None = key(None, evaluation=True)  # a file, folder or glob; null: the hub (or generated, for toy)
     eval_path: str | None = key(None, evaluation=True)  # held-out problems; null: hub's test split or part of `path`
     held_out_share: float = key(0.1, at_least=0, at_most=0.9)  # of `path`, kept from training if no eval_path is given
-    hub: str | None = key(None, evaluation=True)  # data set id on the hub
+    hub: str | None = key(None, evaluation=True)  # data set id on the hub, or a local folder in that form
     hub_config: str | None = key(None)  # configuration of that data set
     split: str = key("train")  # its split to train on
     eval_split: str = key("test", evaluation=True)  # its split to evaluate on
+    sources: list[dict[str, Any]] = key([])  # instead of path: entries with path or hub, weight, name, own keys
+    eval_sources: list[dict[str, Any]] = key([], evaluation=True)  # instead of eval_path: sets reported one by one
     levels: list[int] = key([])  # train on these levels only; empty: all
     eval_levels: list[int] = key([], evaluation=True)  # evaluate on these levels only; empty: all
-    question_key: str = key("problem")  # a record's key that holds the question
+    preset: str = key("none", "none", "auto", "verl", "openrlhf", "trl", "plain", evaluation=True)  # finds these keys:
+    question_key: str = key("problem")  # a record's key that holds the question, as text or messages; a.b: b under a
     answer_key: str = key("answer")  # the gold answer
     answer_from: str = key("field", "field", "boxed", "hashes")  # where in that text the answer is (data.sources)
     solution_key: str | None = key("solution")  # the expert's solution
     level_key: str | None = key("level", evaluation=True)  # the level, 1 to 5
     kind_key: str | None = key("type", evaluation=True)  # the subject
+    uid_key: str | None = key(None, evaluation=True)  # what names a problem; null: unique_id or uid, else the place
     max_problems: int = key(0, at_least=0)  # a sample of this many to train on; 0: all
+    pass_rates: str | None = key(None)  # pass_rates.jsonl of an evaluation: train on its problems only,
+    pass_rate: list[float] = key([0.0, 1.0])  # whose rate is from the first to the second number
+    resample: str = key("none", "none", "failing", "uncertain", on_resume="refused")  # draw by recent pass rate
 
 
 @dataclass

@@ -1,21 +1,22 @@
-"""Reads problems from JSON Lines or the Hugging Face hub, or generates the toy task's, as conf/data says."""
+"""A run's problems: read from files or the hub, or generated for the toy task, as conf/data says."""
 
-import json
 import logging
-import os
 import random
-import re
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from expo_ray.config.errors import DataError
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from expo_ray.config.errors import ConfigError, DataError, did_you_mean
 from expo_ray.config.schema import DataConfig, VerifierConfig
+from expo_ray.data.formats import Record, read_data_set, read_records, stem
+from expo_ray.data.records import SOURCE, answer_key, fingerprint, problem_of, with_preset
 from expo_ray.messages import Problem
-from expo_ray.verifier.extract import boxed, hashed
 from expo_ray.verifier.tasks import CHECKED, checked_golds
 
 log = logging.getLogger(__name__)
@@ -24,30 +25,18 @@ TOY_PROBLEMS = {False: 4000, True: 500}
 """Number of the toy task's training (False) and held-out (True) problems; `max_problems` lowers the former."""
 MOST_WITHOUT_ANSWER = 0.01
 """Share of the records that may lack a gold answer; they are left out. With more, the data is refused."""
-UIDS = ("unique_id", "uid")
-"""A record's keys that may name it."""
 _SPLIT_SEED = 2507
 """Chooses the held-out share of a local file. It does not depend on `seed`, so that seeds can be compared."""
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
-_LEVEL = re.compile(r"(?:level\s*)?([1-5])", re.IGNORECASE)
-_UNKNOWN_LEVEL = re.compile(r"(?:level\s*)?\?", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record and its place: "FILE line N" or "DATA SET record N"."""
-
-    where: str
-    number: int
-    fields: dict[str, Any]
+_OF_A_RUN = ("name", "sources", "eval_sources", "resample")
+"""Keys of `data` that an entry of `data.sources` cannot set; its `name` is the set's own."""
 
 
 class Problems:
     """A run's problems. Each file is read once, when its problems are first used.
 
     Args:
-        data: conf/data. Levels are chosen by `levels` (training) or `eval_levels`; `max_problems` takes a seeded
-            sample of the training problems.
+        data: conf/data. Levels are chosen by `levels` (training) or `eval_levels`, pass rates by `pass_rates` and
+            `pass_rate`; `max_problems` takes a seeded sample of the training problems.
         seed: seeds the sample, and the toy task's problems.
         verifier: what grades the answers; the gold answers are then checked, and repaired where that is plain.
     """
@@ -56,40 +45,79 @@ class Problems:
         self.data, self.seed, self.verifier = data, seed, verifier
         self.golds: list[str] = []
         """What the check of each loaded file's gold answers found, for the plan."""
+        self.taken: list[str] = []
+        """Which columns a preset took and which problems were chosen by pass rate, for the plan."""
 
     @cached_property
     def training(self) -> list[Problem]:
-        """The problems to train on, in the order of their file.
+        """The problems to train on, in the order of their file; of several sources, one source after the other.
 
         Raises:
-            DataError: a file that is missing, empty, not JSON Lines or lacks a key; a hub that cannot be reached.
+            DataError: a file that is missing, empty, damaged or lacks a key; a hub that cannot be reached.
         """
+        if self.data.sources:
+            return self._union([each.training for each in self._sources])
         return self._load(held_out=False)
 
     @cached_property
     def held_out(self) -> list[Problem]:
-        """The held-out problems: `eval_path`; else `held_out_share` of `path`; else the hub's `eval_split`.
+        """The held-out problems: `eval_sources`; else `eval_path`; else `held_out_share` of `path` or of each source;
+        else the hub's `eval_split`.
 
         Raises:
             DataError: as for `training`.
         """
+        if self.data.eval_sources:
+            parts = [Problems(part, self.seed, self.verifier) for part in parts_of(self.data, "eval_sources")]
+            return self._union([each.held_out for each in parts], parts)
+        if self.data.sources and self.data.eval_path is None:
+            return self._union([each.held_out for each in self._sources])
         return self._load(held_out=True)
 
+    def local(self, held_out: bool) -> bool:
+        """Whether the training or held-out problems are read from files of this machine."""
+        data = self.data
+        if held_out and (data.eval_sources or data.eval_path is not None):
+            return all(each.eval_path or is_folder(each.hub) for each in parts_of(data, "eval_sources"))
+        return all(each.path or is_folder(each.hub) for each in parts_of(data, "sources") or [data])
+
     @cached_property
-    def _own_file(self) -> list[Record]:
-        """The records of `path`, which training and held-out problems may share."""
-        return list(read_json_lines(Path(str(self.data.path)), "data.path"))
+    def _sources(self) -> list["Problems"]:
+        return [Problems(part, self.seed, self.verifier) for part in parts_of(self.data, "sources")]
+
+    def _union(self, found: list[list[Problem]], parts: list["Problems"] | None = None) -> list[Problem]:
+        """One list, in which each problem has its source's name and weight, and a uid with that name before it."""
+        key = "sources" if parts is None else "eval_sources"
+        all_of_them: list[Problem] = []
+        for entry, problems in zip(getattr(self.data, key), found, strict=True):
+            name, weight = source_name(entry), float(entry.get("weight", 1.0))
+            all_of_them += [replace(p, uid=f"{name}/{p.uid}", source=name, weight=weight) for p in problems]
+        for entry, part in zip(getattr(self.data, key), self._sources if parts is None else parts, strict=True):
+            name = f"{source_name(entry)}: "
+            for mine, its in ((self.golds, part.golds), (self.taken, part.taken)):
+                mine += [name + line.removeprefix(name) for line in its]
+                its.clear()
+        return all_of_them
+
+    @cached_property
+    def _own_file(self) -> list[Problem]:
+        """The problems of `path`, which training and held-out problems may share."""
+        return self._read(
+            read_records(str(self.data.path), "data.path"), bool(self.data.levels or self.data.eval_levels)
+        )
 
     def _load(self, held_out: bool) -> list[Problem]:
         data = self.data
         levels = data.eval_levels if held_out else data.levels
         if data.name == "toy" and data.path is None:
             return _toy(data, held_out, levels, self.seed)
-        problems = _problems(self._records(held_out), data, bool(levels))
+        problems = self._problems(held_out)
         chosen = [problem for problem in problems if not levels or problem.level in levels]
         if not chosen and problems and not held_out:
             seen = sorted({problem.level for problem in problems if problem.level is not None})
             raise DataError(f"data.levels={levels} leaves no problem: the data has levels {seen}")
+        if data.pass_rates is not None and not held_out:
+            chosen = self._by_pass_rate(chosen)
         if data.max_problems and not held_out and len(chosen) > data.max_problems:
             kept = sorted(random.Random(self.seed).sample(range(len(chosen)), data.max_problems))
             chosen = [chosen[index] for index in kept]
@@ -99,17 +127,146 @@ class Problems:
         self.golds.append(golds.text())
         return golds.problems
 
-    def _records(self, held_out: bool) -> list[Record]:
+    def _problems(self, held_out: bool) -> list[Problem]:
         data = self.data
+        levels_chosen = bool(data.eval_levels if held_out else data.levels)
         if held_out and data.eval_path is not None:
-            return list(read_json_lines(Path(data.eval_path), "data.eval_path"))
+            return self._read(read_records(data.eval_path, "data.eval_path"), levels_chosen)
         if data.path is not None:
-            if data.eval_path is None and data.held_out_share > 0:
+            if data.eval_path is None and not data.eval_sources and data.held_out_share > 0:
                 return _share(self._own_file, data.held_out_share, held_out)
             return [] if held_out else self._own_file
         if data.hub is None:
-            raise DataError(f"data={data.name} needs data.path=FILE, a file of JSON Lines")
-        return list(_hub(data, data.eval_split if held_out else data.split))
+            raise DataError(f"data={data.name} needs data.path=FILE, a file, folder or glob of records")
+        split = data.eval_split if held_out else data.split
+        return self._read(read_data_set(data.hub, data.hub_config, split, "data.hub"), levels_chosen)
+
+    def _read(self, records: Iterable[Record], level_needed: bool) -> list[Problem]:
+        """Every record's problem, with unique uids, without the few that lack a gold answer.
+
+        A few may lack an answer: MATH itself has two whose box is empty. A file with many such records is refused.
+        """
+        data = self.data
+        problems: list[Problem] = []
+        uids = _Uids()
+        count, without, first = 0, 0, None
+        for record in records:
+            if not count:
+                data, taken = with_preset(data, record)
+                self.taken += [taken] if taken and taken not in self.taken else []
+            count += 1
+            problem = problem_of(record, data, level_needed)
+            problem = replace(problem, uid=uids.unique(problem.uid, record))
+            if problem.answers:
+                problems.append(problem)
+            else:
+                without, first = without + 1, first or record
+        uids.report()
+        if first is not None and without > MOST_WITHOUT_ANSWER * count:
+            wanted = {"field": "nothing in it", "boxed": r"no \boxed{...} in it", "hashes": "no '#### answer' in it"}
+            raise DataError(
+                f"{first.where}: key '{answer_key(first, data)}' has {wanted[data.answer_from]} "
+                f"({without} of {count} records have no answer): "
+                "fix the line, or set data.answer_key or data.answer_from"
+            )
+        if first is not None:
+            log.info("%d records without an answer are left out, first %s", without, first.where)
+        return problems
+
+    def _by_pass_rate(self, problems: list[Problem]) -> list[Problem]:
+        """The problems whose pass rate in `pass_rates` is within `pass_rate`, each with that rate."""
+        (low, high), file = self.data.pass_rate, str(self.data.pass_rates)
+        rates = read_pass_rates(file)
+        known = [(p, rates.get(fingerprint(p), rates.get(p.uid))) for p in problems]
+        chosen = [replace(p, pass_rate=rate) for p, rate in known if rate is not None and low <= rate <= high]
+        unknown = sum(rate is None for _, rate in known)
+        text = (
+            f"{len(chosen)} of {len(problems)} problems have a pass rate in [{low:g}, {high:g}] ({unknown} have none)"
+        )
+        if not chosen:
+            raise DataError(
+                f"data.pass_rates={file} leaves no problem: {text}; give rates of this data, or a wider range"
+            )
+        self.taken.append(text)
+        return chosen
+
+
+def is_folder(hub: str | None) -> bool:
+    """Whether `data.hub` names a local folder."""
+    return hub is not None and Path(hub).is_dir()
+
+
+def source_name(entry: dict[str, Any]) -> str:
+    """The name under which an entry of `data.sources` or `data.eval_sources` is reported."""
+    return str(entry.get("name") or stem(str(entry.get("path") or entry.get("hub") or "").rstrip("/")))
+
+
+def parts_of(data: DataConfig, key: str) -> list[DataConfig]:
+    """The settings of each entry of `data.sources` or `data.eval_sources`: those of `data` with its own on top.
+
+    Raises:
+        ConfigError: an entry has an unknown key or a value of the wrong type, names no file, or repeats a name.
+    """
+    known = [each.name for each in fields(DataConfig) if each.name not in _OF_A_RUN]
+    parts: list[DataConfig] = []
+    names: list[str] = []
+    for entry in getattr(data, key):
+        shown = f"data.{key}: {entry}"
+        extra = ("name", "weight") if key == "sources" else ("name",)
+        if wrong := [each for each in entry if each not in known and each not in extra]:
+            raise ConfigError(
+                f"{shown}: '{wrong[0]}' is not a key of an entry{did_you_mean(wrong[0], [*known, *extra])}"
+            )
+        if not entry.get("path") and not entry.get("hub"):
+            raise ConfigError(f"{shown} names no data: give path (a file, folder or glob) or hub")
+        weight = entry.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise ConfigError(f"{shown}: weight={weight} is not a number above 0")
+        base = replace(data, path=None, eval_path=None, hub=None, hub_config=None, sources=[], eval_sources=[])
+        share = 0.0 if data.eval_path is not None or data.eval_sources else data.held_out_share
+        base = replace(base, name=SOURCE, held_out_share=share)
+        base.pass_rates = None if key == "eval_sources" else base.pass_rates
+        try:
+            own = {name: value for name, value in entry.items() if name not in extra}
+            part: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(base), own))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{shown}: {str(error).splitlines()[0]}") from error
+        if key == "eval_sources" and part.path:
+            part = replace(part, path=None, eval_path=part.path)
+        parts.append(part)
+        names.append(source_name(entry))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"data.{key} has two entries called '{twice}': give each a name of its own")
+    return parts
+
+
+def read_pass_rates(file: str) -> dict[str, float]:
+    """Pass rates by problem, from the pass_rates.jsonl of an evaluation or a file with `uid` and `pass_rate`.
+
+    Returns:
+        A problem's fingerprint (`question`), or its uid where the file has none -> its rate from 0 to 1.
+
+    Raises:
+        DataError: a record without them.
+    """
+    found: dict[str, float] = {}
+    for record in read_records(file, "data.pass_rates"):
+        rate, name = record.fields.get("pass_rate"), record.fields.get("question", record.fields.get("uid"))
+        rate = _number(rate)
+        if rate is None or not 0 <= rate <= 1 or name is None:
+            raise DataError(
+                f"{record.where}: {record.fields!r:.80} is not a problem's pass rate: give data.pass_rates the "
+                "pass_rates.jsonl of an evaluation, or records with uid and pass_rate (0 to 1)"
+            )
+        found[str(name)] = rate
+    return found
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool | None) else float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _toy(data: DataConfig, held_out: bool, levels: list[int], seed: int) -> list[Problem]:
@@ -121,197 +278,40 @@ def _toy(data: DataConfig, held_out: bool, levels: list[int], seed: int) -> list
     return problems("heldout" if held_out else "train", levels, count, seed)
 
 
-def _share(records: list[Record], share: float, held_out: bool) -> list[Record]:
-    """Divides one file into training and held-out records."""
-    if len(records) < 2:
-        return [] if held_out else records
-    count = min(len(records) - 1, max(1, round(share * len(records))))
-    kept_back = set(random.Random(_SPLIT_SEED).sample(range(len(records)), count))
-    return [record for index, record in enumerate(records) if (index in kept_back) == held_out]
+def _share(problems: list[Problem], share: float, held_out: bool) -> list[Problem]:
+    """Divides one file into training and held-out problems."""
+    if len(problems) < 2:
+        return [] if held_out else problems
+    count = min(len(problems) - 1, max(1, round(share * len(problems))))
+    kept_back = set(random.Random(_SPLIT_SEED).sample(range(len(problems)), count))
+    return [problem for index, problem in enumerate(problems) if (index in kept_back) == held_out]
 
 
-def read_json_lines(file: Path, key: str) -> Iterator[Record]:
-    """Reads the objects of a JSON Lines file, skipping empty lines.
-
-    Args:
-        file: the file.
-        key: the configuration key that names it, for messages.
-
-    Raises:
-        DataError: missing, empty, not UTF-8, or a line that is not a JSON object.
-    """
-    if not file.is_file():
-        raise DataError(f"{key}={file} does not exist: give a file of JSON Lines (one JSON object per line)")
-    empty = True
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    empty = False
-                    yield Record(f"{file} line {number}", number, _object(line, f"{file} line {number}"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{key}={file} cannot be read as UTF-8 text ({error}): give a file of JSON Lines") from error
-    if empty:
-        raise DataError(f"{key}={file} is empty: give a file with one JSON object per line")
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}): write one JSON object per line") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{where} is not a JSON object but {type(value).__name__}: write one JSON object per line")
-    return value
-
-
-def _hub(data: DataConfig, split: str) -> Iterator[Record]:
-    # The client would draw progress bars over the run's own progress on the terminal.
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    remedy = "give a local file by data.path=FILE"
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(
-            f"data.hub={data.hub} needs the package 'datasets', which is not installed: run make setup, or {remedy}"
-        ) from error
-    try:
-        rows: Iterable[Any] = load_dataset(data.hub, data.hub_config, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise DataError(f"data.hub={data.hub} split {split} cannot be loaded ({reason}): {remedy}") from error
-    for number, row in enumerate(rows):
-        yield Record(f"{data.hub} {split} record {number}", number, dict(row))
-
-
-def _problems(records: list[Record], data: DataConfig, level_needed: bool) -> list[Problem]:
-    """Returns the problems that have a gold answer, with unique uids.
-
-    A few may lack an answer: MATH itself has two whose box is empty. A file with many such records is refused.
-    """
-    problems = _with_unique_uids([_problem(record, data, level_needed) for record in records], records)
-    without = [record for record, problem in zip(records, problems, strict=True) if not problem.answers]
-    if len(without) > MOST_WITHOUT_ANSWER * len(records):
-        wanted = {"field": "nothing in it", "boxed": r"no \boxed{...} in it", "hashes": "no '#### answer' in it"}
-        raise DataError(
-            f"{without[0].where}: key '{_answer_key(without[0], data)}' has {wanted[data.answer_from]} "
-            f"({len(without)} of {len(records)} records have no answer): "
-            "fix the line, or set data.answer_key or data.answer_from"
-        )
-    if without:
-        log.info("%d records without an answer are left out, first %s", len(without), without[0].where)
-    return [problem for problem in problems if problem.answers]
-
-
-def _with_unique_uids(problems: list[Problem], records: list[Record]) -> list[Problem]:
+class _Uids:
     """Appends the record's number to a uid that an earlier record has, and reports the first.
 
     Explanations, pairs and lengths are stored by uid: problems that share one would exchange them.
     """
-    first: dict[str, Record] = {}
-    repeated: list[tuple[Record, str]] = []
-    unique = []
-    for problem, record in zip(problems, records, strict=True):
-        uid = problem.uid
-        if uid in first:
-            repeated.append((record, uid))
-            while uid in first:
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, str, int]] = {}
+        self._repeated, self._shown = 0, ""
+
+    def unique(self, uid: str, record: Record) -> str:
+        """Returns the uid itself, or with the number."""
+        if uid in self._first:
+            file, unit, number = self._first[uid]
+            self._repeated += 1
+            self._shown = self._shown or f"{record.where} ('{uid}', as in {file} {unit} {number})"
+            while uid in self._first:
                 uid = f"{uid}-{record.number}"
-        first[uid] = record
-        unique.append(replace(problem, uid=uid))
-    if repeated:
-        record, uid = repeated[0]
-        print(
-            f"{len(repeated)} problems repeat the uid of another, first {record.where} ('{uid}', as in "
-            f"{first[uid].where}): their numbers are appended",
-            file=sys.stderr,
-        )
-    return unique
+        self._first[uid] = (record.file, record.unit, record.number)
+        return uid
 
-
-def _problem(record: Record, data: DataConfig, level_needed: bool) -> Problem:
-    fields = record.fields
-    question = _text(record, data.question_key, "data.question_key")
-    solution = fields.get(data.solution_key) if data.solution_key else None
-    if solution is not None and not isinstance(solution, str):
-        raise DataError(f"{record.where}: key '{data.solution_key}' is not a text")
-    if solution and data.answer_from == "hashes":
-        solution = _CALCULATOR.sub("", solution)
-    uid = next((fields[key] for key in UIDS if key in fields), None)
-    read = {data.question_key, _answer_key(record, data), data.solution_key, data.level_key, data.kind_key, *UIDS}
-    return Problem(
-        uid=str(uid) if uid is not None else f"{_source(record)}-{record.number}",
-        question=question,
-        answers=_answers(record, data),
-        solution=solution or None,
-        level=_level(record, data.level_key, level_needed),
-        kind=str(fields.get(data.kind_key) or "") if data.kind_key else "",
-        meta={key: _plain(value) for key, value in fields.items() if key not in read},
-    )
-
-
-def _plain(value: Any) -> Any:
-    """A column's value as JSON could hold it, so that it can be sent to a grading process; dates become text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
-
-
-def _source(record: Record) -> str:
-    return Path(record.where.split(" ")[0]).stem
-
-
-def _lacks(record: Record, key: str, setting: str) -> DataError:
-    there = ", ".join(list(record.fields)[:12]) or "none"
-    return DataError(f"{record.where} lacks the key '{key}' (it has: {there}): fix the line or set {setting}")
-
-
-def _text(record: Record, key: str, setting: str) -> str:
-    if key not in record.fields:
-        raise _lacks(record, key, setting)
-    value = record.fields[key]
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{record.where}: key '{key}' is not a text, or is empty: fix the line or set {setting}")
-    return value
-
-
-def _answer_key(record: Record, data: DataConfig) -> str:
-    """The key to look for the answer in: the solution's, if the answer is boxed and has no key of its own."""
-    if data.answer_from == "boxed" and data.answer_key not in record.fields and data.solution_key in record.fields:
-        return str(data.solution_key)
-    return data.answer_key
-
-
-def _answers(record: Record, data: DataConfig) -> tuple[str, ...]:
-    """Returns the gold answers, from one text or number or a list of them; empty if the record has none."""
-    key = _answer_key(record, data)
-    if data.answer_from == "hashes" or key != data.answer_key:
-        text = _text(record, key, "data.answer_key")
-        answer = hashed(text) if data.answer_from == "hashes" else boxed(text)
-        return (answer,) if answer else ()
-    if key not in record.fields:
-        raise _lacks(record, key, "data.answer_key")
-    value = record.fields[key]
-    values = value if isinstance(value, list) else [value]
-    if any(isinstance(each, bool) or not isinstance(each, str | int | float | None) for each in values):
-        raise DataError(f"{record.where}: key '{key}' is {value!r:.60}: write a text, a number or a list of them")
-    return tuple(text for each in values if each is not None and (text := str(each).strip()))
-
-
-def _level(record: Record, key: str | None, needed: bool) -> int | None:
-    """Reads a level from 1 to 5 written as 5, "5" or "Level 5"; None for "Level ?" and for no level."""
-    value = record.fields.get(key) if key else None
-    if value is None:
-        if needed:
-            raise DataError(f"{record.where} lacks the level key '{key}', which data.levels needs: set data.levels=[]")
-        return None
-    if found := _LEVEL.fullmatch(str(value).strip()):
-        return int(found.group(1))
-    if _UNKNOWN_LEVEL.fullmatch(str(value).strip()):
-        return None
-    raise DataError(
-        f"{record.where}: key '{key}' is {value!r}, not a level from 1 to 5: fix the line or set data.level_key=null"
-    )
+    def report(self) -> None:
+        """Prints how many were repeated."""
+        if self._repeated:
+            print(
+                f"{self._repeated} problems repeat the uid of another, first {self._shown}: their numbers are appended",
+                file=sys.stderr,
+            )

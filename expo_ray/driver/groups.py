@@ -209,6 +209,7 @@ class Ahead:
                 groups, background = self._begun.pop(step).result()
             record.merge_background(background)
         self.collector.lengths.learn(groups)
+        self.collector.stream.learn(step, groups)
         for later in range(step + 1, min(step + 1 + self.steps_ahead, self.last)):
             self._begin(later)
         return groups

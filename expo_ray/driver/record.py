@@ -11,6 +11,7 @@ from typing import Any
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties
 from expo_ray.algorithms.rewards import completion_reward, scores_of
 from expo_ray.config.schema import Config
+from expo_ray.data.stream import pass_rate
 from expo_ray.driver.actors import Actors
 from expo_ray.driver.stopping import staleness
 from expo_ray.driver.throughput import peak_of, throughput
@@ -27,12 +28,14 @@ from expo_ray.runtime.spans import span
 
 
 def batch_line(groups: list[Group]) -> dict[str, Any]:
-    """The line of batches.jsonl: one step's problems in order, with the completions and tokens sampled for each."""
+    """The line of batches.jsonl: one step's problems in order, with the completions and tokens sampled for each,
+    and the share of right completions (None: none was decided)."""
     return {
         "uids": [group.rollout.prompt.problem.uid for group in groups],
         "completions": [len(group.verdicts) for group in groups],
         "explanations": [len(group.explanation_verdicts) for group in groups],
         "tokens": [sampled_tokens(group) for group in groups],
+        "pass_rates": [pass_rate(group) for group in groups],
     }
 
 
@@ -206,6 +209,9 @@ class Recorder:
             found = evaluator.evaluate()
         self._append("evaluations.jsonl", {"steps_done": done} | found.summary())
         scalars = {f"eval/pass@{k}/{level}": v for level, of in found.pass_at_k.items() for k, v in of.items()}
+        for name, of_set in found.sets.items():
+            by_level = of_set.pass_at_k.items()
+            scalars |= {f"eval/{name}/pass@{k}/{level}": v for level, of in by_level for k, v in of.items()}
         for tracker in self.trackers:
             tracker.scalars(done, scalars)
         return found.pass_at_k["all"][found.samples] if "all" in found.pass_at_k else None

@@ -182,7 +182,9 @@ def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
     recorder = Recorder(config, folder, trackers, status, actors.plan.shape, card)
     measurer = Measurer(config, algorithm, actors.learners, job.builder)
     lengths = LengthBook.of_run(folder)
-    stream = PromptStream(job.inputs.prompts, config.trainer.prompts_per_step, config.seed)
+    per_step, ahead = config.trainer.prompts_per_step, config.trainer.async_steps
+    stream = PromptStream(job.inputs.prompts, per_step, config.seed, config.data.resample, ahead)
+    stream.recall(folder)
     return Run(
         config=config,
         algorithm=algorithm,

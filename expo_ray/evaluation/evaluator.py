@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,13 @@ class Evaluation:
         return _parts(self.scored, [problem.kind or "?" for problem in self.scored])
 
     @property
+    def sets(self) -> dict[str, "Evaluation"]:
+        """Each evaluation set on its own, by its name; empty if there is only one."""
+        names = sorted({problem.source for problem in self.scored})
+        own = {name: [problem for problem in self.scored if problem.source == name] for name in names}
+        return {name: replace(self, scored=scored) for name, scored in own.items()} if len(names) > 1 else {}
+
+    @property
     def pass_at_k(self) -> dict[str, dict[int, float]]:
         """Level or "all" -> k -> pass@k in [0, 1]."""
         return {level: {k: e.mean for k, e in of.pass_at_k.items()} for level, of in self.by_level.items()}
@@ -59,6 +66,7 @@ class Evaluation:
             "confidence": CONFIDENCE,
             "by_level": {level: of.summary() for level, of in self.by_level.items()},
             "by_kind": {kind: of.summary() for kind, of in self.by_kind.items()},
+            "sets": {name: of.summary() for name, of in self.sets.items()},
         }
 
 
@@ -97,7 +105,11 @@ def summarise(groups: list[Group], samples: int, task: str = "math") -> Evaluati
         samples: completions in each group.
         task: name of the verifier task, by which answers count as the same vote (majority@k).
     """
-    return Evaluation(samples, groups, [score_problem(samples_of(group), task) for group in groups])
+    return Evaluation(samples, groups, [_scored(group, task) for group in groups])
+
+
+def _scored(group: Group, task: str) -> ProblemScores:
+    return score_problem(samples_of(group), task, group.rollout.prompt.problem.source)
 
 
 def _parts(scored: list[ProblemScores], names: list[str]) -> dict[str, Scores]:

@@ -211,6 +211,8 @@ class ProblemScores:
     """Mean length of the samples, in tokens."""
     timeouts: int
     errors: int
+    source: str = ""
+    """Name of the evaluation set, if there are several (`data.eval_sources`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,12 +257,13 @@ class Scores:
         }
 
 
-def score_problem(samples: Sequence[Sample], task: str) -> ProblemScores:
+def score_problem(samples: Sequence[Sample], task: str, source: str = "") -> ProblemScores:
     """Scores one problem's samples.
 
     Args:
         samples: all n of them, at least one.
         task: name of the verifier task, by which answers count as the same vote.
+        source: name of the problem's evaluation set.
     """
     count = len(samples)
     outcomes = [sample.outcome for sample in samples]
@@ -275,6 +278,7 @@ def score_problem(samples: Sequence[Sample], task: str) -> ProblemScores:
         tokens=sum(sample.tokens for sample in samples) / count,
         timeouts=outcomes.count("timeout"),
         errors=outcomes.count("error"),
+        source=source,
     )
 
 

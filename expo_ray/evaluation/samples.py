@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from expo_ray.config.errors import DataError
+from expo_ray.data.records import fingerprint
 from expo_ray.evaluation.evaluator import Evaluation
 from expo_ray.evaluation.metrics import Sample, samples_of, score_problem
 from expo_ray.files import append_lines
@@ -58,7 +60,21 @@ class SampleFile:
         Args:
             task: name of the verifier task, by which answers count as the same vote.
         """
-        return Evaluation(self.samples, [], [score_problem(samples, task) for samples in self._problems()])
+        pairs = zip(self.prompts, self._problems(), strict=True)
+        return Evaluation(self.samples, [], [score_problem(of, task, p.problem.source) for p, of in pairs])
+
+    def pass_rates(self, evaluation: Evaluation) -> list[dict[str, Any]]:
+        """The lines of pass_rates.jsonl: how often each problem was solved, for `data.pass_rates`."""
+        return [
+            {
+                "uid": prompt.problem.uid,
+                "question": fingerprint(prompt.problem),
+                "level": prompt.problem.level,
+                "samples": self.samples,
+                "pass_rate": scored.pass_at_k[0],
+            }
+            for prompt, scored in zip(self.prompts, evaluation.scored, strict=True)
+        ]
 
     def _ends(self) -> list[int]:
         """Finds where each line ends, in bytes, except a torn last line."""

@@ -1,4 +1,7 @@
-"""The settings that an evaluation's samples depend on, stored in its folder: only the same evaluation resumes there."""
+"""What a command line of expo_ray.evaluate means, and the settings that its samples depend on.
+
+The settings are stored in the folder: only the same evaluation resumes there.
+"""
 
 import json
 from collections.abc import Sequence
@@ -7,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.checkpoint.state import identify
+from expo_ray.config.compose import groups
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import defaults, facts_of, value_of
-from expo_ray.config.schema import Config
+from expo_ray.config.schema import Config, DataConfig
+from expo_ray.data.formats import FORMATS, read_records
+from expo_ray.data.records import with_preset
 from expo_ray.files import write_whole
 from expo_ray.messages import Prompt
 from expo_ray.preflight.estimate import sequences_at_once
@@ -20,6 +26,13 @@ OTHERS = ("config.yaml", "samples.jsonl", "metrics.jsonl", "checkpoints")
 CHUNK = "eval.chunk"
 _ROUNDS = 4
 """With eval.chunk=0 a chunk fills all engines this many times; they idle only at the end of each chunk."""
+DEFAULTS = ("run_name=evaluate",)
+GOES_WITH = {
+    "data=toy": ("verifier=toy",),
+    "data=gsm8k": ("verifier=gsm8k",),
+    "model=toy": ("rollout.max_prompt_tokens=32", "rollout.max_completion_tokens=48"),
+}
+"""Overrides that a choice implies; the user's own overrides win."""
 
 
 def settle(config: Config, folder: Path, prompts: Sequence[Prompt], stop_ids: Sequence[int] = ()) -> dict[str, Any]:
@@ -73,3 +86,45 @@ def _difference(key: str, before: Any, now: Any, folder: Path) -> str:
 def _whole_engines(config: Config) -> int:
     at_once = sequences_at_once(config, shape=None)  # if the cache holds fewer, a chunk takes more rounds
     return max(1, _ROUNDS * at_once * config.rollout.workers // config.eval.samples)
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """Turns a command line into Hydra overrides.
+
+    `data=FILE` becomes data=file with the file's path, and the verifier that its answers need; `model=FOLDER` becomes
+    model.path. Implied overrides come first, so that the user's own ones win.
+
+    Raises:
+        DataError: the data file is missing or damaged, or has no question or answer.
+    """
+    implied, written = list(DEFAULTS), []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        path = Path(value).expanduser()
+        if key == "data" and equals and value not in groups()["data"] and _names_a_file(path):
+            implied += _keys_of(path)
+        elif key == "model" and equals and value not in groups()["model"] and path.is_dir():
+            implied.append(f"model.path={_quoted(path)}")
+        else:
+            implied += GOES_WITH.get(argument, ())
+            written.append(argument)
+    return implied + written
+
+
+def _names_a_file(path: Path) -> bool:
+    return path.exists() or any(suffix in FORMATS for suffix in path.suffixes) or len(path.parts) > 1
+
+
+def _keys_of(file: Path) -> list[str]:
+    """The overrides for a file, by the columns of its first record (data.preset=auto)."""
+    first = next(read_records(str(file), "data"))
+    taken, _ = with_preset(DataConfig(name="file", preset="auto"), first)
+    return [
+        "data=file",
+        f"data.path={_quoted(file)}",
+        *(GOES_WITH["data=gsm8k"] if taken.answer_from == "hashes" else ()),
+    ]
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -46,19 +46,22 @@ def check_run(config: Config) -> Checked:
     plan = check_config(config)
     data = config.data
     problems = Problems(data, config.seed, config.verifier)
-    if data.path is not None:
-        check_longest(problems.training, plan)
-    if data.eval_path is not None:
-        check_longest(problems.held_out, plan)
+    generated = data.name == "toy" and not (data.path or data.sources)
+    if not (generated or data.path or data.hub or data.sources):
+        raise ConfigError(f"data={data.name} needs data.path=FILE, a file, folder or glob of records")
+    # Also the held-out part: a fault there would end the run at its first evaluation.
+    for held_out in (False, True):
+        own = not generated or (held_out and bool(data.eval_path or data.eval_sources))
+        if own and problems.local(held_out):
+            check_longest(problems.held_out if held_out else problems.training, plan)
     if config.algo.dpo_pairs_path is not None:  # whether they fit is known once there are prompts (driver/run.py)
         PairStore().read(Path(config.algo.dpo_pairs_path))
-    if data.path is None and data.hub is None and data.name != "toy":
-        raise ConfigError(f"data={data.name} needs data.path=FILE, a file of JSON Lines")
     if not config.dry_run:
         check_start(plan)
         check_hub(config)
     check_columns(config, lambda: problems.training)
-    return Checked(replace(plan, golds=tuple(problems.golds), gap=sandbox.gap()), problems)
+    golds, taken = tuple(problems.golds), tuple(problems.taken)
+    return Checked(replace(plan, golds=golds, taken=taken, gap=sandbox.gap()), problems)
 
 
 def check_start(plan: Plan) -> None:

@@ -24,8 +24,12 @@ def check_hub(config: Config) -> None:
     wanted = []
     if not Path(config.model.path).is_dir() and not _cached("models", config.model.path):
         wanted.append((f"model.path={config.model.path}", "a local folder by model.path=FOLDER"))
-    if config.data.path is None and config.data.hub and not _cached("datasets", config.data.hub):
-        wanted.append((f"data.hub={config.data.hub}", "a local file by data.path=FILE"))
+    data = config.data
+    named = [] if data.path or data.sources else [data.hub]
+    named += [entry.get("hub") for entry in [*data.sources, *data.eval_sources]]
+    for hub in filter(None, named):
+        if not Path(hub).is_dir() and not _cached("datasets", hub):
+            wanted.append((f"data.hub={hub}", "a local file by data.path=FILE"))
     if wanted and not _reachable():
         things, remedies = (" and ".join(words) for words in zip(*wanted, strict=True))
         raise ConfigError(
@@ -77,15 +81,19 @@ def check_longest(problems: Sequence[Problem], plan: Plan) -> None:
     ids = tokenizer.encode(longest.question).ids
     if (share := _unknown(tokenizer, ids)) > MOST_UNKNOWN:
         raise DataError(
-            f"data.path={config.data.path}: the tokenizer of {config.model.path} does not know {share:.0%} of problem "
+            f"{_files(config)}: the tokenizer of {config.model.path} does not know {share:.0%} of problem "
             f"{longest.uid}: use a model that reads this text (the toy model reads data=toy only)"
         )
     if len(ids) > shape.context:
         raise DataError(
-            f"data.path={config.data.path}: problem {longest.uid} has a prompt of at least {len(ids)} tokens and the "
+            f"{_files(config)}: problem {longest.uid} has a prompt of at least {len(ids)} tokens and the "
             f"context of {config.model.path} is {shape.context}: take it out of the data, or use a model with a "
             f"longer context"
         )
+
+
+def _files(config: Config) -> str:
+    return f"data.path={config.data.path}" if config.data.path else "data"
 
 
 def _unknown(tokenizer: Any, ids: Sequence[int]) -> float:

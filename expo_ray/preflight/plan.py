@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from expo_ray.config.resources import Resources, of_cluster, this_machine
-from expo_ray.config.schema import Config
+from expo_ray.config.schema import Config, DataConfig
 from expo_ray.files import write_whole
 from expo_ray.preflight.estimate import (
     MemoryEstimate,
@@ -63,6 +63,8 @@ class Plan:
     """What the check of the gold answers found, a line for each file."""
     gap: str | None = None
     """What this machine leaves open in the isolation of graded code."""
+    taken: tuple[str, ...] = ()
+    """Which columns a preset took, and which problems were chosen by pass rate."""
 
     def actor(self, name: str) -> ActorPlan:
         """The row of one kind of actor: rollout, learner, verifier, reward or driver."""
@@ -199,7 +201,8 @@ def plan_text(plan: Plan) -> str:
         f"prompts, seed {config.seed}",
         f"folder      {config.run_dir}",
         f"model       {config.model.path} ({_shape_text(plan.shape)})",
-        f"data        {data.name}: {data.path or data.hub or 'generated'}{levels}",
+        f"data        {data.name}: {_data_text(data)}{levels}",
+        *(f"taken       {taken}" for taken in plan.taken),
         *(f"golds       {found}" for found in plan.golds),
         plan.gap and f"ISOLATION   code that a response gets to run could {plan.gap} (docs/verifier.md)",
         f"resources   {there.where}: {there.cores:g} cores, {there.memory_gib:.1f} GiB memory, {cards}",
@@ -226,6 +229,17 @@ def plan_text(plan: Plan) -> str:
         *duration_text(config, step_duration(config, plan.shape)),
     ]
     return "".join(f"{line}\n" for line in lines if line is not None)
+
+
+def _data_text(data: DataConfig) -> str:
+    """Where the problems come from, with the share of each source."""
+    if not data.sources:
+        return data.path or data.hub or "generated"
+    total = sum(float(entry.get("weight", 1.0)) for entry in data.sources)
+    return ", ".join(
+        f"{entry.get('path') or entry.get('hub')} ({float(entry.get('weight', 1.0)) / total:.0%} of the prompts)"
+        for entry in data.sources
+    )
 
 
 def write_plan(plan: Plan, folder: Path) -> None:

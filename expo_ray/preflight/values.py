@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from expo_ray.config.algorithms import algorithm_class
+from expo_ray.config.algorithms import algorithm_class, samples_completions
 from expo_ray.config.compose import algorithm_values
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.idle import idle_keys
 from expo_ray.config.keys import defaults, facts_of, parse_objective, value_of
 from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_machine
 from expo_ray.config.schema import Config
+from expo_ray.data.sources import parts_of
 from expo_ray.preflight.fit import misfits, too_long
 from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
 from expo_ray.preflight.model_folder import TOKENIZER_FILES, ModelShape, model_shape
@@ -70,6 +71,7 @@ def _setting_problems(config: Config, training: bool) -> Iterator[str]:
     yield from _combinations(config)
     yield from _evaluation(config)
     yield from _levels(config)
+    yield from _data(config)
     yield from _lora(config)
     if training:
         yield from _sequence_clip(config)
@@ -249,8 +251,34 @@ def _levels(config: Config) -> Iterator[str]:
     for key in ("levels", "eval_levels"):
         if wrong := [level for level in getattr(config.data, key) if level not in LEVELS]:
             yield f"data.{key}={getattr(config.data, key)} names level {wrong[0]}: levels are 1 to 5"
-    if config.data.levels and config.data.name != "toy" and config.data.level_key is None:
+    found = config.data.level_key is not None or config.data.preset != "none"
+    if config.data.levels and config.data.name != "toy" and not found:
         yield f"data.levels={config.data.levels} needs data.level_key, the key of your file that holds the level"
+
+
+def _data(config: Config) -> Iterator[str]:
+    data, rates = config.data, list(config.data.pass_rate)
+    if len(rates) != 2 or not 0 <= rates[0] <= rates[1] <= 1:
+        yield f"data.pass_rate={rates} is not a range of rates: use two numbers from 0 to 1, such as [0,0.25]"
+    parts_of(data, "sources")
+    parts_of(data, "eval_sources")
+    if data.resample == "none":
+        return
+    if not samples_completions(config):
+        yield f"data.resample={data.resample} needs completions, and algo={config.algo.name} samples none: leave it out"
+    algo, uses = config.algo, algorithm_class(config.algo.name).uses
+    samples_ahead = uses is None or "explanation_refresh_steps" in uses
+    if samples_ahead and config.rollout.explanations_per_prompt and algo.explanation_refresh_steps != 1:
+        yield (
+            f"data.resample={data.resample} draws a step's prompts by the steps before it, and "
+            f"algo.explanation_refresh_steps={algo.explanation_refresh_steps} samples for later steps: "
+            "use algo.explanation_refresh_steps=1"
+        )
+    if (uses is None or "dpo_refresh" in uses) and algo.dpo_refresh != "online":
+        yield (
+            f"data.resample={data.resample} needs completions of the policy at each step: use algo.dpo_refresh=online, "
+            f"not {algo.dpo_refresh}"
+        )
 
 
 def _model_path(config: Config) -> Iterator[str]:

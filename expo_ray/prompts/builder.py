@@ -1,15 +1,27 @@
 """Turns problems into prompts. Each text is tokenised here, once."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from expo_ray.config.errors import DataError
 from expo_ray.messages import IntArray, Problem, Prompt
-from expo_ray.prompts.chains import chain_before, statement_start, toy_statement_start
-from expo_ray.prompts.templates import BASE, CHAT, fill, instruction_for
+from expo_ray.prompts.templates import (
+    BASE,
+    CHAT,
+    chain_before,
+    fill,
+    instruction_for,
+    statement_start,
+    toy_statement_start,
+)
 
 STYLES = ("chat", "base", "toy")
+NAMES_FORM = re.compile(r"\\boxed|####")
+Messages = list[tuple[str, str]]
+"""(role, text) of each message of a prompt."""
 
 
 class PromptBuilder:
@@ -42,7 +54,7 @@ class PromptBuilder:
         """
         if not problems:  # a tokenizer does not accept an empty batch
             return []
-        pairs = [self.texts(problem) for problem in problems]
+        pairs = [self.messages(problem) for problem in problems]
         free = self._prompt_ids([free for free, _ in pairs])
         conditioned = self._prompt_ids([conditioned for _, conditioned in pairs])
         golds = self._encode([problem.solution or "" for problem in problems])
@@ -58,17 +70,33 @@ class PromptBuilder:
             for row, problem in enumerate(problems)
         ]
 
-    def texts(self, problem: Problem) -> tuple[tuple[str, str], tuple[str, str]]:
-        """Returns the (system, user) texts of the free and the conditioned prompt; system is empty outside chat."""
+    def messages(self, problem: Problem) -> tuple[Messages, Messages]:
+        """Returns the messages of the free and of the conditioned prompt; outside chat each has one, the whole text.
+
+        A problem's own messages stay as they are. The request for a boxed answer becomes the system message, unless
+        they have one, or name the answer's form (\\boxed or ####) in their question.
+        """
         question, answer = problem.question, problem.answers[0]
         if self.style == "toy":
             from expo_ray.world.running_totals import conditioned_prompt, free_prompt
 
-            return ("", free_prompt(question)), ("", conditioned_prompt(question, answer))
+            return [("user", free_prompt(question))], [("user", conditioned_prompt(question, answer))]
         templates = CHAT if self.style == "chat" else BASE
+        before = list(problem.turns[:-1])
+        if self.style == "base" and before:  # without a chat template there are no roles
+            if any(role != "system" for role, _ in before):
+                raise DataError(
+                    f"problem {problem.uid} has messages of the assistant, and a model without a chat template cannot "
+                    "be shown them: use a model with one, or take it out of the data"
+                )
+            question = "\n\n".join([*(text for _, text in before), question])
         values = {"question": question, "answer": answer, "instruction": self.instruction}
-        system = self.instruction if self.style == "chat" else ""
-        return (system, fill(templates.free, **values)), (system, fill(templates.conditioned, **values))
+        free, conditioned = fill(templates.free, **values), fill(templates.conditioned, **values)
+        if self.style == "base":
+            return [("user", free)], [("user", conditioned)]
+        own = any(role == "system" for role, _ in before) or (problem.turns and NAMES_FORM.search(question))
+        before = before if own else [("system", self.instruction), *before]
+        return [*before, ("user", free)], [*before, ("user", conditioned)]
 
     def chain_of(self, ids: IntArray) -> IntArray:
         """Cuts a completion's ids before its final answer statement; the stop token is never included."""
@@ -102,27 +130,37 @@ class PromptBuilder:
             return ANSWER_MARK, answer + ANSWER_END
         return CHAT.answer_lead, answer + CHAT.answer_tail
 
-    def _prompt_ids(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """Tokenises (system, user) texts as prompts."""
+    def _prompt_ids(self, prompts: Sequence[Messages]) -> list[list[int]]:
+        """Tokenises messages as prompts."""
         if self.style == "chat":
-            return self._apply_chat_template(texts)
+            return self._apply_chat_template(prompts)
         end = self.tokenizer.eos_token_id
-        rows = self._encode([user for _, user in texts], add_special_tokens=True)
+        rows = self._encode([messages[-1][1] for messages in prompts], add_special_tokens=True)
         return [row[:-1] if row and row[-1] == end else row for row in rows]
 
-    def _apply_chat_template(self, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
+    def _apply_chat_template(self, prompts: Sequence[Messages]) -> list[list[int]]:
         from jinja2 import TemplateError
 
-        with_system = [[{"role": "system", "content": s}, {"role": "user", "content": user}] for s, user in texts]
-        without = [[{"role": "user", "content": f"{system}\n\n{user}"}] for system, user in texts]
         options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
         try:
-            return list(self.tokenizer.apply_chat_template(with_system, **options))
+            return list(self.tokenizer.apply_chat_template([_chat(each) for each in prompts], **options))
         except TemplateError:  # some chat templates raise on a system message
-            return list(self.tokenizer.apply_chat_template(without, **options))
+            merged = [_chat(_without_system(each)) for each in prompts]
+            return list(self.tokenizer.apply_chat_template(merged, **options))
 
     def _encode(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"])
+
+
+def _chat(messages: Messages) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in messages]
+
+
+def _without_system(messages: Messages) -> Messages:
+    """The same messages with the system's text before the first one of the user."""
+    system = [text for role, text in messages if role == "system"]
+    (role, first), *others = [message for message in messages if message[0] != "system"]
+    return [(role, "\n\n".join([*system, first])), *others]
 
 
 def _resolve_style(tokenizer: Any, style: str, task: str) -> str:

@@ -1,6 +1,15 @@
-"""The texts of all prompts. `fill` inserts `{question}` and `{answer}` verbatim."""
+"""The texts of all prompts, and where a completion states its answer.
 
+`fill` inserts `{question}` and `{answer}` verbatim.
+"""
+
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
+
+from expo_ray.messages import IntArray
 
 ASK_FOR_BOX = "Reason step by step, and put your final answer within \\boxed{}."
 ASK_FOR_LETTER = "Reason step by step, and put only the letter of your choice within \\boxed{}."
@@ -50,6 +59,50 @@ def instruction_for(task: str) -> str:
 
 def fill(template: str, **values: str) -> str:
     """Replaces each `{name}` by its value, in a single pass: braces in a question or an answer have no effect."""
-    import re
-
     return re.sub(r"\{(question|answer|instruction)\}", lambda m: values[m.group(1)], template)
+
+
+_STATEMENT = re.compile(r"(?i)\banswer(?:\s+\w+){0,3}?\s*(?:is|are|:|=)|####")
+_SENTENCE_START = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+def statement_start(text: str) -> int:
+    """Character index where the sentence with the final answer begins; the text's length if there is none.
+
+    The final answer is the last `\\boxed`; without one, the last "answer is", "answer:" or "####".
+    """
+    boxed = text.rfind("\\boxed")
+    if boxed < 0:
+        matches = list(_STATEMENT.finditer(text))
+        if not matches:
+            return len(text)
+        boxed = matches[-1].start()
+    starts = [match.end() for match in _SENTENCE_START.finditer(text, 0, boxed)]
+    return starts[-1] if starts else 0
+
+
+def toy_statement_start(text: str) -> int:
+    """The same for the toy task, whose answer follows the last mark."""
+    from expo_ray.world.running_totals import ANSWER_MARK
+
+    mark = text.rfind(ANSWER_MARK)
+    return mark if mark >= 0 else len(text)
+
+
+def chain_before(ids: IntArray, decode: Callable[[list[int]], str], start_of: Callable[[str], int]) -> IntArray:
+    """Returns the first ids of a completion: those that begin before its answer statement.
+
+    White space before the statement does not count. Ids are never split or tokenised again: an id that begins before
+    the statement and reaches into it is kept whole.
+    """
+    values = [int(i) for i in ids]
+    text = decode(values)
+    cut = len(text[: start_of(text)].rstrip())
+    low, high = 0, len(values)
+    while low < high:
+        middle = (low + high) // 2
+        if len(decode(values[:middle])) >= cut:
+            high = middle
+        else:
+            low = middle + 1
+    return np.asarray(ids[:low], dtype=np.int32)

@@ -61,12 +61,14 @@ def read_run(path: Path) -> RunFolder:
     config = _config(path)
     metrics = JsonLines(path / "metrics.jsonl", keys=("step",))
     evaluations = JsonLines(path / "evaluations.jsonl", keys=("steps_done", "pass_at_k"))
-    read_metrics, read_evaluations = list(metrics), list(evaluations)
+    read_metrics, read_evaluations = list(metrics), list(map(_with_sets, evaluations))
     notes: list[str] = []
     try:
         summary = read_summary(path)
     except ValueError as error:
         summary, notes = {}, [f"{error}, left out"]
+    for key in ("evaluation", "evaluation_before"):
+        summary |= {key: _with_sets(summary[key])} if summary.get(key) else {}
     return RunFolder(
         path=path,
         config=config,
@@ -75,6 +77,17 @@ def read_run(path: Path) -> RunFolder:
         summary=summary,
         notes=[*metrics.notes(), *evaluations.notes(), *notes],
     )
+
+
+def _with_sets(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation with one more "level" for each of its sets (`data.eval_sources`): all problems of that set."""
+    sets = {name: of["pass_at_k"]["all"] for name, of in evaluation.get("sets", {}).items()}
+    return evaluation | {"pass_at_k": evaluation["pass_at_k"] | sets}
+
+
+def level_title(level: str) -> str:
+    """How tables name a level ("1" to "5" or "?"), "all", or an evaluation set."""
+    return f"level {level}" if len(level) == 1 else level
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:

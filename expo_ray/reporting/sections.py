@@ -23,7 +23,7 @@ from expo_ray.reporting.charts import (
 )
 from expo_ray.reporting.groups import RunGroup
 from expo_ray.reporting.likelihood import KINDS, PROPERTIES, Likelihoods, interval_text, read_likelihoods, sentence
-from expo_ray.reporting.runs import RunFolder, finite
+from expo_ray.reporting.runs import RunFolder, finite, level_title
 
 MEASURED = {
     "rss_mib": ("resident memory", "MiB"),
@@ -210,7 +210,7 @@ def held_out_charts(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
                 by_k.setdefault(k, [[] for _ in groups])[index].append(curve)
     return [
         {
-            "title": f"level {level}" if level != "all" else "all levels",
+            "title": level_title(level) if level != "all" else "all levels",
             "unit": "pass@k",
             "share": True,
             "variants": {f"pass@{k}": group_series(by_k[k]) for k in sorted(by_k, reverse=True)},
@@ -231,7 +231,7 @@ def held_out_tables(groups: Sequence[RunGroup]) -> list[Table]:
         if last := [lines[-1] for lines in of_group if lines[-1]["steps_done"] > 0]:
             done = ", ".join(map(str, sorted({line["steps_done"] for line in last})))
             rows.append((f"{group.label}, {done} updates", last))
-    header = ("policy", *[f"level {level}" if level != "all" else "all" for level in levels])
+    header = ("policy", *map(level_title, levels))
     return [
         (
             f"pass@{k} on held-out problems, percent; mean and standard deviation over runs",

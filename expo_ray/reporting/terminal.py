@@ -7,7 +7,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from expo_ray.reporting.runs import RunFolder
+from expo_ray.reporting.runs import RunFolder, level_title
 
 
 def table_by_level(runs: Sequence[RunFolder], k: int) -> Table:
@@ -24,7 +24,7 @@ def table_by_level(runs: Sequence[RunFolder], k: int) -> Table:
     found = {level for _, evaluation in rows for level in evaluation["pass_at_k"]}
     levels = sorted(found, key=lambda level: (level == "all", level))
     for level in levels:
-        table.add_column(f"level {level}" if level != "all" else "all", justify="right")
+        table.add_column(level_title(level), justify="right")
     for name, evaluation in rows:
         values = [evaluation["pass_at_k"].get(level, {}).get(str(k)) for level in levels]
         table.add_row(name, *["-" if value is None else f"{100 * value:.1f}" for value in values])

@@ -6,7 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
+
 from expo_ray import verify
+from expo_ray.config.errors import DataError
+from expo_ray.config.schema import DataConfig
+from expo_ray.data.sources import Problems
+from expo_ray.messages import Verdict
 
 ROOT = Path(__file__).parent.parent.parent
 LINES = [
@@ -48,7 +55,8 @@ def test_a_malformed_line_stops_before_anything_is_written(tmp_path: Path, capsy
         '{"response": 5, "answer": "5"}',
         '{"response": "5"}',
         '{"response": "5", "answer": []}',
-        "",
+        '{"response": "5", "answer": " "}',
+        '{"response": "5", "answer": "half a \\ud800 pair"}',
     ):
         source = write(tmp_path / "in.jsonl", [LINES[0], bad, LINES[1]])
         assert verify.main(["--input", str(source), "--output", str(target)]) == 2
@@ -60,7 +68,7 @@ def test_skip_bad_goes_on_and_counts(tmp_path: Path, capsys) -> None:
     source, target = write(tmp_path / "in.jsonl", [LINES[0], "{not json", LINES[2]]), tmp_path / "out.jsonl"
     assert verify.main(["--input", str(source), "--output", str(target), "--skip-bad"]) == 0
     said = capsys.readouterr()
-    assert "1 bad lines left out: line 2" in said.err
+    assert f"1 bad lines left out: {source} line 2 is not JSON" in said.err
     assert said.out.startswith("2 items, 1 correct, 1 wrong")
     assert len(target.read_text().splitlines()) == 2
 
@@ -77,6 +85,78 @@ def test_empty_lines_at_the_end_are_no_items(tmp_path: Path, capsys) -> None:
     source.write_text(json.dumps(LINES[0]) + "\n\n  \n")
     assert verify.main(["--input", str(source), "--output", str(target)]) == 0
     assert capsys.readouterr().out.startswith("1 items, 1 correct")
+
+
+def test_it_takes_what_training_takes_and_refuses_what_training_refuses(tmp_path: Path, capsys) -> None:
+    """The same file, read as problems and as answers to verify: both say the same of each answer."""
+    taken = ["7", 7, 0.5, 1e-5, [6, "7"], " 7 ", r"\frac12"]
+    refused = [True, None, [1, None], {}, float("nan"), "", [], "half a \ud800 pair"]
+    target = tmp_path / "out.jsonl"
+    for answer in [*taken, *refused]:
+        record = {"response": "7", "question": "?", "answer": answer}
+        source = tmp_path / "in.jsonl"
+        source.write_text("\ufeff" + json.dumps(record) + "\n\n\n", encoding="utf-8")
+        try:
+            data = DataConfig(name="file", path=str(source), question_key="question", level_key=None, kind_key=None)
+            (problem,) = Problems(data, 0).training
+        except DataError:
+            problem = None
+        try:
+            ((_, golds, _),) = verify.read_items(source, skip_bad=False)[1]
+        except DataError:
+            golds = None
+        assert golds == (problem and problem.answers), answer
+        assert (problem is None) == (answer in refused or answer != answer), answer
+    for bad in ("true", "[1, null]"):
+        source.write_text(f'{{"response": "1", "question": "?", "answer": {bad}}}\n')
+        assert verify.main(["--input", str(source), "--output", str(target)]) == 2
+        assert f"error: {source} line 1: key 'answer' is" in capsys.readouterr().err
+
+
+def test_other_formats_and_empty_lines_between(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(LINES[:1] * 3), tmp_path / "in.parquet")
+    (tmp_path / "in.csv").write_text("response,answer\n\\boxed{007},7\nI do not know what to say here,8\n")
+    (tmp_path / "in.jsonl").write_text("\n\n".join(map(json.dumps, LINES)))
+    for name, verdicts in (
+        ("in.parquet", ["correct"] * 3),
+        ("in.csv", ["correct", "no_answer"]),
+        ("in.jsonl", ["correct", "correct", "wrong", "no_answer"]),
+    ):
+        assert verify.main(["--input", str(tmp_path / name), "--output", str(target)]) == 0
+        assert [json.loads(line)["verdict"] for line in target.read_text().splitlines()] == verdicts
+
+
+def test_what_is_verified_is_written_before_the_rest(tmp_path: Path, monkeypatch, capsys) -> None:
+    source, target = write(tmp_path / "in.jsonl", LINES * 3), tmp_path / "out.jsonl"
+    seen: list[int] = []
+
+    class Pool:
+        def __init__(self, config) -> None:
+            pass
+
+        def judge(self, items, progress):
+            seen.append(len(target.read_text().splitlines()))
+            if len(seen) == 3:
+                raise OSError(28, "No space left on device")
+            return [Verdict("correct")] * len(items)
+
+        def close(self) -> None:
+            seen.append(-1)
+
+    monkeypatch.setattr(verify, "VerifierPool", Pool)
+    monkeypatch.setattr(verify, "PART", 5)
+    assert verify.main(["--input", str(source), "--output", str(target)]) == 2
+    assert seen == [0, 5, 10, -1] and len(target.read_text().splitlines()) == 10
+    assert "No space left on device after 10 of 12 lines" in capsys.readouterr().err
+
+
+def test_the_input_is_not_overwritten(tmp_path: Path, capsys) -> None:
+    source = write(tmp_path / "in.jsonl", LINES)
+    (tmp_path / "link.jsonl").symlink_to(source)
+    assert verify.main(["--input", str(source), "--output", str(tmp_path / "link.jsonl")]) == 2
+    assert "is the input, which would be lost" in capsys.readouterr().err
+    assert len(source.read_text().splitlines()) == len(LINES)
 
 
 def test_numbers_are_answers(tmp_path: Path) -> None:

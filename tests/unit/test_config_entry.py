@@ -55,7 +55,7 @@ def calls(monkeypatch) -> Counter:
         monkeypatch.setattr(module, name, counted)
 
     count(checks, "check_config", "checks")
-    count(sources, "read_json_lines", "problem files")
+    count(sources, "read_records", "problem files")
     count(model_folder, "_read_config", "config.json")
     return found
 

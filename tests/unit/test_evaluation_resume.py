@@ -9,10 +9,11 @@ from evaluation_cases import graded, prompt, right, wrong
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config
-from expo_ray.evaluation.arguments import expand
+from expo_ray.data.formats import read_records
+from expo_ray.data.records import fingerprint, with_preset
 from expo_ray.evaluation.evaluator import summarise
 from expo_ray.evaluation.samples import SampleFile
-from expo_ray.evaluation.settings import settle, store
+from expo_ray.evaluation.settings import expand, settle, store
 
 PROMPTS = [prompt(f"p{i}", i % 5 + 1, "Algebra" if i % 2 else "Geometry") for i in range(7)]
 SAMPLES, CHUNK = 3, 2
@@ -65,6 +66,17 @@ def test_the_file_gives_the_evaluation_of_its_groups(whole):
     from_file = whole.evaluation("math")
     assert from_file.summary() == summarise(groups(PROMPTS), SAMPLES).summary()
     assert from_file.groups == []
+
+
+def test_pass_rates_by_problem_are_the_shares_of_right_samples(whole):
+    lines = whole.pass_rates(whole.evaluation("math"))
+    for line, group in zip(lines, groups(PROMPTS), strict=True):
+        outcomes = [verdict.outcome for verdict in group.verdicts]
+        assert line["pass_rate"] == pytest.approx(outcomes.count("correct") / SAMPLES)
+        assert (line["uid"], line["question"]) == (
+            group.rollout.prompt.problem.uid,
+            fingerprint(group.rollout.prompt.problem),
+        )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +192,8 @@ def test_a_bare_file_is_read_by_the_keys_that_it_has(tmp_path, record, expected)
     file = write(tmp_path, record)
     composed = compose_config(expand([f"data={file}", "model=toy", "profile=cpu"]))
     assert composed.data.path == file
-    assert {key: getattr(composed.data, key) for key in expected} == expected
+    taken, _ = with_preset(composed.data, next(read_records(file, "data")))
+    assert {key: getattr(taken, key) for key in expected} == expected
     assert composed.verifier.name == ("gsm8k" if expected["answer_from"] == "hashes" else "math")
 
 
@@ -204,7 +217,11 @@ def test_choices_stay_choices_and_bring_their_verifier(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("record", "words"), [({"prompt": "1+1?"}, "no key problem or question"), ({"question": "1+1?"}, "neither a key")]
+    ("record", "words"),
+    [
+        ({"prompt": "1+1?"}, "looks for .*it has: prompt"),
+        ({"question": "1+1?"}, "problem/question with answer/solution"),
+    ],
 )
 def test_files_without_questions_or_answers_are_refused(tmp_path, record, words):
     with pytest.raises(DataError, match=words):

@@ -1,6 +1,7 @@
 """What an evaluation of hand-made groups comes to, and how it is asked for."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from expo_ray.config.schema import Config
 from expo_ray.evaluation.evaluator import Evaluator, summarise
 from expo_ray.messages import Verdict
+from expo_ray.reporting.runs import _with_sets, level_title
 from expo_ray.reporting.terminal import evaluation_table
 
 NO_ANSWER, LATE, FAILED = Verdict("no_answer"), Verdict("timeout"), Verdict("error")
@@ -57,6 +59,29 @@ def test_failures_are_counted_and_not_right(found):
 def test_kinds(found):
     assert {kind: of.problems for kind, of in found.by_kind.items()} == {"?": 1, "Algebra": 1, "Geometry": 1}
     assert summarise([graded(prompt("a", 1), [right()])], 1).by_kind == {}
+
+
+def test_several_sets_are_summarised_each_on_its_own_and_together():
+    def of(name: str, uid: str, verdicts):
+        one = prompt(uid, 1)
+        return graded(replace(one, problem=replace(one.problem, source=name)), verdicts)
+
+    mixed = [
+        of("easy", "a", [right(), right()]),
+        of("hard", "b", [wrong("6"), right()]),
+        of("hard", "c", [wrong("6")] * 2),
+    ]
+    summary = summarise(mixed, 2).summary()
+    assert {name: of["pass_at_k"]["all"]["1"] for name, of in summary["sets"].items()} == {"easy": 1.0, "hard": 0.25}
+    assert {name: of["problems"] for name, of in summary["sets"].items()} == {
+        "easy": {"1": 1, "all": 1},
+        "hard": {"1": 2, "all": 2},
+    }
+    assert summary["pass_at_k"]["all"]["1"] == 0.5
+    assert summarise(mixed[:1], 2).summary()["sets"] == {}
+    shown = _with_sets(summary)["pass_at_k"]  # what charts and tables of the report take
+    assert list(shown) == ["1", "all", "easy", "hard"] and shown["hard"] == {"1": 0.25, "2": 0.5}
+    assert [level_title(level) for level in shown] == ["level 1", "all", "easy", "hard"]
 
 
 def test_without_problems_there_are_no_scores():

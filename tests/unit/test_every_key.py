@@ -52,6 +52,9 @@ VALUES = {
     "rollout.kv_cache_gib": 3.0,
     "profile.name": "gpu",
     "data.levels": [2],
+    "data.sources": [{"path": "problems.jsonl"}],
+    "data.eval_sources": [{"path": "problems.jsonl"}],
+    "data.pass_rate": [0.0, 0.5],
     "data.eval_levels": [2],
     "eval.objective": "pass@2/all",
     "trainer.resume": "never",
@@ -85,11 +88,13 @@ NOT_WALKED = {
     "changes prompts, which need a tokenizer (test_prompts.py)": ["model.prompt_style"],
     "passed to transformers when the model is loaded": ["learner.attention"],
     "cuts the scoring into pieces without changing its result": ["learner.logits_chunk_tokens"],
-    "which problems are read, and from where (test_sources.py)": [
+    "which problems are read, and from where (test_sources.py, test_formats.py)": [
+        "data.sources", "data.eval_sources", "data.preset", "data.uid_key", "data.pass_rates", "data.pass_rate",
         "data.eval_path", "data.held_out_share", "data.hub_config", "data.split", "data.eval_split", "data.eval_levels",
         "data.question_key", "data.answer_key", "data.answer_from", "data.solution_key", "data.level_key",
         "data.kind_key", "data.max_problems", "eval.max_problems",
     ],
+    "which prompts a step draws (test_stream.py)": ["data.resample"],
     "the transfer of weights between processes, and its proof (test_sync_*.py)": [
         "sync.backend", "sync.bucket_mib", "sync.timeout_s", "sync.probe_prompts", "sync.probe_tokens",
         "sync.tolerance", "sync.mean_tolerance",

@@ -10,10 +10,11 @@ import pytest
 from algorithm_cases import config_with
 
 from expo_ray.algorithms import make_algorithm
+from expo_ray.config.errors import DataError
 from expo_ray.messages import Completion, Group, Problem, Prompt, Rollout, Verdict
 from expo_ray.prompts import PromptBuilder
 from expo_ray.prompts.__main__ import main
-from expo_ray.prompts.chains import statement_start
+from expo_ray.prompts.templates import statement_start
 
 PROBLEM = Problem("p1", "What is {3 + 4} in base ten?", ("7731",), "Adding gives $\\boxed{7731}$.", 1)
 CHAT_TEMPLATE = (
@@ -90,7 +91,7 @@ def test_only_the_conditioned_prompt_shows_the_answer(tokenizer):
 
 
 def test_conditioned_prompt_asks_for_a_derivation_that_stands_alone():
-    system, user = PromptBuilder(character_tokenizer(CHAT_TEMPLATE)).texts(PROBLEM)[1]
+    (_, system), (_, user) = PromptBuilder(character_tokenizer(CHAT_TEMPLATE)).messages(PROBLEM)[1]
     assert "\\boxed{}" in system
     assert "derivation" in user and "stand on its own" in user and "do not write that an answer was given" in user
 
@@ -107,6 +108,44 @@ def test_a_template_that_refuses_a_system_message_gets_it_in_the_users():
     builder = PromptBuilder(tokenizer)
     rendered = tokenizer.decode(builder([PROBLEM])[0].free_ids.tolist())
     assert rendered == f"<user>{builder.instruction}\n\n{PROBLEM.question}<end><assistant>"
+
+
+CHATS = [
+    # a record's messages -> what stands before the question, with the template that knows system messages
+    ([("system", "Be terse."), ("user", "3+4?")], "<system>Be terse.<end>"),
+    ([("user", "3+4?")], "<system>{ours}<end>"),
+    ([("user", "2+2?"), ("assistant", "4"), ("user", "3+4?")], "<system>{ours}<end><user>2+2?<end><assistant>4<end>"),
+    ([("user", r"3+4? Answer in \boxed{}.")], ""),
+    ([("user", "3+4? Answer after ####.")], ""),
+]
+
+
+@pytest.mark.parametrize(("turns", "before"), CHATS)
+def test_a_records_messages_go_through_the_chat_template_as_they_are(turns, before):
+    tokenizer = character_tokenizer(CHAT_TEMPLATE)
+    builder = PromptBuilder(tokenizer)
+    problem = replace(PROBLEM, question=turns[-1][1], turns=tuple(turns))
+    (prompt,) = builder([problem])
+    start = before.format(ours=builder.instruction) if before.count("{") == 1 else before
+    assert tokenizer.decode(prompt.free_ids.tolist()) == f"{start}<user>{turns[-1][1]}<end><assistant>"
+    conditioned = tokenizer.decode(prompt.conditioned_ids.tolist())
+    assert conditioned.startswith(f"{start}<user>{turns[-1][1]}\n\nThe correct answer is {PROBLEM.answers[0]}.")
+
+
+def test_messages_without_a_chat_template_are_one_text_and_an_assistants_is_refused():
+    builder = PromptBuilder(character_tokenizer(None))
+    chat = replace(PROBLEM, question="3+4?", turns=(("system", "Be terse."), ("user", "3+4?")))
+    assert "Problem:\nBe terse.\n\n3+4?\n\n" in builder.decode(builder([chat])[0].free_ids.tolist())
+    with pytest.raises(DataError, match=r"messages of the assistant.*chat template"):
+        builder([replace(chat, turns=(("user", "2+2?"), ("assistant", "4"), ("user", "3+4?")))])
+
+
+def test_a_template_without_a_system_role_gets_a_records_own_in_its_first_message():
+    tokenizer = character_tokenizer(NO_SYSTEM)
+    turns = (("system", "Be terse."), ("user", "2+2?"), ("assistant", "4"), ("user", "3+4?"))
+    (prompt,) = PromptBuilder(tokenizer)([replace(PROBLEM, question="3+4?", turns=turns)])
+    expected = "<user>Be terse.\n\n2+2?<end><assistant>4<end><user>3+4?<end><assistant>"
+    assert tokenizer.decode(prompt.free_ids.tolist()) == expected
 
 
 def test_gold_solution_is_a_completion_with_its_stop_token(tokenizer):
@@ -126,8 +165,7 @@ def test_a_batch_is_its_problems_one_by_one(tokenizer):
         assert_same_prompt(prompt, *builder([problem]))
         assert (prompt.gold_ids is None) == (problem.solution is None)
         if builder.style == "chat":
-            system, user = builder.texts(problem)[0]
-            turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            turns = [{"role": role, "content": text} for role, text in builder.messages(problem)[0]]
             itself = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
             assert prompt.free_ids.tolist() == itself
     assert builder([]) == []
