@@ -73,12 +73,16 @@ def equal(answer: str, gold: str, percent_is_unit: bool = False) -> Graded:
 
 
 def _without_approximation(text: str) -> str:
-    exact, mark, _rest = text.partition("\\approx")
-    if not mark:
-        return text
-    if is_name(exact.strip()):
+    r"""The exact value of `\sqrt{2} \approx 1.41`; nothing where what follows is no rounded value of it."""
+    exact, mark, rest = (part.strip() for part in text.partition("\\approx"))
+    if not mark or is_name(exact):
         return text.replace("\\approx", "=")
-    return exact.strip() if exact.strip() and not exact.strip().endswith("=") else text.replace("\\approx", "").strip()
+    if not exact or exact.endswith("="):
+        return text.replace("\\approx", "").strip()
+    tree, rounded = parse(quantity(exact.rpartition("=")[2]).value), value.rational(quantity(rest).value)
+    at = None if tree is None or symbols(tree) else value.approximate(tree)
+    near = at is not None and rounded is not None and abs(at - rounded) <= 0.05 * abs(at)
+    return exact if near else ""
 
 
 def is_readable(text: str) -> bool:
@@ -150,11 +154,11 @@ class Comparison:
             return self._collections(answer, gold)
         if kinds == {"matrix", "tuple"}:
             matrix, vector = (answer, gold) if answer.kind == "matrix" else (gold, answer)
-            if matrix.marks != ("matrix", "1") or vector.marks != ("(", ")"):
+            if matrix.marks != ("1",) or vector.marks != ("(", ")"):
                 return False, "matrix"
         elif answer.kind != gold.kind or _brackets(answer) != _brackets(gold):
             return False, _METHODS.get(gold.kind, "set")
-        if gold.kind == "union":
+        if gold.kind == "union" and set(gold.marks) in ({"\\cup"}, {"\\cap"}):
             return self._unordered(answer.parts, gold.parts), "interval"
         return self._in_order(answer.parts, gold.parts), _METHODS.get(gold.kind, "set")
 
@@ -223,10 +227,12 @@ class Comparison:
         first, second = _assignments(answer), _assignments(gold)
         if first is None and second is None:
             return None
+        if first is not None and answer.marks == ("or",) and len({name.partition("_")[0] for name in first}) > 1:
+            return False  # x = 2 or y = 3 leaves open what x is
         if first is not None and second is not None:
             return first.keys() == second.keys() and all(self.shapes(first[name], second[name])[0] for name in first)
         values, other = (first, gold) if first is not None else (second, answer)
-        if other.kind != "tuple" or values is None:
+        if other.kind != "tuple" or other.marks != ("(", ")") or values is None:
             return None
         pairs = zip((values[name] for name in sorted(values)), other.parts, strict=False)
         same = all(self.shapes(*(pair if values is first else pair[::-1]))[0] for pair in pairs)

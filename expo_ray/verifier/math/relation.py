@@ -14,7 +14,9 @@ _NAME = re.compile("|".join(_UNKNOWNS["names"]).replace("ONE", _UNKNOWNS["one"])
 _CALL = re.compile("|".join(_UNKNOWNS["calls"]))
 _WORDS = re.compile(r"\\text\{ ?([A-Za-z][A-Za-z ]*)\}(?: ?(?:\\(?:triangle|angle|odot) ?)?[A-Z]{0,4})?")
 _NEGATION = re.compile(
-    r"\b(?:not?|never|neither|nor|cannot|isn|false|wrong|incorrect|except|unlike|or|maybe)\b", re.IGNORECASE
+    r"\b(?:not?|none|never|neither|either|nor|cannot|isn|false|wrong|incorrect|except|unlike|or|maybe|more|less|than|about"
+    r"|least|most|minus|plus|half|twice|negative|opposite|anything|impossible|undefined)\b",
+    re.IGNORECASE,
 )
 
 
@@ -138,9 +140,23 @@ def _set(name: str, *intervals: tuple[_End | None, _End | None]) -> Reals | None
     return name, merged
 
 
-def _cut(one: Interval, two: Interval) -> Interval:
-    low = max(one[0], two[0], key=lambda end: (end.at, not end.closed))
-    return low, min(one[1], two[1], key=lambda end: (end.at, end.closed))
+def _cut(ones: list[Interval], twos: list[Interval]) -> list[Interval]:
+    """What two sets have in common; some of the intervals may be empty."""
+    return [
+        (
+            max(one[0], two[0], key=lambda end: (end.at, not end.closed)),
+            min(one[1], two[1], key=lambda end: (end.at, end.closed)),
+        )
+        for one in ones
+        for two in twos
+    ]
+
+
+def _without(intervals: list[Interval]) -> list[Interval]:
+    """All other real numbers; the intervals are in order and apart."""
+    turned = [_End(end.at, end.tree, end.tree is not None and not end.closed) for one in intervals for end in one]
+    ends = [LOWEST, *turned, HIGHEST]
+    return list(zip(ends[::2], ends[1::2], strict=True))
 
 
 def _joined(shape: Shape) -> Reals | None:
@@ -158,13 +174,15 @@ def _joined(shape: Shape) -> Reals | None:
     if len(known) < len(found) or len({name for name, _ in known}) > 1:
         return None
     name, both = known[0]
+    if shape.kind == "union":
+        for sign, (_, other) in zip(shape.marks, known[1:], strict=True):
+            both = [*both, *other] if sign == "\\cup" else _cut(both, other if sign == "\\cap" else _without(other))
+        return _set(name, *both)
     for _, other in known[1:]:
-        both = [_cut(one, two) for one in both for two in other]
+        both = _cut(both, other)
     common = _set(name, *both)
     unequal = any(part.marks == ("\\ne",) for part in parts)
-    if shape.kind == "list" and (
-        shape.marks == ("and",) or unequal or (shape.marks == (",",) and common != (name, []))
-    ):
+    if shape.marks == ("and",) or unequal or (shape.marks == (",",) and common != (name, [])):
         return common
     return _set(name, *(interval for _, intervals in known for interval in intervals))
 

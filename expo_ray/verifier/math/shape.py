@@ -25,7 +25,7 @@ _MATRIX = re.compile(
     re.DOTALL,
 )
 _TURNED = re.compile(r"\(([^()]*)\)\^\{(?:T|\\top|\\text\{T\})\}")
-_WITHOUT = re.compile(r"(?:\\mathbb\{R\}|\(-\\infty,\\infty\))(?:\\setminus|\\backslash|-|\\)\\\{([^,]+)\\\}")
+_SET_SIGNS = {"\\cup", "\\cap", "\\setminus"}
 _BUILDER = re.compile(r"\\\{\(?([A-Za-z])(?:\\in(?:\\mathbb\{R\}|\\text\{R\}|R))?(?:\||:)(.*)\\\}", re.DOTALL)
 _ALTERNATIVE = re.compile(r"(.+?)(?:\\text\{ ?\(or ?\}|\(or ?|\\text\{ ?\(or )([^()]+?)(?:\)\}|\))")
 
@@ -35,7 +35,8 @@ class Shape:
     """One node.
 
     kind is leaf, list, tuple, set, union, matrix or relation. `text` is the cleaned text it was read from.
-    marks: a tuple's two brackets, a relation's signs, a list's joining word ("," without one), a matrix's columns.
+    marks: a tuple's two brackets, a relation's or union's signs, a list's joining word ("," without one), a matrix's
+    number of columns.
     """
 
     kind: str
@@ -78,11 +79,9 @@ def read(text: str, depth: int = 0) -> Shape:
         return Shape("relation", text, _all(operands, depth), tuple(signs))
     if "\\begin{" in text:
         return _matrix(text, depth) or Shape("leaf", text)
-    if (punctured := _WITHOUT.fullmatch(text)) is not None:
-        return read(f"(-\\infty,{punctured.group(1)})\\cup({punctured.group(1)},\\infty)", depth + 1)
-    union, _ = split(text, {"\\cup"})
-    if len(union) > 1 and all(union):
-        return Shape("union", text, _all(union, depth))
+    sets, signs = split(text, _SET_SIGNS)
+    if signs and all(sets):
+        return Shape("union", text, _all(sets, depth), tuple(signs))
     return _bracketed(text, depth)
 
 
@@ -91,7 +90,7 @@ def _bracketed(text: str, depth: int) -> Shape:
     if builder is not None and split(builder.group(2), _RELATIONS)[1]:
         return read(builder.group(2), depth + 1)
     if (turned := _TURNED.fullmatch(text)) is not None and len(cells := split(turned.group(1), {","})[0]) > 1:
-        return Shape("matrix", text, _all(cells, depth), ("matrix", "1"))
+        return Shape("matrix", text, _all(cells, depth), ("1",))
     if re.fullmatch(r"\][^\[\]]+,[^\[\]]+\[|\][^\[\]]+,[^\[\]]+\]|\[[^\[\]]+,[^\[\]]+\[", text):
         # The French way to write open ends: ]1,2[ is (1,2).
         text = ("(" if text[0] == "]" else "[") + text[1:-1] + (")" if text[-1] == "[" else "]")
@@ -154,20 +153,45 @@ def _both_signs(text: str) -> list[str]:
 
 
 def _matrix(text: str, depth: int) -> Shape | None:
-    match = _MATRIX.fullmatch(text)
-    if match is None or "\\begin" in match.group("body"):
-        return None
-    scale = match.group("scale").removesuffix("\\cdot")
-    if scale in ("-", "+"):
-        scale += "1"
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match.group("body")) if row.strip()]
+    """A matrix, with a factor, or a sum of such; a determinant is the expression that it stands for."""
+    lone = _MATRIX.fullmatch(text)
+    if lone is not None and (lone["bar"] == "|" or lone["kind"] in ("vmatrix", "Vmatrix")):
+        square = None if lone["scale"] else _rows(lone)
+        return Shape("leaf", _determinant(square)) if square and len(square) == len(square[0]) <= 4 else None
+    operands, signs = split(text, {"+", "-"})
+    total: list[list[str]] = []
+    for sign, operand in zip(["+", *signs], operands, strict=True):
+        if not operand and not total:
+            continue  # before the first sign
+        match = _MATRIX.fullmatch(operand)
+        rows = None if match is None else _rows(match)
+        if rows is None or (total and [*map(len, rows)] != [*map(len, total)]):
+            return None
+        if total:
+            rows = [[f"{a}{sign}({b})" for a, b in zip(*pair, strict=True)] for pair in zip(total, rows, strict=True)]
+        elif sign == "-":
+            rows = [[f"-({cell})" for cell in row] for row in rows]
+        total = rows
+    return Shape("matrix", text, _all([cell for row in total for cell in row], depth), (str(len(total[0])),))
+
+
+def _rows(match: re.Match[str]) -> list[list[str]] | None:
+    """The cells of a matrix, times its factor; None if it is not one."""
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match["body"]) if row.strip()]
     cells = [[cell.strip() for cell in row.replace("\\hline", "").split("&")] for row in rows]
-    if not cells or any(len(row) != len(cells[0]) or not all(row) for row in cells):
+    if not cells or any(len(row) != len(cells[0]) or not all(row) for row in cells) or "\\begin" in match["body"]:
         return None
-    if match.group("turned"):
+    if match["turned"]:
         cells = [list(row) for row in zip(*cells, strict=True)]
-    if scale:
+    if scale := match["scale"].removesuffix("\\cdot"):
         cells = [[f"({scale})\\cdot({cell})" for cell in row] for row in cells]
-    bars = match.group("kind") in ("vmatrix", "Vmatrix") or match.group("bar") == "|"
-    parts = tuple(read(cell, depth + 1) for row in cells for cell in row)
-    return Shape("matrix", text, parts, ("determinant" if bars else "matrix", str(len(cells[0]))))
+    return cells
+
+
+def _determinant(rows: list[list[str]]) -> str:
+    """The expression of a determinant, along its first row."""
+    if len(rows) == 1:
+        return rows[0][0]
+    minors = [_determinant([row[:at] + row[at + 1 :] for row in rows[1:]]) for at in range(len(rows))]
+    signed = zip("+-" * len(rows), rows[0], minors, strict=False)
+    return "".join(f"{sign}({cell})\\cdot({minor})" for sign, cell, minor in signed)

@@ -66,7 +66,7 @@ def symbols(node: Node, bound: frozenset[str] = frozenset()) -> frozenset[str]:
         return frozenset()
     if kind == "sym":
         return frozenset(children) - bound - {"e", "i", "\\pi"}
-    if kind in _SERIES.values():
+    if kind in ("sum", "prod", "int"):
         index, low, high, body = children
         return symbols(body, bound | {index}) | symbols(low, bound) | symbols(high, bound)
     named = frozenset(children[:1]) if kind == "apply" else frozenset()
@@ -157,7 +157,7 @@ class _Parser:
         if token in ("|", "\\|"):
             return token not in self.bars
         if token.startswith("\\") and len(token) > 1:
-            known = token in GREEK or token[1:] in FUNCTIONS or token[1:] in ("frac", "sqrt", "binom", "vec", "circ")
+            known = token in GREEK or token[1:] in FUNCTIONS or token[1:] in ("frac", "sqrt", "binom", "vec", "int")
             return known or token in _CLOSING or token in _SERIES
         return bool(token) and (token.isalnum() or token[0] in ".([{")
 
@@ -262,9 +262,25 @@ class _Parser:
             low = self.enclosed("=", "}")
             self.expect("^")
             return (_SERIES[token], index, low, self.group(), self.product())
+        if name == "int":
+            return self.integral()
         if name in FUNCTIONS:
             return self.function(name)
         raise Unreadable(f"{token} is not known")
+
+    def integral(self) -> Node:
+        """A definite integral of one variable, up to its first differential."""
+        self.expect("_")
+        low = self.group()
+        self.expect("^")
+        high = self.group()
+        rest = "".join(self.tokens[self.at :])
+        inside = re.match(r"(.+?)d ?([A-Za-z])(?![A-Za-z])", rest)
+        body = inside and parse(inside[1].strip())
+        if inside is None or body is None:
+            raise Unreadable("no integral")
+        self.at += len(_TOKEN.findall(inside[0]))
+        return ("int", inside[2], low, high, body)
 
     def function(self, name: str) -> Node:
         exponent: Node | None = None

@@ -71,7 +71,7 @@ def quantity(text: str, any_plural: bool = False) -> Quantity:
     text = re.sub(r"(?<=[0-9])\\Omega$", r"\\text{ ohm}", re.sub(r"\\%" + _OF_WHAT, r"\\%", text))
     if text.endswith("\\%"):
         return Quantity(text[:-2].strip(), PERCENT)
-    modulus = re.fullmatch(r"(.+?)\(?\\pmod\{(.+)\}\)?", text)
+    modulus = re.fullmatch(r"(.+?)\(?\\pmod\{([1-9A-Za-z][^{}]*)\}\)?", text)
     if modulus:
         return Quantity(modulus.group(1).strip(), Unit("mod " + modulus.group(2)))
     if text.endswith("\\degree") and not re.search(r"\\(?:sin|cos|tan|sec|csc|cot|cis)", text):
@@ -135,7 +135,7 @@ def unit_of(words: str, any_plural: bool) -> Unit | None:
     phrase = rewritten("units", re.sub(r"\s+", " ", words).strip(" .,"))
     top, *bottom = re.split(r"\s*/\s*|\s+per\s+(?:an?\s+)?|\s+an?\s+", phrase)
     if len(bottom) == 1 and top and bottom[0]:
-        over, under = unit_of(top, any_plural), unit_of(bottom[0], True)
+        over, under = unit_of(top, any_plural), unit_of(bottom[0], any_plural)
         if over is None or under is None:
             return None
         power = f"^{under.power}" if under.power > 1 else ""

@@ -48,7 +48,7 @@ def _draw(name: str, point: int) -> bytes:
 class _Exact:
     """Evaluates trees in fractions; unknowns, e and pi are random fractions of the point."""
 
-    def __init__(self, point: int = 0, bound: dict[str, int] | None = None) -> None:
+    def __init__(self, point: int = 0, bound: dict[str, Any] | None = None) -> None:
         self.point = point
         self.bound = bound or {}
         """Values of running indices."""
@@ -59,11 +59,13 @@ class _Exact:
             return self.number(children[0])
         if kind == "sym":
             name = children[0]
-            return self.number(Fraction(self.bound[name])) if name in self.bound else self.symbol(name)
+            return self.number(self.bound[name]) if name in self.bound else self.symbol(name)
         if kind == "^":
             return self.power(self.value(children[0]), children[1])
         if kind in ("sum", "prod"):
             return self.series(kind, *children)
+        if kind == "int":
+            return self.integral(*children)
         if kind == "apply":
             return self.symbol("/".join([children[0], *(str(self.value(child)) for child in children[1:])]))
         values = [self.value(child) for child in children]
@@ -77,11 +79,14 @@ class _Exact:
             raise NotDecided("too many terms")
         outer, total = self.bound, self.number(Fraction(kind == "prod"))
         for number in range(first, last + 1):
-            self.bound = outer | {index: number}
+            self.bound = outer | {index: Fraction(number)}
             term = self.value(body)
             total = self.checked(total + term if kind == "sum" else total * term)
         self.bound = outer
         return total
+
+    def integral(self, index: str, low: Node, high: Node, body: Node) -> Any:
+        raise _NotExact("an integral")
 
     def number(self, value: Fraction) -> Any:
         return value
@@ -172,6 +177,8 @@ class _Numeric(_Exact):
         """Largest decimal exponent, by absolute value, of any intermediate value."""
 
     def number(self, value: Fraction) -> Any:
+        if isinstance(value, mp.mpf):
+            return value
         self.span = max(self.span, 0.30103 * max(value.numerator.bit_length(), value.denominator.bit_length()))
         return self.checked(mp.mpf(value.numerator) / value.denominator)
 
@@ -190,6 +197,22 @@ class _Numeric(_Exact):
             size = -size
         # Far points tell max(x, 10) from 10.
         return size * {2: 97, 3: mp.mpf(10) ** 9, 5: mp.mpf(10) ** -9}.get(self.point, 1)
+
+    def integral(self, index: str, low: Node, high: Node, body: Node) -> Any:
+        outer, span = self.bound, self.span
+        if contains(body, "apply", "int", "sum", "prod"):
+            raise Undefined("no integral that is cheap to find")
+
+        def at(point: Any) -> Any:
+            self.bound = outer | {index: point}
+            return self.value(body)
+
+        try:
+            found = mp.quad(at, [self.value(low), self.value(high)])
+        finally:
+            # The sizes at points close to a bound say nothing of the integral's digits.
+            self.bound, self.span = outer, span
+        return self.checked(found)
 
     def checked(self, value: Any) -> Any:
         if mp.isnan(value) or mp.isinf(value):
@@ -240,10 +263,13 @@ class _Numeric(_Exact):
                 raise Undefined(str(error)) from error
         if name == "exp" and abs(first) > 2.4 * MAX_SPAN:
             raise NotDecided("power too large to evaluate")
-        return self.checked(_NUMERIC[name](*values))
+        try:
+            return self.checked(_NUMERIC[name](*values))
+        except (ZeroDivisionError, ValueError) as error:
+            raise Undefined(f"{name} has a pole here") from error
 
 
-def exact(node: Node, bound: dict[str, int] | None = None) -> Fraction | None:
+def exact(node: Node, bound: dict[str, Any] | None = None) -> Fraction | None:
     """The value of a constant tree as a fraction; None where it is not rational or not defined.
 
     bound: values of running indices.

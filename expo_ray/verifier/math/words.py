@@ -55,7 +55,7 @@ def from_words(text: str) -> Fraction | None:
 
     Words and digits may be mixed: "twenty-one", "2 hundred fifty", "7.5 million", "three eighths", "fifth" (5).
     """
-    words = text.lower().replace("-", " ").split()
+    words = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text.lower()).split()
     sign = -1 if words[:1] in (["negative"], ["minus"]) else 1
     words = [word for word in words[sign < 0 :] if word != "and"]
     if not words or len(words) > 8:
@@ -109,6 +109,9 @@ _OPTION = re.compile(r"(?:the )?(?:option|choice|answer) \(?([A-J])\)?", re.IGNO
 _LABEL = re.compile(
     r"(?:\\text\{ ?)?(?:\(([A-J])\)|([A-J])[):.]) ?(?:\\text\{(?=.*\}$)|(\}))? ?(.*[0-9A-Za-z].*)", re.DOTALL
 )
+_JOINED = re.compile(
+    r"\W*(?:or|and|nor|but|not|vs|maybe|if|half)\b|[-+=,;/|^!0]|\\(?:cup|cap|lor|land|ne|pi|quad|Rightarrow|implies|to)\b"
+)
 _SHOUTED = {"YES", "NO", "TRUE", "ODD", "EVEN", "NONE"}
 _PHRASES = {phrase: formula for formula, phrases in NOTATION["phrases"].items() for phrase in phrases.split()}
 
@@ -135,8 +138,12 @@ def canonical(text: str) -> str:
 def label(text: str) -> tuple[str, str] | None:
     r"""A choice's letter and its text: `\text{(C) }42`, `C) 12`, `C: 12`; None for anything else."""
     match = _LABEL.fullmatch(text)
-    if match is None or re.search(r"\([A-J]\)|(?<![A-Za-z])[A-J][):.]", match.group(4)):
-        return None  # several choices are none
+    if (
+        match is None
+        or re.search(r"\([A-J]\)|(?<![A-Za-z])[A-J][):.]", match.group(4))
+        or _JOINED.match(match.group(4))
+    ):
+        return None  # several choices are none, nor is one with more behind it than its text
     rest = match.group(4)
     inside = text.startswith("\\text") and match.group(3) is None
     return match.group(1) or match.group(2), (rest[:-1] if inside and rest.endswith("}") else rest).strip()
@@ -166,4 +173,5 @@ def _folded(text: str) -> str:
     text = re.sub(r"^(?:the|an|a) (?=[A-Za-z]{2})", "", text.lower())
     if re.search(r"[\\^_=+]", text):
         return text
-    return re.sub(r"(?<=[a-z]{4})(?<!s)s\b", "", re.sub(r"[\s-]+", " ", text)).strip()
+    text = re.sub(r"(?<=[a-z]{2})[\s-]+(?=[a-z]{2})", " ", text)
+    return re.sub(r"(?<=[a-z]{4})(?<!s)s\b", "", text).strip()
