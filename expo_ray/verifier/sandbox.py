@@ -27,7 +27,7 @@ ITEMS_OF_CPU = 100
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # Numbers on x86_64 and aarch64; None where there is no such call.
-_ALWAYS_DENIED = {
+_DENIED = {
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "execve": (59, 221), "execveat": (322, 281),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "io_uring_setup": (425, 425),
     "truncate": (76, 45), "ftruncate": (77, 46), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None),
@@ -38,8 +38,6 @@ _ALWAYS_DENIED = {
     "setxattr": (188, 5), "creat": (85, None), "openat2": (437, 437), "mount": (165, 40), "umount2": (166, 39),
     "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268), "open_tree": (428, 428),
     "move_mount": (429, 429), "fsopen": (430, 430), "mount_setattr": (442, 442),
-}  # fmt: skip
-_DENIED_TO_LEAVES = {
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "pidfd_send_signal": (424, 424), "clone": (56, 220),
     "fork": (57, None), "vfork": (58, None), "clone3": (435, 435),
 }  # fmt: skip
@@ -107,11 +105,8 @@ def _leave_file_system(libc: ctypes.CDLL) -> None:
     os.chdir("/")
 
 
-def deny_system_calls(may_fork: bool = False) -> bool:
-    """Refuse sockets, programs and changes of files from here on; False where the kernel has no filter.
-
-    may_fork: whether new processes and signals stay allowed, for a process that forks one for each item.
-    """
+def deny_system_calls() -> bool:
+    """Refuse sockets, processes, signals and changes of files from here on; False where the kernel has no filter."""
     if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
         return False
     column, architecture = _ARCHITECTURES[platform.machine()]
@@ -120,8 +115,7 @@ def deny_system_calls(may_fork: bool = False) -> bool:
     def instruction(code: int, if_true: int, if_false: int, value: int) -> bytes:
         return struct.pack("HBBI", code, if_true, if_false, value)
 
-    calls = _ALWAYS_DENIED if may_fork else _ALWAYS_DENIED | _DENIED_TO_LEAVES
-    denied = [number for numbers in calls.values() if (number := numbers[column]) is not None]
+    denied = [number for numbers in _DENIED.values() if (number := numbers[column]) is not None]
     refuse = instruction(give, 0, 0, SECCOMP_EPERM)
     # A foreign architecture is refused as a whole: its call numbers mean something else.
     program = [instruction(load, 0, 0, 4), instruction(jump_if_equal, 1, 0, architecture), refuse]
@@ -229,7 +223,7 @@ def gap(found: Iterable[str] | None = None) -> str | None:
     return " and ".join(gaps) or None
 
 
-def enter(memory_mib: int, parent: int, item_s: float, found: list[str], may_fork: bool = False) -> None:
+def enter(memory_mib: int, parent: int, item_s: float, found: list[str]) -> None:
     """Take on every limit that this machine grants.
 
     Args:
@@ -237,7 +231,6 @@ def enter(memory_mib: int, parent: int, item_s: float, found: list[str], may_for
         parent: pid of the process that forked this one; its death kills this one.
         item_s: limit of one item, seconds.
         found: see `layers`.
-        may_fork: see deny_system_calls.
     """
     if "nobody" in found:
         become_nobody()  # before the next lines, which a change of user would undo
@@ -253,7 +246,7 @@ def enter(memory_mib: int, parent: int, item_s: float, found: list[str], may_for
         resource.setrlimit(kind, (most, most))
     if "landlock" in found:
         read_only(own_files())
-    if not deny_system_calls(may_fork):
+    if not deny_system_calls():
         socket.socket = _no_socket  # type: ignore[assignment, misc]
 
 

@@ -4,18 +4,15 @@
 forks a process for each socket that the pool sends over FD (milliseconds). It reads no response itself.
 """
 
-import contextlib
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import sys
 import time
-from typing import Any, get_args
+from typing import Any
 
-from expo_ray.messages import Outcome
 from expo_ray.verifier import sandbox, wire
 from expo_ray.verifier.tasks import Graded, NotDecided, Task, make_task
 
@@ -89,16 +86,14 @@ class Grader:
         return best
 
 
-def serve(pool: socket.socket, grader: Grader, timeout_s: float) -> None:
+def serve(pool: socket.socket, grader: Grader) -> None:
     """Answer frames of items until the pool closes the socket; replies go out one by one, in order."""
     while not sandbox.worn_out() and (items := wire.receive(pool)) is not None:
         for number, *item in items:
             start = time.perf_counter()
             fatal = False
             try:
-                found = (
-                    _thrown_away(pool, grader, item, timeout_s) if grader.task.runs_answers else grader.verdict(*item)
-                )
+                found = grader.verdict(*item)
             except (MemoryError, RecursionError):
                 # After either, half-built state of the libraries is not worth keeping.
                 found, fatal = BEYOND_LIMITS, True
@@ -117,39 +112,6 @@ def _shown(found: Found) -> Found:
     return outcome, extracted and extracted[:MAX_SHOWN], method, credit
 
 
-def _thrown_away(pool: socket.socket, grader: Grader, item: list[Any], timeout_s: float) -> Found:
-    """Grade one item, whose answer will run as code, in a process that ends with it.
-
-    It holds neither the socket nor a key; what it leaves behind is one frame in a pipe, which is data.
-    """
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        pool.close()
-        os.close(reading)
-        sandbox.deny_system_calls()
-        try:
-            os.write(writing, wire.pack(_shown(grader.verdict(*item))))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    buffer = bytearray()
-    found: Any = None
-    deadline = time.monotonic() + 0.9 * timeout_s
-    with contextlib.suppress(wire.BadFrame):
-        while found is None and select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            part = os.read(reading, 1 << 16)
-            if not part:
-                break
-            buffer += part
-            found = wire.unpack(buffer, wire.MAX_REPLY)
-    os.close(reading)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    well_formed = isinstance(found, list) and len(found) == 4 and found[0] in get_args(Outcome)
-    return tuple(found) if well_formed else BEYOND_LIMITS  # the pool checks the rest
-
-
 def main(control_descriptor: int, config: dict[str, Any]) -> None:
     """Import, warm, then fork a grading process for each socket that comes, until the pool is gone."""
     control = socket.socket(fileno=control_descriptor)
@@ -160,19 +122,18 @@ def main(control_descriptor: int, config: dict[str, Any]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
-    control.sendall(wire.pack(layers))
-    parent, timeout_s = os.getpid(), config["timeout_s"]
+    control.sendall(wire.pack([layers, grader.task.runs_answers]))
+    parent = os.getpid()
     while (received := socket.recv_fds(control, 1, 1))[0]:
         with socket.socket(fileno=received[1][0]) as pool:
             pid = os.fork()
             if pid == 0:
                 try:
                     control.close()
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for standard in (0, 1, 2):
                         os.dup2(null, standard)
-                    sandbox.enter(config["memory_mib"], parent, timeout_s, layers, grader.task.runs_answers)
-                    serve(pool, grader, timeout_s)
+                    sandbox.enter(config["memory_mib"], parent, config["timeout_s"], layers)
+                    serve(pool, grader)
                 finally:
                     os._exit(0)
         control.sendall(wire.pack(pid))
