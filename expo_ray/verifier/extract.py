@@ -6,7 +6,7 @@ import tomllib
 from collections import deque
 from pathlib import Path
 
-_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
+_BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\(?!\\boxed).|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s*+(\\?[^\s{}$.,;\\]+(?:\{[^{}]{0,200}\}){0,2})")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$)(\]\[.,;&]|\\q?quad|\\[\[\]() ,;])*+(?:\\text\s*+\{\s*+)?(?:and|or|und|et|和|或|与|，|、)?\s*+\}?"
@@ -172,7 +172,7 @@ def bare(response: str) -> str | None:
     if not text or len(text) > MAX_BARE or "\n" in text or "\\boxed" in text:
         return None
     words = _count_words(text)
-    return text if not words or (words <= 3 and "$" not in text) else None
+    return text if not words or (words <= 3 and not re.search(r"\$|\b(?:is|are|equals)\b", text)) else None
 
 
 def choice(text: str) -> str | None:

@@ -123,7 +123,7 @@ def _compound(text: str) -> Quantity | None:
 
 def _bare_is_unit(value: str, bare: str, words: str) -> bool:
     r"""Letters without `\text` are a unit only behind a number, and a single letter only behind a space."""
-    if not re.search(r"[0-9})]$", value) or re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value)):
+    if not re.search(r"(?:[0-9})]|\\pi)$", value) or re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value)):
         return False
     if len(words) == 1:
         return bare.startswith(" ") and words in _SHORT

@@ -110,7 +110,8 @@ _LABEL = re.compile(
     r"(?:\\text\{ ?)?(?:\(([A-J])\)|([A-J])[):.]) ?(?:\\text\{(?=.*\}$)|(\}))? ?(.*[0-9A-Za-z].*)", re.DOTALL
 )
 _JOINED = re.compile(
-    r"\W*(?:or|and|nor|but|not|vs|maybe|if|half)\b|[-+=,;/|^!0]|\\(?:cup|cap|lor|land|ne|pi|quad|Rightarrow|implies|to)\b"
+    r"(?:\\text\{)?\W*(?:or|and|nor|but|not|vs|maybe|if|half|wrong|except)\b|[-+=<>,;/|^!0]"
+    r"|\\(?:cup|cap|lor|land|ne|le|ge|pi|quad|to|Rightarrow|implies)\b"
 )
 _SHOUTED = {"YES", "NO", "TRUE", "ODD", "EVEN", "NONE"}
 _PHRASES = {phrase: formula for formula, phrases in NOTATION["phrases"].items() for phrase in phrases.split()}
