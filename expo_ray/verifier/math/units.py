@@ -72,7 +72,7 @@ def quantity(text: str, any_plural: bool = False) -> Quantity:
     if text.endswith("\\%"):
         return Quantity(text[:-2].strip(), PERCENT)
     modulus = re.fullmatch(r"(.+?)\(?\\pmod\{([1-9A-Za-z][^{}]*)\}\)?", text)
-    if modulus:
+    if modulus and not (modulus[1].isdigit() and modulus[2].isdigit() and int(modulus[1]) >= int(modulus[2])):
         return Quantity(modulus.group(1).strip(), Unit("mod " + modulus.group(2)))
     if text.endswith("\\degree") and not re.search(r"\\(?:sin|cos|tan|sec|csc|cot|cis)", text):
         return Quantity(text[: -len("\\degree")].strip(), DEGREE)

@@ -111,7 +111,7 @@ _LABEL = re.compile(
 )
 _JOINED = re.compile(
     r"(?:\\text\{)?\W*(?:or|and|nor|but|not|vs|maybe|if|half|wrong|except)\b|[-+=<>,;/|^!0]"
-    r"|\\(?:cup|cap|lor|land|ne|le|ge|pi|quad|to|Rightarrow|implies)\b"
+    r"|\\(?:cup|cap|lor|land|ne|le|ge|pi|quad|to|Rightarrow|implies)(?![A-Za-z])"
 )
 _SHOUTED = {"YES", "NO", "TRUE", "ODD", "EVEN", "NONE"}
 _PHRASES = {phrase: formula for formula, phrases in NOTATION["phrases"].items() for phrase in phrases.split()}
