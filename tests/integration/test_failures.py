@@ -11,7 +11,7 @@ import pytest
 
 from expo_ray.checkpoint.manifest import damage
 from tests.chaos.compare import policy_digest
-from tests.integration.small_run import STEPS, events, start, status, until
+from tests.integration.small_run import SMALL, STEPS, events, finish, kill, launch, start, status, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 WAIT_S = 45  # far above any phase of this run, on a busy machine too
@@ -42,6 +42,30 @@ def test_what_stops_answering_is_cut_off_named_and_replaced(small_run, tmp_path)
     assert "1 of trainer.max_restarts=3" in events(folder, "restarted")[0]["what"]
     assert not Path(f"/proc/{engine}").exists() and not Path(f"/proc/{learner}").exists()
     assert policy_digest(folder, STEPS) == policy_digest(small_run, STEPS)
+
+
+def test_two_runs_of_one_command_leave_each_other_alone(tmp_path):
+    """In one folder the second is refused before it starts anything; in another it takes no checkpoint of the first.
+
+    One small run, about a minute.
+    """
+    first, second = tmp_path / "first", tmp_path / "second"
+    process = start(first)
+    until(lambda: bool(events(first, "checkpoint")), process)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end meanwhile; it lives
+    configured = (first / "config.yaml").stat().st_mtime_ns
+    refused = finish(launch("expo_ray.train", *SMALL, f"run_dir={first}"))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: run_dir={first} belongs to process {process.pid} on ")
+    assert refused.stderr.count("\n") == 1 and (first / "config.yaml").stat().st_mtime_ns == configured
+    other = start(second)
+    until(lambda: bool(events(second, "skipped")), other)
+    kill(other)
+    [skipped] = events(second, "skipped")
+    assert f"{first} is skipped: process {process.pid} on " in skipped["what"] and "is running it" in skipped["what"]
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(timeout=400) == 0
+    assert not (first / "owner.json").exists() and events(first, "lost") == []
 
 
 def stop_engine_in_sync(folder: Path, process: subprocess.Popen) -> tuple[int, float]:
