@@ -118,19 +118,33 @@ def owned(folder: Path) -> Iterator[None]:
 
 def _claimed(path: Path, before: dict[str, Any], me: dict[str, Any]) -> bool:
     """Writes the file, in place of that of an owner that is gone; False if another process was faster."""
-    aside = path.with_name(f".{OWNER}.{os.getpid()}.gone")
-    with suppress(FileNotFoundError):
-        os.rename(path, aside)
-        if before and not _is(_read(aside), before):  # a new owner's, written since
-            os.rename(aside, path)
-            return False
-        aside.unlink()
+    mine, aside = (path.with_name(f".{OWNER}.{os.getpid()}.{end}") for end in ("new", "gone"))
+    mine.write_text(json.dumps(me | {"beat": 0}))
     try:
-        with path.open("x") as file:  # one of several that try at the same time succeeds
-            json.dump(me | {"beat": 0}, file)
+        with suppress(FileNotFoundError):
+            os.rename(path, aside)
+        if (moved := _read(aside)) and not (before and _is(moved, before)):  # a new owner's, written since
+            _place(aside, path)
+            return False
+        _place(mine, path)
+        return True
     except FileExistsError:
         return False
-    return True
+    finally:
+        mine.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
+
+
+def _place(file: Path, path: Path) -> None:
+    """Gives a file a further name; raises FileExistsError, unlike a rename, if there is such a file."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without hard links: only here may two that start at once both succeed
+        if path.exists():
+            raise FileExistsError(path) from error
+        os.rename(file, path)
 
 
 def refuse_owned(folder: Path) -> None:
@@ -206,7 +220,7 @@ def _read(path: Path) -> dict[str, Any]:
     """An owner's file; empty if there is none, or it is not one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
     complete = isinstance(found, dict) and {"host", "pid", "started", "machine"} <= found.keys()
     return found if complete else {}

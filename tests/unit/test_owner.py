@@ -156,3 +156,13 @@ def test_a_second_run_or_sweep_in_a_folder_is_refused_at_once(
     error, begin = capsys.readouterr().err, f"error: run_dir={folder} belongs to process {process.pid} on "
     assert error.startswith(begin) and error.count("\n") == 1
     assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+
+
+def test_a_file_system_without_hard_links_has_owners_too(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise PermissionError("no hard links")
+
+    monkeypatch.setattr(journal.os, "link", no_links)
+    with owned(tmp_path):
+        assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
