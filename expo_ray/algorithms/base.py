@@ -51,6 +51,8 @@ class Algorithm(AlgorithmFacts):
     empty: no reference policy is loaded."""
     stores_reference: bool = False
     """Whether samples usually bring that sum: the reference policy is loaded only when one of them does not."""
+    needs_entropy: bool = False
+    """Whether `loss` reads `PolicyTokens.entropy` at every step, without `algo.entropy_bonus`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -50,7 +50,7 @@ def _policy_terms(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metri
     chosen = _tokens_of(tokens, "policy")
     sample = tokens.sample_of_token[chosen]
     logprobs, old = tokens.logprobs[chosen], tokens.old_logprobs[chosen]
-    entropy, weight = tokens.entropy[chosen], tokens.weight[sample]
+    entropy, weight = None if tokens.entropy is None else tokens.entropy[chosen], tokens.weight[sample]
     factor, metrics = importance_weights(
         old if tokens.exact_logprobs is None else tokens.exact_logprobs[chosen],
         tokens.rollout_logprobs[chosen],
@@ -65,11 +65,12 @@ def _policy_terms(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metri
     count = chosen.sum()
     nothing = policy.new_zeros(())
     metrics["loss/policy"] = (policy.detach(), nothing)
-    metrics["policy/entropy"] = (entropy.detach().sum(), count)
+    if entropy is not None:
+        metrics["policy/entropy"] = (entropy.detach().sum(), count)
     metrics["policy/clip_fraction"] = (result.clipped.sum(), count)
     metrics["policy/ratio_bounded"] = (result.beyond_bound.sum(), count)
     metrics["policy/ratio_mean"] = (result.ratio.sum(), count)
-    if algo.entropy_bonus:
+    if algo.entropy_bonus and entropy is not None:
         loss = loss - algo.entropy_bonus * (weight * entropy).sum()
     if algo.kl_coef:
         estimate = kl_estimate(logprobs, tokens.reference_logprobs[chosen], algo.kl_estimator)
@@ -233,18 +234,17 @@ def dpo_loss(tokens: PolicyTokens, dpo_beta: float) -> LossOutput:
     loss = -(tokens.weight[chosen] * logsigmoid(margin)).sum()
     count = loss.new_tensor(float(len(chosen)))
     detached = margin.detach()
-    return LossOutput(
-        loss,
-        {
-            "loss/dpo": (loss.detach(), loss.new_zeros(())),
-            "loss/total": (loss.detach(), loss.new_zeros(())),
-            "dpo/margin": (detached.sum(), count),
-            "dpo/accuracy": ((detached > 0).sum(), count),
-            "dpo/chosen_rise": (rise[chosen].detach().sum(), count),
-            "dpo/rejected_rise": (rise[rejected].detach().sum(), count),
-            "policy/entropy": (tokens.entropy.detach().sum(), loss.new_tensor(float(tokens.entropy.numel()))),
-        },
-    )
+    metrics: Metrics = {
+        "loss/dpo": (loss.detach(), loss.new_zeros(())),
+        "loss/total": (loss.detach(), loss.new_zeros(())),
+        "dpo/margin": (detached.sum(), count),
+        "dpo/accuracy": ((detached > 0).sum(), count),
+        "dpo/chosen_rise": (rise[chosen].detach().sum(), count),
+        "dpo/rejected_rise": (rise[rejected].detach().sum(), count),
+    }
+    if tokens.entropy is not None:
+        metrics["policy/entropy"] = (tokens.entropy.detach().sum(), loss.new_tensor(float(tokens.entropy.numel())))
+    return LossOutput(loss, metrics)
 
 
 def _members(tokens: PolicyTokens) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,9 @@ class PolicyTokens:
 
     logprobs: Tensor
     """[N] the current policy's, with gradient."""
-    entropy: Tensor
-    """[N] nats, of the current policy's next-token distribution, with gradient."""
+    entropy: Tensor | None
+    """[N] nats, of the current policy's next-token distribution, with gradient if there is an entropy bonus; None where
+    nothing asks for it (`logging.entropy_every`, `algo.entropy_bonus`, `Algorithm.needs_entropy`)."""
     old_logprobs: Tensor
     """[N] the learner's log-probabilities before this batch's first update; no gradient."""
     rollout_logprobs: Tensor

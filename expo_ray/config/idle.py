@@ -101,7 +101,7 @@ NEEDS = (
         "with model.lora.rank=0",
     ),
     Need(
-        ("learner.offload_optimizer", "rollout.gpu_memory_utilization", "profile.deterministic"),
+        ("learner.offload_optimizer", "learner.compile", "rollout.gpu_memory_utilization", "profile.deterministic"),
         lambda c: c.profile.device == "cuda",
         "with profile=cpu",
     ),
@@ -122,6 +122,11 @@ NEEDS = (
         "with data.sources, whose entries name the files",
     ),
     Need(("data.eval_path",), lambda c: not c.data.eval_sources, "with data.eval_sources"),
+    Need(
+        ("learner.offload_between_updates",),
+        lambda c: c.cluster.placement == "colocated",
+        "without cluster.placement=colocated",
+    ),
     Need(("rollout.kv_cache_gib",), lambda c: c.profile.device == "cpu", "with profile=gpu"),
 )
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from expo_ray.config.schema import ClusterConfig
 
 GIB = float(1 << 30)
+BUCKET_ELEMENTS = 1 << 28
+"""Gradients that DeepSpeed reduces at once: 512 MiB in bfloat16. Its default, 5e8, would take 1.9 GiB for two."""
 RESOURCE_KEYS = ("rollout_resource", "learner_resource")
 """Keys of conf/cluster that name a custom Ray resource."""
 

@@ -168,7 +168,8 @@ class LearnerConfig:
 
     ranks: int = key(2, at_least=1, actors=True)  # processes, one GPU each
     zero_stage: int = key(2, at_least=0, at_most=3)  # ZeRO shards from 1 the optimizer, 2 gradients, 3 weights
-    offload_optimizer: bool = key(False)  # keep the optimizer in host memory
+    offload_optimizer: bool = key(False)  # keep the optimizer in host memory, and compute its step on the cores
+    offload_between_updates: bool = key(False, on_resume="free")  # colocated: its states leave the card for sampling
     dtype: str = key("float32", "float32", "bfloat16")  # of the weights
     learning_rate: float = key(1e-6, at_least=0, on_resume="reported")  # after the warm-up
     warmup_steps: int = key(0, at_least=0, on_resume="reported")  # steps of a linear rise from 0
@@ -179,8 +180,9 @@ class LearnerConfig:
     max_grad_norm: float = key(1.0, at_least=0)  # gradients are clipped to this norm; 0: never
     tokens_per_micro_batch: int = key(4096, at_least=1, on_resume="reported")  # tokens of one forward pass
     batching: str = key("padded", "padded", "packed")  # rows sorted by length, or one row with blocks of attention
-    gradient_checkpointing: bool = key(False, on_resume="reported")  # compute activations twice, store few
-    attention: str = key("sdpa")  # transformers' attn_implementation
+    gradient_checkpointing: bool | None = key(None, on_resume="reported")  # store few activations; null: if a card must
+    attention: str = key("sdpa")  # transformers' attn_implementation; sdpa: torch's, varlen_attn for packed rows
+    compile: bool = key(False, on_resume="reported")  # torch.compile of norms, rotary embedding, MLPs and scores; cuda
     logits_chunk_tokens: int = key(1024, at_least=1)  # tokens whose logits exist at once
 
 
@@ -272,6 +274,7 @@ class LoggingConfig:
     prometheus: bool = key(True)  # gauges through Ray's metrics exporter
     wandb_project: str | None = key(None)  # set it to log to Weights & Biases
     progress: bool = key(True)  # progress lines on the terminal
+    entropy_every: int = key(1, at_least=0)  # measure the policy's entropy every k steps; 0: never
     usage_every: int = key(10, at_least=0)  # measure memory, files and threads of all actors every k steps; 0: never
 
 

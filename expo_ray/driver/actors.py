@@ -151,7 +151,7 @@ class Actors:
         moves = {name: handle.log_to.remote(name, self.log_folder) for name, handle in handles.items()}
         self.waiter.gather(moves, "moving the actors' logs", config.trainer.wait_s)
         self.learners.sync_s = config.sync.timeout_s + SYNC_GRACE_S
-        self.learners.all("rebuild", "building the learners again", config)
+        self.learners.all("rebuild", "building the learners again", self._learner_config())
 
     def step_done(self) -> None:
         """Forgets earlier losses: trainer.max_restarts counts those without a completed step between them."""
@@ -243,7 +243,11 @@ class Actors:
 
         # Bundles hold the engines first, then the ranks; on shared cards each holds one of both.
         options = self._options("learner", bundle=rank if self.plan.colocated else self.config.rollout.workers + rank)
-        return ray.remote(LearnerRank).options(**options).remote(self.config, rank, self.log_folder)
+        return ray.remote(LearnerRank).options(**options).remote(self._learner_config(), rank, self.log_folder)
+
+    def _learner_config(self) -> Config:
+        # The plan may be that of an earlier run, whose actors this one has taken over.
+        return replace(self.config, learner=replace(self.plan, config=self.config).learner)
 
     def _verifier(self, index: int, name: str) -> Any:
         from expo_ray.verifier.actor import VerifierActor
@@ -261,10 +265,11 @@ class Actors:
 
     def _options(self, name: str, bundle: int) -> dict[str, Any]:
         profile, cluster = self.config.profile, self.config.cluster
+        threads = self.plan.learner_threads if name == "learner" else profile.threads_per_actor
         wanted = {"rollout": cluster.rollout_resource, "learner": cluster.learner_resource}[name]
         options: dict[str, Any] = {
             "num_cpus": self.plan.actor(name).ray_cpus,
-            "runtime_env": {"env_vars": environment(profile.device, profile.threads_per_actor, profile.deterministic)},
+            "runtime_env": {"env_vars": environment(profile.device, threads, profile.deterministic)},
             "resources": {wanted: PIN} if wanted else {},
         }
         if self._group is not None:

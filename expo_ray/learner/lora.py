@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expo_ray.config.errors import did_you_mean
 from expo_ray.config.schema import LoraConfig
-from expo_ray.learner.micro_batches import Layout
+from expo_ray.learner.micro_batches import Entropy, Layout
 from expo_ray.sync.source import Entry, lora_entries
 
 ALL_LINEAR = ["all-linear"]
@@ -68,10 +68,10 @@ class AdaptersOffReference:
 
     @torch.no_grad()
     def __call__(
-        self, layout: Layout, temperature: float, entropy_gradient: bool, most_scored: int
-    ) -> tuple[Tensor, Tensor]:
+        self, layout: Layout, temperature: float, entropy: Entropy, most_scored: int
+    ) -> tuple[Tensor, Tensor | None]:
         with adapters_off(self.lm):
-            return self.engine(layout, temperature, entropy_gradient, most_scored)
+            return self.engine(layout, temperature, entropy, most_scored)
 
 
 def merged_entries(lm: Any) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from expo_ray.messages import IntArray
 
 Share = list[list[int]]
 """One rank's micro-batches, each a list of sample indices."""
+Entropy = Literal["none", "value", "gradient"]
+"""Whether a micro-batch's entropies are computed, and whether with a gradient (entropy bonus)."""
 
 
 def units(unit_of_sample: Sequence[int]) -> list[list[int]]:
@@ -88,8 +91,8 @@ class Layout:
     """B rows of L tokens that hold S sequences with N scored tokens in total.
 
     Padding is on the right and attention is causal, so a scored token never sees a pad and no mask is
-    needed. Packed rows restart `position_ids` at each sequence, from which transformers builds its
-    block-diagonal mask (transformers.masking_utils.find_packed_sequence_indices).
+    needed. A packed row restarts `position_ids` at each sequence and says in `starts` where the sequences begin.
+    A variable-length attention reads the latter; for the others transformers builds a mask from the former.
     """
 
     input_ids: Tensor  # [B, L] int64
@@ -98,9 +101,13 @@ class Layout:
     columns: Tensor  # [N] its column: one before the token
     targets: Tensor  # [N] the scored token ids
     sample_of_token: Tensor  # [N] index of the sequence in [0, S)
+    starts: Tensor | None = None  # [S + 1] int32: where each sequence of a packed row begins, and the row's length
+    longest: int = 0  # tokens of the longest sequence of a packed row
 
     def to(self, device: torch.device) -> "Layout":
-        return Layout(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
+        held = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved = {n: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for n, v in held.items()}
+        return Layout(**moved)
 
 
 def lay_out(contexts: Sequence[IntArray], scored: Sequence[IntArray], packed: bool) -> Layout:
@@ -138,6 +145,8 @@ def lay_out(contexts: Sequence[IntArray], scored: Sequence[IntArray], packed: bo
         columns=_tensor(before + offsets[sample_of_token]),
         targets=_tensor(np.concatenate(list(scored))),
         sample_of_token=_tensor(sample_of_token),
+        starts=torch.from_numpy(np.append(offsets, lengths.sum()).astype(np.int32)) if packed else None,
+        longest=int(lengths.max()) if packed else 0,
     )
 
 

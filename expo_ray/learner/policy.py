@@ -1,19 +1,31 @@
-"""The policy and the reference policy as DeepSpeed engines."""
+"""The policy and the reference policy as DeepSpeed engines, and the kernels that they compute with on a card."""
 
 import copy
+import inspect
+import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 
+from expo_ray.config.resources import BUCKET_ELEMENTS
 from expo_ray.config.schema import Config, LearnerConfig
-from expo_ray.learner.micro_batches import Layout
+from expo_ray.learner.micro_batches import Entropy, Layout
+
+VARLEN = "torch_varlen"
+"""Name of `varlen_attention` among transformers' attention implementations."""
+COMPILED_MODULES = ("RMSNorm", "MLP")
+"""Ends of the names of the module classes whose forward pass `compile_parts` compiles."""
 
 
 class TokenScorer(nn.Module):
@@ -27,44 +39,137 @@ class TokenScorer(nn.Module):
         super().__init__()
         self.lm = lm
         self.chunk_tokens = chunk_tokens
+        self.token_scores: Callable[..., tuple[Tensor, Tensor | None]] = token_scores
 
     def forward(
-        self, layout: Layout, temperature: float, entropy_gradient: bool, most_scored: int
-    ) -> tuple[Tensor, Tensor]:
+        self, layout: Layout, temperature: float, entropy: Entropy, most_scored: int
+    ) -> tuple[Tensor, Tensor | None]:
         """Scores a micro-batch.
 
         Args:
             layout: the micro-batch, N scored tokens.
             temperature: the logits are divided by it, as the engine did when it sampled.
-            entropy_gradient: whether the entropy needs a gradient (entropy bonus).
+            entropy: whether the entropy is computed, and with a gradient.
             most_scored: the largest N of any rank in this round. Every rank makes as many chunks as this needs,
                 because at ZeRO-3 each use of the output layer is a collective call.
 
         Returns:
-            [N] log-probabilities and [N] entropies, both float32 nats.
+            [N] log-probabilities and [N] entropies, or None in their place, both float32 nats.
         """
-        decoder = self.lm.base_model
-        hidden = decoder(input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False)
+        decoder, packed = self.lm.base_model, {}
+        if layout.starts is not None and self.lm.config._attn_implementation == VARLEN:
+            packed = {f"cu_seq_lens_{of}": layout.starts for of in "qk"}
+            packed |= {f"max_length_{of}": layout.longest for of in "qk"}
+        hidden = decoder(input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **packed)
         picked = hidden.last_hidden_state[layout.rows, layout.columns]
         count = max(1, -(-max(most_scored, len(picked)) // self.chunk_tokens))
         chunks = list(zip(picked.tensor_split(count), layout.targets.tensor_split(count), strict=True))
         again = len(chunks) > 1 and torch.is_grad_enabled()
         scored = [
-            checkpoint(self._score, h, t, temperature, entropy_gradient, use_reentrant=False)
+            checkpoint(self._score, h, t, temperature, entropy, use_reentrant=False)
             if again
-            else self._score(h, t, temperature, entropy_gradient)
+            else self._score(h, t, temperature, entropy)
             for h, t in chunks
         ]
-        return torch.cat([s[0] for s in scored]), torch.cat([s[1] for s in scored])
+        entropies = None if entropy == "none" else torch.cat([s[1] for s in scored])
+        return torch.cat([s[0] for s in scored]), entropies
 
     def _score(
-        self, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        logits = self.lm.get_output_embeddings()(hidden).float() / temperature
-        log_softmax = logits.log_softmax(-1)
-        logprobs = log_softmax.gather(-1, targets[:, None])[:, 0]
-        source = log_softmax if entropy_gradient else log_softmax.detach()
-        return logprobs, -(source.exp() * source).sum(-1)
+        self, hidden: Tensor, targets: Tensor, temperature: float, entropy: Entropy
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.token_scores(self.lm.get_output_embeddings()(hidden), targets, temperature, entropy)
+
+
+def token_scores(logits: Tensor, targets: Tensor, temperature: float, entropy: Entropy) -> tuple[Tensor, Tensor | None]:
+    """[N] log-probabilities of the targets, and [N] entropies if asked for, of logits [N, V]; in float32 nats."""
+    log_softmax = (logits.float() / temperature).log_softmax(-1)
+    logprobs = log_softmax.gather(-1, targets[:, None])[:, 0]
+    if entropy == "none":
+        return logprobs, None
+    source = log_softmax if entropy == "gradient" else log_softmax.detach()
+    return logprobs, -(source.exp() * source).sum(-1)
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sequence of one packed row, by torch's flash kernel for sequences of any lengths.
+
+    transformers makes no mask for an implementation that it does not know, and keys and values keep their fewer heads.
+
+    Args:
+        module: the layer that attends.
+        query: [1, heads, T, size].
+        key: [1, key-value heads, T, size].
+        value: as `key`.
+        attention_mask: None.
+        scaling: of the scores.
+        dropout: 0, as the kernel has none.
+        sliding_window: how many tokens a token sees, itself included; None: all before it.
+        cu_seq_lens_q: Layout.starts.
+        max_length_q: Layout.longest.
+        others: what the kernel cannot do, None each; the rest is of no concern to an attention.
+
+    Returns:
+        [1, T, heads, size], and None in place of the attention's weights.
+
+    Raises:
+        ValueError: the model or the row asks for something else.
+    """
+    wanted = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    wanted += ["attention_dropout"] * bool(dropout) + ["a mask"] * (attention_mask is not None)
+    if wanted or cu_seq_lens_q is None:
+        what = f"{type(module).__name__} asks for {', '.join(wanted)}" if wanted else "the rows are padded"
+        raise ValueError(f"learner.batching=packed: {what}, which torch's varlen_attn has not: use padded")
+    # torch 2.11 takes grouped heads as they are, 2.13 wants to be asked.
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    rows = (heads[0].transpose(0, 1) for heads in (query, key, value))
+    places = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    return varlen.varlen_attn(*rows, *places, scale=scaling, window_size=window, **grouped)[None], None
+
+
+AttentionInterface.register(VARLEN, varlen_attention)
+
+
+def compile_parts(lm: Any, scorer: TokenScorer, zero_stage: int, **options: Any) -> None:
+    """Compiles what is many small kernels otherwise: norms, rotary embedding, gated MLP, and the scores of the logits.
+
+    Classes are compiled, not instances, so that all layers share one graph. At ZeRO-3 modules are left as they are,
+    because DeepSpeed's hooks in them gather the weights.
+
+    Args:
+        lm: the language model inside `scorer`.
+        scorer: computes the scores.
+        zero_stage: learner.zero_stage.
+        options: of torch.compile.
+    """
+    torch._dynamo.config.recompile_limit = 64  # of one function: for each size 0, 1 and any, with and without gradient
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return (
+            function
+            if hasattr(function, "_torchdynamo_orig_callable")
+            else torch.compile(function, dynamic=True, **options)
+        )
+
+    for kind in {type(module) for module in lm.modules()}:
+        if zero_stage < 3 and kind.__name__.endswith(COMPILED_MODULES):
+            kind.forward = compiled(kind.forward)
+    code = sys.modules[type(lm).__module__]
+    if hasattr(code, "apply_rotary_pos_emb"):
+        code.apply_rotary_pos_emb = compiled(code.apply_rotary_pos_emb)  # type: ignore[attr-defined]
+    scorer.token_scores = compiled(token_scores)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,18 +181,19 @@ def deepspeed_config(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
     `gradient_accumulation_steps` is 1, so that DeepSpeed does not scale the loss; expo_ray.learner.update sets the
     accumulation boundary itself.
     """
-    adam = {
+    adam: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": [config.adam_beta1, config.adam_beta2],
         "weight_decay": config.weight_decay,
-        # DeepSpeed would compile its own kernel at start, for which the CUDA toolkit must be installed.
-        "torch_adam": True,
-        "fused": on_gpu and not config.offload_optimizer,
     }
+    if not config.offload_optimizer:
+        # DeepSpeed would compile its own kernel at start, for which the CUDA toolkit must be installed.
+        adam |= {"torch_adam": True, "fused": on_gpu}
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "contiguous_gradients": True,
         "overlap_comm": on_gpu,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
         "stage3_gather_16bit_weights_on_model_save": False,
     }
     if config.offload_optimizer:
@@ -138,9 +244,41 @@ def load_policy(config: Config) -> tuple[Any, Any]:
 
         add_adapters(lm, config.model.lora, config.seed)
     scorer = TokenScorer(lm, config.learner.logits_chunk_tokens)
+    if config.learner.compile:
+        compile_parts(lm, scorer, config.learner.zero_stage)
+    if config.learner.offload_optimizer:
+        build_cpu_adam()
     trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(model=scorer, model_parameters=trained, config=settings)
     return engine, lm
+
+
+def build_cpu_adam() -> None:
+    """Compiles DeepSpeed's Adam for host memory, half a minute where it has not been done; the ranks' start bounds it.
+
+    Raises:
+        RuntimeError: it cannot be compiled, or not be loaded.
+    """
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    os.environ["PATH"] += f"{os.pathsep}{Path(sys.executable).parent}"  # there is the ninja of the environment
+    try:
+        CPUAdamBuilder().load(verbose=False)
+    except (RuntimeError, ImportError, OSError) as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise RuntimeError(
+            f"learner.offload_optimizer=true compiles DeepSpeed's CPU Adam on each learner's node with g++ and ninja, "
+            f"which failed: {cause}; install them there, or use learner.offload_optimizer=false"
+        ) from error
+
+
+def move_optimizer(engine: Any, to_host: bool) -> None:
+    """Moves the optimizer's states and the float32 weights between the card and pinned host memory (ZeRO-1 and 2)."""
+    if not to_host:
+        engine.reload_states()
+        return
+    states = (OffloadStateTypeEnum.optim_states, OffloadStateTypeEnum.hp_params)
+    engine.offload_states(include=states, pin_memory=torch.cuda.is_available())
 
 
 def load_reference(config: Config, engine: Any, lm: Any) -> Any:
@@ -157,6 +295,8 @@ def load_reference(config: Config, engine: Any, lm: Any) -> Any:
     partitioned = _partition_while_loading(settings)
     scorer = TokenScorer(_load(config), config.learner.logits_chunk_tokens).eval().requires_grad_(False)
     del partitioned
+    if config.learner.compile:
+        compile_parts(scorer.lm, scorer, config.learner.zero_stage)
     if config.learner.zero_stage < 3:
         return scorer.to(config.profile.device)
     frozen = copy.deepcopy(settings)
@@ -167,12 +307,20 @@ def load_reference(config: Config, engine: Any, lm: Any) -> Any:
 
 
 def _load(config: Config) -> Any:
+    learner = config.learner
+    # Packed rows need torch's own attention in its form for sequences of any lengths, which there is for cards only.
+    varying = learner.batching == "packed" and learner.attention == "sdpa" and config.profile.device == "cuda"
     lm = AutoModelForCausalLM.from_pretrained(
         config.model.path,
-        dtype=DTYPES[config.learner.dtype],
-        attn_implementation=config.learner.attention,
+        dtype=DTYPES[learner.dtype],
+        attn_implementation=VARLEN if varying else learner.attention,
         trust_remote_code=config.model.trust_remote_code,
     )
+    if varying and not lm._supports_attention_backend:
+        raise ValueError(
+            f"learner.batching=packed: {type(lm).__name__} of model.path={config.model.path} has an attention of its "
+            "own: use learner.batching=padded"
+        )
     lm.config.use_cache = False
     _stop_dropout(lm)
     return lm

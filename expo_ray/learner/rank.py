@@ -120,6 +120,7 @@ class LearnerRank(ActorProcess):
         from expo_ray.learner.update import learning_rate
 
         rate = learning_rate(self.config.learner, self.updates, self.config.trainer.steps)
+        self._take_card()
         with span("update", step=batch.step):
             sums = self.updater.update(batch, rate) if batch.samples else {}
         # Also without samples, so that the number of updates remains that of steps, and the learning rate with it.
@@ -139,6 +140,11 @@ class LearnerRank(ActorProcess):
         from expo_ray.sync.sender import resolve_backend
 
         self.sender.connect(workers, resolve_backend(self.config), self.config.rollout.tensor_parallel)
+        if self.config.profile.device == "cuda" and not self.config.profile.deterministic:
+            import torch
+
+            # vLLM's weight transfer was imported, and vllm.platforms.cuda turns it off for the whole process.
+            torch.backends.cuda.enable_cudnn_sdp(True)
 
     def send(self, weight_version: int) -> tuple[int, float]:
         """Sends the policy's weights to the connected workers.
@@ -187,6 +193,7 @@ class LearnerRank(ActorProcess):
 
         from expo_ray.learner.saving import set_random_state
 
+        self._take_card()
         path, state = self.engine.load_checkpoint(folder, tag=TAG)
         if path is None:
             raise FileNotFoundError(f"{folder} has no learner state that DeepSpeed can load")
@@ -195,8 +202,21 @@ class LearnerRank(ActorProcess):
         self._yield_card()
         return self.updates
 
+    def _take_card(self) -> None:
+        """Brings back what `_yield_card` moved away; the engine of the card sleeps."""
+        if self.config.learner.offload_between_updates:
+            from expo_ray.learner.policy import move_optimizer
+
+            with span("optimizer to the card"):
+                move_optimizer(self.engine, to_host=False)
+
     def _yield_card(self) -> None:
-        """Frees the memory that torch caches, if an engine shares the card: the engine needs it when it wakes."""
+        """Frees what an engine on the same card needs when it wakes: what torch caches, and the optimizer if asked."""
+        if self.config.learner.offload_between_updates:
+            from expo_ray.learner.policy import move_optimizer
+
+            with span("optimizer to the host"):
+                move_optimizer(self.engine, to_host=True)
         if self.config.cluster.placement == "colocated":
             import torch
 

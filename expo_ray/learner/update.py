@@ -12,7 +12,7 @@ from torch import Tensor
 from expo_ray.algorithms.base import Algorithm
 from expo_ray.algorithms.tokens import MetricSums, PolicyTokens, merge_metrics
 from expo_ray.config.schema import Config, LearnerConfig
-from expo_ray.learner.micro_batches import Layout, deal, lay_out, most_scored, shortest_unit
+from expo_ray.learner.micro_batches import Entropy, Layout, deal, lay_out, most_scored, shortest_unit
 from expo_ray.messages import TrainingBatch, TrainingSample
 from expo_ray.runtime.spans import span
 
@@ -69,10 +69,10 @@ class Updater:
         config: Config,
         algorithm: Algorithm,
         engine: Any,
-        reference: Callable[..., tuple[Tensor, Tensor]] | None,
+        reference: Callable[..., tuple[Tensor, Tensor | None]] | None,
         rank: int,
         ranks: int,
-        load_reference: Callable[[], Callable[..., tuple[Tensor, Tensor]]] | None = None,
+        load_reference: Callable[[], Callable[..., tuple[Tensor, Tensor | None]]] | None = None,
     ) -> None:
         self.config, self.algorithm, self.engine, self.reference = config, algorithm, engine, reference
         self.rank, self.ranks, self.load_reference = rank, ranks, load_reference
@@ -94,9 +94,11 @@ class Updater:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         parts: list[MetricSums] = []
+        every = self.config.logging.entropy_every
+        measured = bool(every) and batch.step % every == 0
         for _ in range(self.config.algo.updates_per_batch):
             with span("forward and backward", micro_batches=len(micro_batches)):
-                parts.append(self.accumulate(micro_batches))
+                parts.append(self.accumulate(micro_batches, measured))
             with span("optimizer step"):
                 parts.append({"update/gradient_norm": (self.step(), 1.0)})
         # `parts` alternates: the sums of a step's losses, then its gradient norm.
@@ -127,19 +129,25 @@ class Updater:
             )
         return found
 
-    def accumulate(self, micro_batches: list[MicroBatch]) -> MetricSums:
-        """Accumulates the gradient of every micro-batch; the last one completes the reduction over ranks."""
+    def accumulate(self, micro_batches: list[MicroBatch], measure_entropy: bool = True) -> MetricSums:
+        """Accumulates the gradient of every micro-batch; the last one completes the reduction over ranks.
+
+        The metrics stay on the device until then: to copy them for each micro-batch would stop the card each time.
+        """
         self.engine.train()
-        parts: list[MetricSums] = []
+        parts: list[dict[str, tuple[Tensor, Tensor]]] = []
+        entropy_is: Entropy = "value" if measure_entropy or self.algorithm.needs_entropy else "none"
+        if self.config.algo.entropy_bonus:
+            entropy_is = "gradient"
         for index, micro in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            logprobs, entropy = self._score(self.engine, micro)
+            logprobs, entropy = self._score(self.engine, micro, entropy_is)
             output = self.algorithm.loss(self._policy_tokens(micro, logprobs, entropy))
             # DeepSpeed averages gradients over ranks, but the samples' weights are made for a sum.
             self.engine.backward(output.loss * (0.0 if micro.idle else self.ranks))
             if not micro.idle:
-                parts.append({name: (float(total), float(count)) for name, (total, count) in output.metrics.items()})
-        return merge_metrics(parts)
+                parts.append(output.metrics)
+        return merge_metrics(_as_floats(parts, self.device))
 
     def step(self) -> float:
         """Takes an optimizer step; returns the norm of the whole gradient, before clipping."""
@@ -168,7 +176,7 @@ class Updater:
             chosen = cut or [shortest]
             layout = lay_out([sequences[i][0] for i in chosen], [sequences[i][1] for i in chosen], self.packed)
             with torch.no_grad():
-                logprobs, _ = self.engine(layout.to(self.device), temperature, False, most_of_round)
+                logprobs, _ = self.engine(layout.to(self.device), temperature, "none", most_of_round)
             values = logprobs.float().cpu().numpy()
             ends = np.cumsum([len(sequences[i][1]) for i in chosen])
             if cut:
@@ -191,24 +199,25 @@ class Updater:
                 if self.reference is not None and micro.compared:
                     micro.reference_logprobs = self._reference_logprobs(self.reference, micro)
                 if self.config.algo.updates_per_batch > 1:
-                    micro.old_logprobs = self._score(self.engine, micro)[0]
+                    micro.old_logprobs = self._score(self.engine, micro, "none")[0]
                 elif self.drops_out:
-                    micro.exact_logprobs = self._score(self.engine, micro)[0]
+                    micro.exact_logprobs = self._score(self.engine, micro, "none")[0]
 
-    def _reference_logprobs(self, reference: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch) -> Tensor:
+    def _reference_logprobs(self, reference: Callable[..., tuple[Tensor, Tensor | None]], micro: MicroBatch) -> Tensor:
         """[N] nats; 0 for samples whose term does not need them, which is most of a batch."""
         layout = self._layout([micro.samples[i] for i in micro.compared])
-        scored = reference(layout, self.config.rollout.temperature, False, micro.most_compared)[0]
+        scored = reference(layout, self.config.rollout.temperature, "none", micro.most_compared)[0]
         of_token = micro.layout.sample_of_token
         found = scored.new_zeros(len(of_token))
         found[torch.isin(of_token, torch.tensor(micro.compared, device=of_token.device))] = scored
         return found
 
-    def _score(self, model: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        with_entropy = self.config.algo.entropy_bonus > 0
-        return model(micro.layout, self.config.rollout.temperature, with_entropy, micro.most_scored)
+    def _score(
+        self, model: Callable[..., tuple[Tensor, Tensor | None]], micro: MicroBatch, entropy: Entropy
+    ) -> tuple[Tensor, Tensor | None]:
+        return model(micro.layout, self.config.rollout.temperature, entropy, micro.most_scored)
 
-    def _policy_tokens(self, micro: MicroBatch, logprobs: Tensor, entropy: Tensor) -> PolicyTokens:
+    def _policy_tokens(self, micro: MicroBatch, logprobs: Tensor, entropy: Tensor | None) -> PolicyTokens:
         samples = micro.samples
         return PolicyTokens(
             logprobs=logprobs,
@@ -231,6 +240,16 @@ class Updater:
 
     def _floats(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, np.float32), device=self.device)
+
+
+def _as_floats(parts: list[dict[str, tuple[Tensor, Tensor]]], device: torch.device) -> list[MetricSums]:
+    """Copies the metrics of all micro-batches to the host at once."""
+    values = [
+        torch.as_tensor(v, dtype=torch.float64, device=device) for part in parts for p in part.values() for v in p
+    ]
+    numbers = torch.stack(values).tolist() if values else []
+    pairs = iter(zip(numbers[::2], numbers[1::2], strict=True))
+    return [dict(zip(part, pairs, strict=False)) for part in parts]
 
 
 def _compared(cut: list[int], wanted: list[bool], lengths: list[int]) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.config.algorithms import algorithm_class, samples_completions
-from expo_ray.config.resources import GIB, Resources
+from expo_ray.config.resources import BUCKET_ELEMENTS, GIB, Resources
 from expo_ray.config.schema import Config
 from expo_ray.preflight.model_folder import ModelShape
 
@@ -76,9 +76,9 @@ def _generate(config: Config, shape: ModelShape) -> float:
 
 def _update(config: Config, shape: ModelShape) -> float:
     """2 N operations a token forward, 4 N backward (2 N with frozen weights), 2 N more to recompute activations."""
-    learner = config.learner
     samples = config.trainer.prompts_per_step * (completions_per_prompt(config) + targets_per_prompt(config))
-    passes = 2 + (2 if config.model.lora.rank else 4) + (2 if learner.gradient_checkpointing else 0)
+    again = recomputes(config, shape, config.cluster.gpu_memory_gib)
+    passes = 2 + (2 if config.model.lora.rank else 4) + (2 if again else 0)
     if _needs_reference(config):
         passes += 2  # the reference policy's forward pass
     return samples * _length(config) * passes * shape.parameters / _speed(config)
@@ -118,6 +118,10 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROCESS_GIB = {"rollout": 1.3, "learner": 0.9, "verifier": 0.3, "reward": 0.3, "driver": 0.9}
 FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 1024
 """Bounds of the derived number of sequences that an engine decodes at once."""
+CONTEXT_GIB, GRAPHS_GIB = 0.6, 1.0
+"""Guesses, not measured: what CUDA, cuBLAS and NCCL take of a card for each process, and an engine's CUDA graphs."""
+FULL_CARD = 0.85
+"""Share of a card that an update may fill by this estimate before activations are computed twice instead of kept."""
 Parts = dict[str, float | None]
 
 
@@ -183,41 +187,106 @@ def engine_memory(config: Config, shape: ModelShape | None, resources: Resources
     shard = None if weights is None else weights / config.rollout.tensor_parallel
     budget = config.rollout.gpu_memory_utilization * resources.gpu_memory_gib
     cache = None if shard is None else max(0.0, budget - shard)
-    return MemoryEstimate(host=process, gpu={"weights": shard, "KV cache and work": cache})
+    on_card: Parts = {"weights": shard, "KV cache and work": cache, "context and graphs": asleep_gib(config)}
+    return MemoryEstimate(host=process, gpu=on_card)
 
 
-def learner_memory(config: Config, shape: ModelShape | None) -> MemoryEstimate:
-    """Memory of one learner rank."""
+def asleep_gib(config: Config) -> float:
+    """GiB of its card that an engine takes besides `rollout.gpu_memory_utilization`, and keeps while it sleeps."""
+    return CONTEXT_GIB + (0.0 if config.rollout.enforce_eager else GRAPHS_GIB)
+
+
+def learner_memory(config: Config, shape: ModelShape | None, card_gib: float) -> MemoryEstimate:
+    """Memory of one learner rank during an update, on a card of this size (0: not known).
+
+    What DeepSpeed holds was read from its buffers on CPU (tests/integration/test_learner_invariance.py).
+    """
     learner = config.learner
     gpu = config.profile.device == "cuda"
     process: Parts = {"process": 3.0 if gpu else PROCESS_GIB["learner"]}
     if shape is None:
         model: Parts = {"model": None}
         return MemoryEstimate(host=process, gpu=model) if gpu else MemoryEstimate(host=process | model)
-    size, ranks, stage = BYTES[learner.dtype], learner.ranks, learner.zero_stage
-    trained = shape.lora_parameters(config.model.lora.rank) if config.model.lora.rank else shape.parameters
-    frozen = shape.parameters if config.model.lora.rank else 0
-    offloaded = gpu and learner.offload_optimizer
-    # An offloaded optimizer also holds gradients: 4 bytes and a copy of 2, at stage 3 of 4.
-    kept = 12 if not offloaded else 20 if stage == 3 else 18
-    optimizer: Parts = {"optimizer": trained * kept / (ranks if stage >= 1 else 1) / GIB}
-    parts: Parts = {"weights": (trained + frozen) * size / (ranks if stage == 3 else 1) / GIB}
-    if not (offloaded and stage == 3):
-        # From stage 2 on DeepSpeed accumulates them in float32, whatever the weights' type.
-        parts["gradients"] = trained * (4 / ranks if stage >= 2 else size) / GIB
-    if _needs_reference(config) and not config.model.lora.rank:
-        parts["reference policy"] = shape.parameters * size / (ranks if stage == 3 else 1) / GIB
-    # One chunk's logits and their gradient, in float32.
-    parts["logits"] = 2 * 4 * learner.logits_chunk_tokens * shape.vocabulary / GIB
-    parts["activations"] = _activations(config, shape) / GIB
-    copied: Parts = {}
+    parts = _learner_parts(config, shape)
+    parts["activations"] = _activations(config, shape, recomputes(config, shape, card_gib)) / GIB
+    size, ranks = BYTES[learner.dtype], learner.ranks
+    trained, frozen = _trained_and_frozen(config, shape)
+    host = dict(process)
     if config.trainer.checkpoint_async:
         # Below stage 3 the first rank copies the weights, every rank its part of the optimizer; this is the mean.
-        copied["checkpoint copy"] = (trained * 12 + (trained + frozen) * size) / ranks / GIB
-    if not offloaded:
-        parts |= optimizer
-    host = process | copied | optimizer if offloaded else process | copied
+        host["checkpoint copy"] = (trained * 12 + (trained + frozen) * size) / ranks / GIB
+    if gpu and learner.offload_optimizer:
+        # Gradients of 4 bytes; up to stage 2 a copy of the weights, and at stage 2 the sum over micro-batches; at
+        # stage 3 a second gradient.
+        kept = 12 + 4 + {1: size, 2: size + 4, 3: 4}.get(learner.zero_stage, 0)
+        host["optimizer"] = trained * kept / ranks / GIB
+    elif learner.offload_between_updates:
+        host["optimizer between updates"] = parts["optimizer"]
     return MemoryEstimate(host=host, gpu=parts) if gpu else MemoryEstimate(host=host | parts)
+
+
+def resting_gib(config: Config, learner: MemoryEstimate) -> float:
+    """GiB that a learner rank keeps on its card between updates.
+
+    Gradients and reduce buckets are freed after each update, except at ZeRO-3.
+    """
+    kept = {"weights", "reference policy", "optimizer", "context"}
+    if config.learner.zero_stage == 3:
+        kept |= {"gradients", "reduce buckets"}
+    if config.learner.offload_between_updates:
+        kept -= {"optimizer"}
+    return sum(value or 0.0 for name, value in learner.gpu.items() if name in kept)
+
+
+def recomputes(config: Config, shape: ModelShape | None, card_gib: float) -> bool:
+    """Whether activations are computed twice: `learner.gradient_checkpointing`, or, if it is null, whether the update
+    would otherwise fill more than `FULL_CARD` of a card of this size (on a card that is not known: yes)."""
+    if config.learner.gradient_checkpointing is not None:
+        return config.learner.gradient_checkpointing
+    if config.profile.device != "cuda":
+        return False
+    if shape is None or not card_gib:
+        return True
+    needed = sum(value or 0.0 for value in _learner_parts(config, shape).values())
+    needed += _activations(config, shape, False) / GIB
+    if config.cluster.placement == "colocated":
+        needed += asleep_gib(config)
+    return needed > FULL_CARD * card_gib
+
+
+def _trained_and_frozen(config: Config, shape: ModelShape) -> tuple[int, int]:
+    rank = config.model.lora.rank
+    return (shape.lora_parameters(rank), shape.parameters) if rank else (shape.parameters, 0)
+
+
+def _learner_parts(config: Config, shape: ModelShape) -> Parts:
+    """What a rank holds during an update, without activations, where it computes: on its card, or on a CPU."""
+    learner = config.learner
+    gpu = config.profile.device == "cuda"
+    size, ranks, stage = BYTES[learner.dtype], learner.ranks, learner.zero_stage
+    trained, frozen = _trained_and_frozen(config, shape)
+    offloaded = gpu and learner.offload_optimizer
+    parts: Parts = {"weights": (trained + frozen) * size / (ranks if stage == 3 else 1) / GIB}
+    if offloaded:
+        # One gradient on its way to the host. At most the embeddings', which DeepSpeed keeps a buffer for.
+        parts["gradients"] = min(trained, shape.vocabulary * shape.hidden) * size / (ranks if stage == 3 else 1) / GIB
+    else:
+        # Master weights and two moments; without ZeRO, float32 weights are their own masters.
+        parts["optimizer"] = trained * (8 if stage == 0 and size == 4 else 12) / (ranks if stage >= 1 else 1) / GIB
+        # From stage 2 on DeepSpeed accumulates in float32. Below, bfloat16 ones are copied to float32 for the step.
+        before = size if size == 4 else size + 4 / (ranks if stage == 1 else 1)
+        parts["gradients"] = trained * (4 / ranks if stage >= 2 else before) / GIB
+    if _needs_reference(config) and not config.model.lora.rank:
+        parts["reference policy"] = shape.parameters * size / (ranks if stage == 3 else 1) / GIB
+    if gpu and stage:
+        # Two, so that one is filled while the other is reduced; at stage 3 one, which is kept.
+        parts["reduce buckets"] = (2 if stage < 3 else 1) * BUCKET_ELEMENTS * size / GIB
+    # One chunk's, with all that scoring them and its backward pass hold at once (tests/unit/test_learner_card.py).
+    entropy = 8 if config.algo.entropy_bonus else size if config.logging.entropy_every else 0
+    parts["logits"] = (12 + entropy) * learner.logits_chunk_tokens * shape.vocabulary / GIB
+    if gpu:
+        parts["context"] = CONTEXT_GIB
+    return parts
 
 
 def other_memory(name: str, config: Config) -> MemoryEstimate:
@@ -231,7 +300,7 @@ def _needs_reference(config: Config) -> bool:
     return bool(algorithm.reference_terms) and not algorithm.stores_reference
 
 
-def _activations(config: Config, shape: ModelShape) -> float:
+def _activations(config: Config, shape: ModelShape, recompute: bool) -> float:
     """Bytes kept for the backward pass of one micro-batch; fused attention keeps no attention matrices.
 
     A block keeps about 10 vectors of the hidden size, q, k, v and 4 of the MLP's width for each token.
@@ -241,7 +310,7 @@ def _activations(config: Config, shape: ModelShape) -> float:
     tokens = max(learner.tokens_per_micro_batch, longest)
     query_key_value = (shape.heads + 2 * shape.kv_heads) * shape.head_size
     block = 10 * shape.hidden + query_key_value + 4 * shape.intermediate
-    kept = shape.layers * shape.hidden + block if learner.gradient_checkpointing else shape.layers * block
+    kept = shape.layers * shape.hidden + block if recompute else shape.layers * block
     return float(tokens * kept * BYTES[learner.dtype])
 
 

@@ -8,6 +8,7 @@ from itertools import chain, combinations
 from typing import Any
 
 from expo_ray.config.resources import RESOURCE_KEYS
+from expo_ray.preflight.estimate import asleep_gib, resting_gib
 from expo_ray.preflight.model_folder import KNOWN, model_shape
 from expo_ray.preflight.placement import Node, alike_nodes, placeable, placement_problem
 from expo_ray.preflight.plan import Plan, plan_for
@@ -73,10 +74,6 @@ def _text(values: Values) -> str:
 def _lower(key: str, value: int) -> list[Values]:
     """An integer key's lower values down to 1, the nearest first."""
     return [{key: smaller} for smaller in range(value - 1, 0, -1)]
-
-
-RESIDENT = ("weights", "gradients", "reference policy", "optimizer")
-"""Parts that a learner rank keeps on its card between updates."""
 
 
 @dataclass(frozen=True)
@@ -169,15 +166,15 @@ def _too_large(plan: Plan) -> Iterator[Lack]:
     has = f"a card of {there.where} has {card:.0f}"
     share = f"rollout.gpu_memory_utilization={config.rollout.gpu_memory_utilization}"
     budget = config.rollout.gpu_memory_utilization * card
-    learner = plan.actor("learner").memory
-    if plan.trains and (needed := learner.sure(learner.gpu)) > card:
+    learner, asleep = plan.actor("learner").memory, asleep_gib(config) if plan.colocated else 0.0
+    if plan.trains and (needed := learner.sure(learner.gpu) + asleep) > card:
         yield Lack("learner's card", f"a learner rank needs about {needed:.0f} GiB of GPU memory, {has}")
-    resting = sum(value or 0.0 for name, value in learner.gpu.items() if name in RESIDENT)
-    if plan.colocated and resting + budget > card:
+    resting = resting_gib(config, learner)
+    if plan.colocated and resting + budget + asleep > card:
         yield Lack(
             "shared card",
             f"cluster.placement=colocated: besides the {resting:.0f} GiB that a learner rank keeps while its engine "
-            f"samples, {share} asks for {budget:.0f} GiB, {has}",
+            f"samples, {share} asks for {budget:.0f} GiB and {asleep:.1f} around them, {has}",
         )
     weights = plan.actor("rollout").memory.gpu.get("weights") or 0.0
     if weights > 0.95 * budget:
@@ -217,7 +214,12 @@ def _knobs(plan: Plan, kind: str) -> Knobs:
     busiest = max(rollout.workers * rollout.tensor_parallel, learner.ranks)
     fewer_cpus: list[Values] = [{"profile.cpus_per_actor": int(100 * there.cores / busiest) / 100}]
     zero = if_not(learner.zero_stage == 3, {"learner.zero_stage": 3})
-    offload = if_not(learner.offload_optimizer, {"learner.offload_optimizer": True})
+    on_host: dict[str, Any] = {"learner.offload_optimizer": True}
+    on_host |= {"learner.offload_between_updates": False} if learner.offload_between_updates else {}
+    offload = if_not(learner.offload_optimizer or not learner.zero_stage, on_host)
+    moves = if_not(
+        learner.offload_optimizer or learner.zero_stage not in (1, 2), {"learner.offload_between_updates": True}
+    )
     adapters = if_not(config.model.lora.rank, {"model.lora.rank": 32})
     cache = if_not(rollout.kv_cache_gib <= 1, {"rollout.kv_cache_gib": 1.0})
     match kind:
@@ -240,7 +242,7 @@ def _knobs(plan: Plan, kind: str) -> Knobs:
             return [*zero, *offload, more, *adapters, [{"learner.logits_chunk_tokens": 256}]]
         case "shared card":
             smaller: list[Values] = [{"rollout.gpu_memory_utilization": n / 20} for n in range(19, 1, -1)]
-            return [smaller, *offload, *zero, *adapters, [{"cluster.placement": "disaggregated"}]]
+            return [smaller, *moves, *offload, *zero, *adapters, [{"cluster.placement": "disaggregated"}]]
         case "engine's card":
             wider: list[Values] = [{"rollout.tensor_parallel": n} for n in (2, 4, 8) if _divides(plan, n)]
             return [wider, [{"rollout.gpu_memory_utilization": 0.95}], workers]

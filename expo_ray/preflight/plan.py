@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from expo_ray.config.resources import Resources, of_cluster, this_machine
-from expo_ray.config.schema import Config, DataConfig
+from expo_ray.config.schema import Config, DataConfig, LearnerConfig
 from expo_ray.files import write_whole
 from expo_ray.preflight.estimate import (
     MemoryEstimate,
@@ -16,6 +16,7 @@ from expo_ray.preflight.estimate import (
     engine_memory,
     learner_memory,
     other_memory,
+    recomputes,
     sequences_at_once,
     step_duration,
     targets_per_prompt,
@@ -84,6 +85,24 @@ class Plan:
     def max_sequences(self) -> int:
         """How many sequences an engine decodes at once."""
         return sequences_at_once(self.config, self.shape)
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """The learner's settings with what the plan decides."""
+        again = recomputes(self.config, self.shape, self.resources.gpu_memory_gib)
+        return replace(self.config.learner, gradient_checkpointing=again)
+
+    @property
+    def learner_threads(self) -> int:
+        """Threads of a learner rank's libraries: with the optimizer on the host, the cores that there are for each.
+
+        Engines sample in turn with the update, unless `trainer.async_steps`.
+        """
+        profile, engines = self.config.profile, self.actor("rollout")
+        if not (self.config.learner.offload_optimizer and self.gpus):
+            return profile.threads_per_actor
+        taken = engines.count * engines.cpus if self.config.trainer.async_steps else 0.0
+        return max(profile.threads_per_actor, int((self.resources.cores - taken) // self.config.learner.ranks))
 
     @property
     def cores(self) -> float:
@@ -155,7 +174,7 @@ def _actors(config: Config, resources: Resources, shape: ModelShape | None) -> l
     card = (0.5 if config.cluster.placement == "colocated" else 1) if gpu else 0
     sizes = {
         "rollout": (cpus * shards, shards * card, engine_memory(config, shape, resources)),
-        "learner": (cpus, card, learner_memory(config, shape)),
+        "learner": (cpus, card, learner_memory(config, shape, resources.gpu_memory_gib)),
         "verifier": (float(config.verifier.processes), 0, other_memory("verifier", config)),
         "reward": (1.0, 0, other_memory("reward", config)),
     }

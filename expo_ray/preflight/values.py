@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +71,8 @@ def _setting_problems(config: Config, training: bool) -> Iterator[str]:
     """Everything that is seen without reading the model's configuration."""
     yield from _values(config)
     yield from _combinations(config)
+    if training:
+        yield from _learner(config)
     yield from _evaluation(config)
     yield from _levels(config)
     yield from _data(config)
@@ -105,7 +109,7 @@ def _values(config: Config) -> Iterator[str]:
 
 
 def _combinations(config: Config) -> Iterator[str]:
-    algo, rollout, learner = config.algo, config.rollout, config.learner
+    algo, rollout = config.algo, config.rollout
     needs_group = algorithm_class(algo.name).needs_group
     if needs_group and rollout.samples_per_prompt < 2:
         yield (
@@ -137,13 +141,6 @@ def _combinations(config: Config) -> Iterator[str]:
             f"algo.overlong_buffer_tokens={algo.overlong_buffer_tokens} must be below "
             f"rollout.max_completion_tokens={rollout.max_completion_tokens}"
         )
-    if learner.batching == "packed" and config.profile.device == "cpu":
-        yield (
-            "learner.batching=packed attends over whole rows on profile=cpu, ten times slower than padded rows: "
-            "use learner.batching=padded"
-        )
-    if learner.batching == "packed" and learner.attention == "eager":
-        yield "learner.batching=packed needs learner.attention=sdpa or a flash attention, not eager"
     if config.profile.device == "cuda" and cpu_build() and not config.dry_run:
         yield "profile=gpu needs the GPU packages, .venv has the CPU ones: run PROFILE=gpu make setup, or profile=cpu"
     if config.profile.device == "cpu" and config.sync.backend in ("nccl", "ipc"):
@@ -152,6 +149,38 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"trainer.resume={config.trainer.resume} is neither auto, never nor an existing folder"
     if algo.dpo_pairs_path is not None and not Path(algo.dpo_pairs_path).expanduser().is_file():
         yield f"algo.dpo_pairs_path={algo.dpo_pairs_path} is not there: leave it out to make the pairs"
+
+
+def _learner(config: Config) -> Iterator[str]:
+    learner = config.learner
+    if learner.batching == "packed" and config.profile.device == "cpu":
+        yield (
+            "learner.batching=packed attends over whole rows on profile=cpu, ten times slower than padded rows: "
+            "use learner.batching=padded"
+        )
+    elif learner.batching == "packed" and (learner.attention == "eager" or learner.dtype == "float32"):
+        setting = "attention=eager" if learner.attention == "eager" else "dtype=float32"
+        yield (
+            f"learner.batching=packed needs a flash attention, which has no learner.{setting}: "
+            "use learner.batching=padded"
+        )
+    if learner.offload_between_updates and learner.offload_optimizer:
+        yield "learner.offload_between_updates=true has nothing to move with learner.offload_optimizer=true: use one"
+    if learner.offload_between_updates and learner.zero_stage not in (1, 2):
+        yield (
+            "learner.offload_between_updates=true needs learner.zero_stage=1 or 2: DeepSpeed cannot move the states of "
+            f"stage {learner.zero_stage}"
+        )
+    if learner.offload_optimizer and not learner.zero_stage:
+        yield "learner.offload_optimizer=true needs learner.zero_stage=1 or more: DeepSpeed has no offload at stage 0"
+    # A cluster's nodes may have what this machine has not.
+    places = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(sys.executable).parent}"
+    tools = [name for name in ("g++", "ninja") if not shutil.which(name, path=places)]
+    if learner.offload_optimizer and tools and config.cluster.address is None and not config.dry_run:
+        yield (
+            f"learner.offload_optimizer=true compiles DeepSpeed's CPU Adam, for which {' and '.join(tools)} must be "
+            "installed: install them, or use learner.offload_optimizer=false"
+        )
 
 
 def _evaluation(config: Config) -> Iterator[str]:

@@ -46,6 +46,7 @@ VALUES = {
     "algo.dpo_refresh_steps": 2,
     "algo.overlong_buffer_tokens": 8,
     "algo.updates_per_batch": 3,
+    "learner.gradient_checkpointing": True,
     "model.lora.target_modules": ["q_proj"],
     "rollout.temperature": 0.5,
     "rollout.top_p": 0.5,
@@ -79,6 +80,7 @@ UNDER = {
     "model.lora.dropout": {"model.lora.rank": 8},
     "model.lora.target_modules": {"model.lora.rank": 8},
     "learner.offload_optimizer": {"profile.device": "cuda"},
+    "learner.offload_between_updates": {"profile.device": "cuda", "cluster.placement": "colocated", "learner.ranks": 1},
     "rollout.gpu_memory_utilization": {"profile.device": "cuda"},
 }
 """Settings under which a key must act that does nothing, and is refused, without them."""
@@ -87,6 +89,7 @@ NOT_WALKED = {
     "decides when learners measure; batches are the same": ["algo.properties_every"],
     "changes prompts, which need a tokenizer (test_prompts.py)": ["model.prompt_style"],
     "passed to transformers when the model is loaded": ["learner.attention"],
+    "compiles kernels that compute the same (test_learner_card.py)": ["learner.compile"],
     "cuts the scoring into pieces without changing its result": ["learner.logits_chunk_tokens"],
     "which problems are read, and from where (test_sources.py, test_formats.py)": [
         "data.sources", "data.eval_sources", "data.preset", "data.uid_key", "data.pass_rates", "data.pass_rate",
@@ -115,7 +118,7 @@ NOT_WALKED = {
     ],
     "what a run shows of itself": [
         "logging.samples_per_step", "logging.tensorboard", "logging.prometheus", "logging.wandb_project",
-        "logging.progress", "logging.usage_every",
+        "logging.progress", "logging.usage_every", "logging.entropy_every",
     ],
     "which cluster is joined or planned for; the walk plans for one of its own (test_config_fit.py, test_recipes.py)": [
         "cluster.name", "cluster.address", "cluster.nodes", "cluster.cpus_per_node", "cluster.gpus_per_node",

@@ -117,11 +117,11 @@ def test_gpu_actors_get_cards_of_their_own():
 
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "optimizer"),
-    [(0, 2, 2, 12), (1, 2, 2, 3), (2, 2, 1, 3), (3, 0.5, 1, 3)],
+    [(0, 2, 2 + 4, 12), (1, 2, 2 + 1, 3), (2, 2, 1, 3), (3, 0.5, 1, 3)],
 )
 def test_learner_memory_by_zero_stage(stage, weights, gradients, optimizer):
-    """Bytes a weight, bfloat16 on four ranks: 2 for weights; 2 for gradients, from stage 2 on 4 that are shared out; 12
-    for master weights and two moments."""
+    """Bytes a weight, bfloat16 on four ranks: 2 for weights; 2 for gradients and 4 for those of the step, from stage 2
+    on 4 that are shared out; 12 for master weights and two moments."""
     size = 3_085_938_688
     config = compose_config(["profile=gpu", "cluster=8xh100", f"learner.zero_stage={stage}"])
     parts = make_plan(config).actor("learner").memory.gpu
@@ -133,11 +133,12 @@ def test_learner_memory_by_zero_stage(stage, weights, gradients, optimizer):
 def test_offloading_moves_the_optimizer_to_the_host():
     memory = make_plan(compose_config(["profile=gpu", "cluster=2xh100", "learner.offload_optimizer=true"]))
     row = memory.actor("learner").memory
-    assert "optimizer" not in row.gpu and "gradients" in row.gpu
-    assert row.host["optimizer"] == pytest.approx(18 * 3_085_938_688 / GIB)  # 12, gradients of 4, and a copy of 2
+    assert "optimizer" not in row.gpu and row.gpu["gradients"] == pytest.approx(2 * 151_936 * 2_048 / GIB)
+    # 12, gradients of 4, their sum over micro-batches, and a copy of the weights
+    assert row.host["optimizer"] == pytest.approx(22 * 3_085_938_688 / GIB)
     overrides = ["profile=gpu", "cluster=2xh100", "learner.offload_optimizer=true", "learner.zero_stage=3"]
     row = make_plan(compose_config(overrides)).actor("learner").memory
-    assert "gradients" not in row.gpu and row.host["optimizer"] == pytest.approx(20 * 3_085_938_688 / GIB)
+    assert row.host["optimizer"] == pytest.approx(20 * 3_085_938_688 / GIB)
 
 
 def test_a_reference_policy_is_counted_when_there_is_one():
