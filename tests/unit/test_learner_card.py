@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(self, lm) -> None:
         self.module = TokenScorer(lm, 16)
-        self.optimizer = SimpleNamespace(param_groups=[{}])
+        self.optimizer = SimpleNamespace(param_groups=[{}], _global_grad_norm=1.5)
         for name in ("train", "eval", "step"):
             setattr(self, name, lambda *_: None)
         self.set_gradient_accumulation_boundary = lambda last: None
