@@ -313,7 +313,7 @@ def test_the_optimizer_is_on_the_card_for_updates_and_loading_only(monkeypatch):
         reload_states=lambda: calls.append("back"),
     )
     rank.updater = SimpleNamespace(
-        update=lambda *_: calls.append("update") or {}, score=lambda _: calls.append("score")
+        update=lambda *_: calls.append("update") or {}, score=lambda *_: calls.append("score")
     )
     rank.update(batch())
     rank.score([])
