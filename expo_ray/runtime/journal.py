@@ -1,5 +1,6 @@
 """What a run says of itself: what it does (status.json), what happened (events.jsonl), who runs it (owner.json)."""
 
+import fcntl
 import json
 import os
 import signal
@@ -97,13 +98,9 @@ def owned(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, me = folder / OWNER, _me()
-    for _ in range(3):
-        before = _read(path)
+    with _locked(folder):
         refuse_owned(folder)
-        if _claimed(path, before, me):
-            break
-    else:
-        raise ConfigError(f"run_dir={folder}: {path} is written by others again and again; give another run_dir=FOLDER")
+        write_whole(path, json.dumps(me | {"beat": 0}))
     ended = threading.Event()
     beats = threading.Thread(target=_beat, args=(path, me, ended), name="owner", daemon=True)
     beats.start()
@@ -116,35 +113,28 @@ def owned(folder: Path) -> Iterator[None]:
             path.unlink()
 
 
-def _claimed(path: Path, before: dict[str, Any], me: dict[str, Any]) -> bool:
-    """Writes the file, in place of that of an owner that is gone; False if another process was faster."""
-    mine, aside = (path.with_name(f".{OWNER}.{os.getpid()}.{end}") for end in ("new", "gone"))
-    mine.write_text(json.dumps(me | {"beat": 0}))
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lets one process at a time look for an owner and become one, for as long as the body takes.
+
+    Raises:
+        ConfigError: others take longer than an owner's silence.
+    """
+    handle, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + 2 * SILENT_S
     try:
-        with suppress(FileNotFoundError):
-            os.rename(path, aside)
-        if (moved := _read(aside)) and not (before and _is(moved, before)):  # a new owner's, written since
-            _place(aside, path)
-            return False
-        _place(mine, path)
-        return True
-    except FileExistsError:
-        return False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise ConfigError(f"run_dir={folder} is being taken by another process: try again") from error
+                time.sleep(0.05)
+            except OSError:  # NFS locks no folders: of two that start within milliseconds, the beat ends one
+                break
+        yield
     finally:
-        mine.unlink(missing_ok=True)
-        aside.unlink(missing_ok=True)
-
-
-def _place(file: Path, path: Path) -> None:
-    """Gives a file a further name; raises FileExistsError, unlike a rename, if there is such a file."""
-    try:
-        os.link(file, path)
-    except FileExistsError:
-        raise
-    except OSError as error:  # a file system without hard links: only here may two that start at once both succeed
-        if path.exists():
-            raise FileExistsError(path) from error
-        os.rename(file, path)
+        os.close(handle)
 
 
 def refuse_owned(folder: Path) -> None:
