@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo_ray.driver.warm import WarmActors
+    from expo_ray.driver.actors import WarmActors
     from expo_ray.preflight.checks import Checked
 
 ALGORITHMS = ("grpo", "exp_grpo")
@@ -37,7 +37,7 @@ def _demo(overrides: list[str]) -> int:
         for name in ALGORITHMS
     ]
 
-    from expo_ray.driver.warm import WarmActors  # imports Ray, which bad input need not wait for
+    from expo_ray.driver.actors import WarmActors  # imports Ray, which bad input need not wait for
 
     warm = WarmActors()
     try:

@@ -36,6 +36,8 @@ class Problem:
     """Difficulty, 1 (easy) to 5 (hard); None if the data has none."""
     kind: str = ""
     """Subject ("Algebra") or task name."""
+    task: str = ""
+    """The verifier task that grades it (`data.verifier_key`); empty: `verifier.name`."""
     meta: dict[str, Any] = field(default_factory=dict)
     """The record's other columns, as JSON could hold them: for tasks and rewards that read them."""
     turns: tuple[tuple[str, str], ...] = ()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from expo_ray.driver.warm import WarmActors
+    from expo_ray.driver.actors import WarmActors
     from expo_ray.entry import Outcome
     from expo_ray.preflight.checks import Checked
 
@@ -117,8 +117,8 @@ class _Jobs:
         self._warm: WarmActors | None = None
 
     def __call__(self, checked: "Checked", folder: Path) -> None:
+        from expo_ray.driver.actors import WarmActors
         from expo_ray.driver.run import run
-        from expo_ray.driver.warm import WarmActors
 
         self._warm = self._warm or WarmActors()
         run(checked, folder, self._warm)

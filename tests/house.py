@@ -40,7 +40,7 @@ that has no circle."""
 SMALL_LINES, LONG_LINES, LONG_FUNCTION = 60, 450, 60
 STEP = (
     "train", "entry", "messages", "files", "balance", "leaks", "config", "runtime", "data", "prompts", "rollout",
-    "verifier.actor", "verifier.fleet", "verifier.pool", "verifier.wire", "verifier.worker", "verifier.tasks",
+    "verifier.actor", "verifier.pool", "verifier.wire", "verifier.worker", "verifier.tasks",
     "algorithms", "learner", "sync", "driver",
 )  # fmt: skip
 

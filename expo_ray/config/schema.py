@@ -136,6 +136,8 @@ class DataConfig:
     level_key: str | None = key("level", evaluation=True)  # the level, 1 to 5
     kind_key: str | None = key("type", evaluation=True)  # the subject
     uid_key: str | None = key(None, evaluation=True)  # what names a problem; null: unique_id or uid, else the place
+    verifier_key: str | None = key(None, evaluation=True)  # a record's verifier.name, where the data mixes tasks
+    tasks: list[str] = key([], evaluation=True)  # data=reasoning_gym: names of its tasks
     max_problems: int = key(0, at_least=0)  # a sample of this many to train on; 0: all
     pass_rates: str | None = key(None)  # pass_rates.jsonl of an evaluation: train on its problems only,
     pass_rate: list[float] = key([0.0, 1.0])  # whose rate is from the first to the second number

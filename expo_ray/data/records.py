@@ -13,6 +13,7 @@ from expo_ray.config.schema import DataConfig
 from expo_ray.data.formats import Record, stem
 from expo_ray.messages import Problem
 from expo_ray.verifier.extract import boxed, hashed
+from expo_ray.verifier.tasks import task_problem
 
 UIDS = ("unique_id", "uid")
 """A record's keys that may name it, without `data.uid_key`."""
@@ -140,7 +141,7 @@ def problem_of(record: Record, data: DataConfig, level_needed: bool) -> Problem:
         raise _lacks(record, data.uid_key, "data.uid_key")
     kind = value_at(record.fields, data.kind_key, None) if data.kind_key else None
     key = answer_key(record, data)
-    read = {data.question_key, key, data.solution_key, data.level_key, data.kind_key, *uids}
+    read = {data.question_key, key, data.solution_key, data.level_key, data.kind_key, data.verifier_key, *uids}
     if data.preset != "none" or data.name == SOURCE:  # only the record itself says by which name a column was read
         read = set()
     return Problem(
@@ -151,8 +152,18 @@ def problem_of(record: Record, data: DataConfig, level_needed: bool) -> Problem:
         solution=solution or None,
         level=_level(record, data.level_key, level_needed),
         kind=_sound(record, str(data.kind_key), str(kind)) if kind else "",
+        task=_task(record, data),
         meta={name: plain(value) for name, value in record.fields.items() if name not in read},
     )
+
+
+def _task(record: Record, data: DataConfig) -> str:
+    """The verifier task that the record names; empty if it names none."""
+    name = value_at(record.fields, data.verifier_key, None) if data.verifier_key else None
+    if name is not None and (problem := task_problem(str(name))):
+        key = f"key '{data.verifier_key}'"
+        raise DataError(f"{record.where}: {problem.replace('verifier.name', key, 1)}")
+    return "" if name is None else str(name)
 
 
 def fingerprint(problem: Problem) -> str:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from expo_ray.config.errors import ConfigError, DataError, did_you_mean
 from expo_ray.config.schema import DataConfig, VerifierConfig
 from expo_ray.data.formats import Record, read_data_set, read_records, stem
+from expo_ray.data.gym import gym_problems
 from expo_ray.data.records import SOURCE, answer_key, fingerprint, problem_of, with_preset
 from expo_ray.messages import Problem
 from expo_ray.verifier.tasks import CHECKED, checked_golds
@@ -27,6 +28,8 @@ MOST_WITHOUT_ANSWER = 0.01
 """Share of the records that may lack a gold answer; they are left out. With more, the data is refused."""
 _SPLIT_SEED = 2507
 """Chooses the held-out share of a local file. It does not depend on `seed`, so that seeds can be compared."""
+GENERATED = ("toy", "reasoning_gym")
+"""Values of `data.name` whose problems are made here, without a file."""
 _OF_A_RUN = ("name", "sources", "eval_sources", "resample")
 """Keys of `data` that an entry of `data.sources` cannot set; its `name` is the set's own."""
 
@@ -111,6 +114,9 @@ class Problems:
         levels = data.eval_levels if held_out else data.levels
         if data.name == "toy" and data.path is None:
             return _toy(data, held_out, levels, self.seed)
+        if data.name == "reasoning_gym" and data.path is None:
+            trained = {problem.question for problem in self.training} if held_out else set()
+            return gym_problems(data, held_out, self.seed, self.verifier, trained)
         problems = self._problems(held_out)
         chosen = [problem for problem in problems if not levels or problem.level in levels]
         if not chosen and problems and not held_out:
@@ -121,7 +127,8 @@ class Problems:
         if data.max_problems and not held_out and len(chosen) > data.max_problems:
             kept = sorted(random.Random(self.seed).sample(range(len(chosen)), data.max_problems))
             chosen = [chosen[index] for index in kept]
-        if self.verifier is None or self.verifier.name not in CHECKED or not chosen:
+        graded_by = {problem.task or (self.verifier.name if self.verifier else "") for problem in chosen}
+        if self.verifier is None or not graded_by & {*CHECKED}:
             return chosen
         golds = checked_golds(chosen, self.verifier)
         self.golds.append(golds.text())

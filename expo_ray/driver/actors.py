@@ -1,4 +1,4 @@
-"""Starts, places, replaces and stops a run's actors: rollout workers, verifiers, reward actors and learner ranks."""
+"""Starts, places, replaces and stops a run's actors, and keeps them from one run of a sweep to the next."""
 
 from collections import Counter
 from contextlib import suppress
@@ -11,6 +11,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from expo_ray.config.keys import as_settings, facts_of
 from expo_ray.config.schema import Config
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.preflight.checks import check_placement
@@ -22,7 +23,7 @@ from expo_ray.runtime.journal import Events
 from expo_ray.runtime.process import environment, process_usage
 from expo_ray.runtime.ray_node import join_or_start_ray
 from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
-from expo_ray.verifier.fleet import VerifierFleet
+from expo_ray.verifier.actor import VerifierFleet
 
 USAGE_S = 20.0
 """Bound on asking the actors for their memory."""
@@ -139,7 +140,7 @@ class Actors:
         self._begin({}, self.learners.ranks)
 
     def adopt(self, config: Config, run_folder: Path, events: Events) -> None:
-        """Hands the actors to another run (expo_ray.driver.warm): moves their logs and rebuilds the learners.
+        """Hands the actors to another run (`WarmActors`): moves their logs and rebuilds the learners.
 
         Raises:
             LearnersLost, ActorFailed, WaitExpired: an actor was lost since the last run.
@@ -305,3 +306,45 @@ class Actors:
                 [],
             )
         return group
+
+
+class WarmActors:
+    """Hands the actors of a finished run to the next one, if that one would start the same actors.
+
+    Learners are rebuilt for each run and the first weight sync gives the engines its base model, so a run on warm
+    actors is the same, bit for bit, as one that starts its own.
+    """
+
+    def __init__(self) -> None:
+        self._idle: Actors | None = None
+
+    def take(self, plan: Plan, folder: Path, context_tokens: int, stop_ids: tuple[int, ...], events: Events) -> Actors:
+        """Returns actors for a run; arguments and errors are those of `Actors`."""
+        idle, self._idle = self._idle, None
+        fits = idle is not None and context_tokens <= idle.context_tokens and stop_ids == idle.stop_ids
+        if idle is not None and fits and _same(idle.plan, plan):
+            idle.adopt(plan.config, folder, events)
+            return idle
+        if idle is not None:
+            idle.close()
+        return Actors(plan, folder, context_tokens, stop_ids, events)
+
+    def give_back(self, actors: Actors) -> None:
+        """Takes back the actors of a run that ended without an error."""
+        self._idle = actors
+
+    def close(self) -> None:
+        """Stops the actors that are kept."""
+        if self._idle is not None:
+            self._idle.close()
+            self._idle = None
+
+
+def _same(running: Plan, wanted: Plan) -> bool:
+    """Whether actors that were started for one plan serve a run of the other."""
+
+    def started_with(plan: Plan) -> dict[str, Any]:
+        return {key: value for key, value in as_settings(plan.config).items() if facts_of(key).actors}
+
+    # The number of sequences may be derived from settings in which the runs differ.
+    return running.max_sequences == wanted.max_sequences and started_with(running) == started_with(wanted)

@@ -16,13 +16,12 @@ from expo_ray.checkpoint.store import Checkpoints
 from expo_ray.config.keys import as_settings
 from expo_ray.config.schema import Config
 from expo_ray.data.stream import PromptStream
-from expo_ray.driver.actors import Actors
+from expo_ray.driver.actors import Actors, WarmActors
 from expo_ray.driver.groups import Ahead, Collector, Measurer
 from expo_ray.driver.loop import Run, train
 from expo_ray.driver.record import Recorder
 from expo_ray.driver.stopping import StopSignal
 from expo_ray.driver.trackers import make_trackers
-from expo_ray.driver.warm import WarmActors
 from expo_ray.driver.weights import WeightSync
 from expo_ray.evaluation.evaluator import Evaluator
 from expo_ray.files import read_lines, write_whole

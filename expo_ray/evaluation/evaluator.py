@@ -11,7 +11,7 @@ from expo_ray.evaluation.metrics import CONFIDENCE, ProblemScores, Scores, sampl
 from expo_ray.messages import Group, Prompt, RolloutRequest
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.rollout.requests import evaluation_sampling
-from expo_ray.verifier.fleet import VerifierFleet
+from expo_ray.verifier.actor import VerifierFleet
 
 _EVALUATION = 3
 

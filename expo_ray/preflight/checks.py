@@ -9,7 +9,7 @@ from expo_ray.algorithms.pairs import PairStore
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import GIB, Resources
 from expo_ray.config.schema import Config
-from expo_ray.data.sources import Problems
+from expo_ray.data.sources import GENERATED, Problems
 from expo_ray.preflight.disk import disk_problems
 from expo_ray.preflight.estimate import BYTES
 from expo_ray.preflight.fit import misfits
@@ -46,7 +46,7 @@ def check_run(config: Config) -> Checked:
     plan = check_config(config)
     data = config.data
     problems = Problems(data, config.seed, config.verifier)
-    generated = data.name == "toy" and not (data.path or data.sources)
+    generated = data.name in GENERATED and not (data.path or data.sources)
     if not (generated or data.path or data.hub or data.sources):
         raise ConfigError(f"data={data.name} needs data.path=FILE, a file, folder or glob of records")
     # Also the held-out part: a fault there would end the run at its first evaluation.
@@ -54,6 +54,8 @@ def check_run(config: Config) -> Checked:
         own = not generated or (held_out and bool(data.eval_path or data.eval_sources))
         if own and problems.local(held_out):
             check_longest(problems.held_out if held_out else problems.training, plan)
+    if data.name == "reasoning_gym":
+        _ = problems.training, problems.held_out  # made now: a task that cannot be is refused before anything starts
     if config.algo.dpo_pairs_path is not None:  # whether they fit is known once there are prompts (driver/run.py)
         PairStore().read(Path(config.algo.dpo_pairs_path))
     if not config.dry_run:

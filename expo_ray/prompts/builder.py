@@ -90,12 +90,13 @@ class PromptBuilder:
                     "be shown them: use a model with one, or take it out of the data"
                 )
             question = "\n\n".join([*(text for _, text in before), question])
-        values = {"question": question, "answer": answer, "instruction": self.instruction}
+        instruction = instruction_for(problem.task) if problem.task else self.instruction
+        values = {"question": question, "answer": answer, "instruction": instruction}
         free, conditioned = fill(templates.free, **values), fill(templates.conditioned, **values)
         if self.style == "base":
             return [("user", free)], [("user", conditioned)]
         own = any(role == "system" for role, _ in before) or (problem.turns and NAMES_FORM.search(question))
-        before = before if own else [("system", self.instruction), *before]
+        before = before if own else [("system", instruction), *before]
         return [*before, ("user", free)], [*before, ("user", conditioned)]
 
     def chain_of(self, ids: IntArray) -> IntArray:

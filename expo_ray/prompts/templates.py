@@ -14,6 +14,8 @@ from expo_ray.messages import IntArray
 ASK_FOR_BOX = "Reason step by step, and put your final answer within \\boxed{}."
 ASK_FOR_LETTER = "Reason step by step, and put only the letter of your choice within \\boxed{}."
 
+ASK_FOR_CODE = "Reason step by step, and put the whole program into one block that begins with ```python."
+
 CONDITIONED_REQUEST = (
     "The correct answer is {answer}.\n\n"
     "Write the full derivation that arrives at it. It must stand on its own: a reader who sees only the problem, "
@@ -54,7 +56,7 @@ BASE = Templates(
 
 def instruction_for(task: str) -> str:
     """The requested form of the reply, by the task that verifies it (conf/verifier)."""
-    return ASK_FOR_LETTER if task == "choice" else ASK_FOR_BOX
+    return {"choice": ASK_FOR_LETTER, "python_tests": ASK_FOR_CODE}.get(task, ASK_FOR_BOX)
 
 
 def fill(template: str, **values: str) -> str:

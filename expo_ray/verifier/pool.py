@@ -25,8 +25,8 @@ from expo_ray.verifier import sandbox, wire
 
 log = logging.getLogger(__name__)
 
-Item = tuple[str, tuple[str, ...], dict[str, Any]]
-"""A response's text, its gold answers, and the problem's meta."""
+Item = tuple[str, tuple[str, ...], dict[str, Any]] | tuple[str, tuple[str, ...], dict[str, Any], str]
+"""A response's text, its gold answers, the problem's meta, and the task that grades it ("" or none: the pool's)."""
 
 MAX_ATTEMPTS = 3
 """Processes that may die under one item before it counts as wrong."""
@@ -48,7 +48,7 @@ class VerifierStartError(RuntimeError):
 class _Parent:
     """The warmed process that forks graders (expo_ray.verifier.worker)."""
 
-    def __init__(self, config: VerifierConfig) -> None:
+    def __init__(self, config: VerifierConfig, tasks: list[str]) -> None:
         ours, theirs = socket.socketpair()
         self.control = ours
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -56,7 +56,7 @@ class _Parent:
         environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         folders = [os.path.dirname(expo_ray.__path__[0]), *filter(None, sys.path)]
-        arguments = [str(theirs.fileno()), json.dumps(dataclasses.asdict(config))]
+        arguments = [str(theirs.fileno()), json.dumps(dataclasses.asdict(config) | {"tasks": tasks})]
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "expo_ray.verifier.worker", *arguments],
             env=environment | {"PYTHONPATH": os.pathsep.join(folders)},
@@ -180,7 +180,8 @@ class VerifierPool:
         self.config = config
         self.restarts = 0
         self.cache: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._parent = _Parent(config)
+        self._tasks = [config.name]
+        self._parent = _Parent(config, self._tasks)
         self._processes: list[_Process] = []
         self._warned: set[str] = set()
 
@@ -192,6 +193,7 @@ class VerifierPool:
         Raises:
             VerifierStartError: no grading process can be had.
         """
+        self._learn({task for _, _, _, *named in items for task in named if task})
         batch = _Batch(len(items))
         twins = self._queue(items, batch)
         try:
@@ -225,8 +227,8 @@ class VerifierPool:
         """Answer from the cache what it holds, queue the rest; returns (index, index of its equal)."""
         twins: list[tuple[int, int]] = []
         first_of: dict[bytes, int] = {}
-        for index, (response, golds, meta) in enumerate(items):
-            packed = [response[-MAX_RESPONSE:], list(golds), meta]
+        for index, (response, golds, meta, *task) in enumerate(items):
+            packed = [response[-MAX_RESPONSE:], list(golds), meta, *task]
             key = hashlib.blake2b(wire.pack(packed), digest_size=16).digest()
             batch.keys.append(key)
             known = self.cache.get(key)
@@ -252,12 +254,22 @@ class VerifierPool:
             except VerifierStartError:
                 if self._parent.isolation is None:
                     raise
-                self._parent.close()
-                self._parent = _Parent(self.config)
-                for process in self._processes:
-                    process.kill()
+                self._restart_parent()
                 forked = self._parent.fork()
             self._processes.append(_Process(*forked))
+
+    def _learn(self, tasks: set[str]) -> None:
+        """Start the warmed parent again with tasks that it has not imported: a grading process starts with them all."""
+        if fresh := sorted(tasks - set(self._tasks)):
+            self._tasks += fresh
+            self._restart_parent()
+            self._processes.clear()
+
+    def _restart_parent(self) -> None:
+        self._parent.close()
+        self._parent = _Parent(self.config, self._tasks)
+        for process in self._processes:
+            process.kill()
 
     def _drop(self, process: _Process) -> None:
         process.kill()

@@ -14,7 +14,7 @@ from typing import Any
 from expo_ray.config.errors import DataError, did_you_mean
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.messages import Problem
-from expo_ray.verifier import extract
+from expo_ray.verifier import extract, wire
 from expo_ray.verifier.math.words import NotDecided
 
 __all__ = ["NotDecided", "Task", "make_task"]
@@ -38,6 +38,9 @@ class Task:
 
     def warm(self) -> None:
         """Do slow imports and first-time work once, before the processes are forked."""
+
+    def begin(self, layers: list[str]) -> None:
+        """Prepare a grading process, before it takes on its limits (`sandbox.enter` with these layers)."""
 
     finders: tuple[Callable[[str], str | None], ...] = ()
     """Of expo_ray.verifier.extract, tried in this order on what follows the last `</think>`."""
@@ -200,9 +203,9 @@ class ReasoningGymTask(Task):
             KeyError: `meta` does not name the scorer.
             PermissionError: the scorer evaluates answers, which is not allowed.
         """
-        import reasoning_gym
 
-        metadata = meta.get("metadata", meta)
+        typed = meta.get("typed_metadata")  # JSON alone would make lists of tuples
+        metadata = meta.get("metadata", meta) if typed is None else wire.decoded(typed, lambda _: None)
         name = metadata["source_dataset"]
         form = EVALUATING_SCORERS.get(name)
         if form is not None:
@@ -212,9 +215,17 @@ class ReasoningGymTask(Task):
                 )
             if not runs_no_code(extracted, form):
                 return False, "form"
-        score = reasoning_gym.get_score_answer_fn(name)
+        score = _scorer(name)
         entry = {"question": meta.get("question", ""), "answer": gold, "metadata": metadata}
         return score(extracted, entry) >= 1.0, "text"
+
+
+@lru_cache
+def _scorer(name: str) -> Callable[[str, dict[str, Any]], float]:
+    import reasoning_gym
+
+    scorer: Callable[[str, dict[str, Any]], float] = reasoning_gym.get_score_answer_fn(name)  # it makes a data set
+    return scorer
 
 
 TASKS: dict[str, type[Task]] = {
@@ -224,20 +235,23 @@ TASKS: dict[str, type[Task]] = {
     "toy": ToyTask,
     "reasoning_gym": ReasoningGymTask,
 }
+ELSEWHERE = {"python_tests": "expo_ray.rewards.python_tests:PythonTests"}
+"""Tasks of this package that are found by their import path, like a user's."""
 
 
+@lru_cache
 def task_problem(name: str) -> str | None:
-    """What is wrong with `verifier.name`, in one sentence; None where nothing is seen.
+    """What is wrong with a `verifier.name`, in one sentence; None where nothing is seen.
 
     A user's module is read and not run: it may import what is slow, or what only the grading machines have.
     """
     if name in TASKS:
         return None
-    module, colon, attribute = name.partition(":")
+    module, colon, attribute = ELSEWHERE.get(name, name).partition(":")
     if not colon:
-        known = ", ".join(TASKS)
+        known = ", ".join([*TASKS, *ELSEWHERE])
         return (
-            f"verifier.name={name} is neither a task{did_you_mean(name, TASKS)} ({known}) "
+            f"verifier.name={name} is neither a task{did_you_mean(name, [*TASKS, *ELSEWHERE])} ({known}) "
             "nor an import path package.module:Class"
         )
     try:
@@ -266,9 +280,11 @@ def make_task(name: str, config: dict[str, Any]) -> Task:
     Raises:
         ValueError: no such task, or not a Task.
     """
-    module, colon, attribute = name.partition(":")
+    module, colon, attribute = ELSEWHERE.get(name, name).partition(":")
     if name not in TASKS and not colon:
-        raise ValueError(f"verifier.name={name!r}: not one of {sorted(TASKS)}, nor an import path package.module:Class")
+        raise ValueError(
+            f"verifier.name={name!r}: not one of {[*TASKS, *ELSEWHERE]}, nor an import path package.module:Class"
+        )
     found = TASKS.get(name) or getattr(importlib.import_module(module), attribute, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"verifier.name={name!r}: {attribute} in {module} is not a subclass of Task")
@@ -304,12 +320,13 @@ def checked_golds(problems: Sequence[Problem], config: VerifierConfig) -> Golds:
     Raises:
         DataError: more than `verifier.max_unusable_golds` of the problems have no gold that can be graded.
     """
-    if config.name not in CHECKED:
-        return Golds(list(problems), 0, 0, "")
     kept: list[Problem] = []
     unusable: list[Problem] = []
     for problem in problems:
-        usable = tuple(text for gold in problem.answers if (text := repair(config.name, gold)) is not None)
+        if (name := problem.task or config.name) not in CHECKED:
+            kept.append(problem)
+            continue
+        usable = tuple(text for gold in problem.answers if (text := repair(name, gold)) is not None)
         kept.append(dataclasses.replace(problem, answers=usable) if usable else problem)
         unusable += [] if usable else [problem]
     repaired = sum(after.answers != before.answers for after, before in zip(kept, problems, strict=True))

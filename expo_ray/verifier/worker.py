@@ -86,14 +86,14 @@ class Grader:
         return best
 
 
-def serve(pool: socket.socket, grader: Grader) -> None:
+def serve(pool: socket.socket, graders: dict[str, Grader]) -> None:
     """Answer frames of items until the pool closes the socket; replies go out one by one, in order."""
     while not sandbox.worn_out() and (items := wire.receive(pool)) is not None:
-        for number, *item in items:
+        for number, response, golds, meta, *task in items:
             start = time.perf_counter()
             fatal = False
             try:
-                found = grader.verdict(*item)
+                found = graders[(task or [""])[0]].verdict(response, golds, meta)
             except (MemoryError, RecursionError):
                 # After either, half-built state of the libraries is not worth keeping.
                 found, fatal = BEYOND_LIMITS, True
@@ -115,14 +115,17 @@ def _shown(found: Found) -> Found:
 def main(control_descriptor: int, config: dict[str, Any]) -> None:
     """Import, warm, then fork a grading process for each socket that comes, until the pool is gone."""
     control = socket.socket(fileno=control_descriptor)
-    grader = Grader(make_task(config["name"], config))
-    grader.task.warm()
+    graders = {name: Grader(make_task(name, config)) for name in config["tasks"]}
+    tasks = [grader.task for grader in graders.values()]
+    graders[""] = graders[config["name"]]
+    for task in tasks:
+        task.warm()
     null = os.open(os.devnull, os.O_RDWR)
     layers = sandbox.layers(sandbox.isolate())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
-    control.sendall(wire.pack([layers, grader.task.runs_answers]))
+    control.sendall(wire.pack([layers, any(task.runs_answers for task in tasks)]))
     parent = os.getpid()
     while (received := socket.recv_fds(control, 1, 1))[0]:
         with socket.socket(fileno=received[1][0]) as pool:
@@ -132,8 +135,10 @@ def main(control_descriptor: int, config: dict[str, Any]) -> None:
                     control.close()
                     for standard in (0, 1, 2):
                         os.dup2(null, standard)
+                    for task in tasks:
+                        task.begin(layers)
                     sandbox.enter(config["memory_mib"], parent, config["timeout_s"], layers)
-                    serve(pool, grader)
+                    serve(pool, graders)
                 finally:
                     os._exit(0)
         control.sendall(wire.pack(pid))

@@ -9,8 +9,7 @@ import pytest
 
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.runtime.waits import ActorFailed, Waiter
-from expo_ray.verifier.actor import VerifierActor
-from expo_ray.verifier.fleet import VerifierFleet
+from expo_ray.verifier.actor import VerifierActor, VerifierFleet
 
 ray = pytest.importorskip("ray")
 

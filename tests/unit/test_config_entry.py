@@ -81,7 +81,7 @@ def test_a_run_starts_with_what_its_check_has_read(overrides, own_data, tmp_path
         started.append((plan, folder, context))
         raise RuntimeError("the actors would start here")
 
-    monkeypatch.setattr("expo_ray.driver.warm.WarmActors.take", take)
+    monkeypatch.setattr("expo_ray.driver.actors.WarmActors.take", take)
     assert main([*overrides, *own_data, f"run_dir={tmp_path}/run"]) == 1
     assert "the actors would start here" in capsys.readouterr().err
     [(plan, folder, context)] = started

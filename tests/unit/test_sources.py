@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from expo_ray.config.errors import DataError
-from expo_ray.config.schema import DataConfig
+from expo_ray.config.schema import DataConfig, VerifierConfig
 from expo_ray.data.sources import Problems
 
 
@@ -196,3 +196,19 @@ def test_a_question_longer_than_the_context_is_refused_before_anything_starts(tm
     check_longest([Problem("short", "3+4", ("7",))], make_plan(config))
     with pytest.raises(DataError, match=r"problem long .* at least 400 tokens .* context .* is 128"):
         check_longest([Problem("short", "3+4", ("7",)), Problem("long", "3+4+" * 100, ("7",))], make_plan(config))
+
+
+def test_a_column_names_each_records_task(tmp_path):
+    file = write(tmp_path, problem(by="choice"), problem(by=None), problem(by="python_tests"), problem())
+    assert [p.task for p in load(file, verifier_key="by")] == ["choice", "", "python_tests", ""]
+    wrong = write(tmp_path, problem(by="choice"), problem(by="chioce"), name="wrong.jsonl")
+    with pytest.raises(
+        DataError, match=r"wrong.jsonl line 2: key 'by'=chioce is neither a task; did you mean 'choice'"
+    ):
+        load(wrong, verifier_key="by")
+
+
+def test_golds_of_mixed_tasks_are_checked_by_their_own(tmp_path):
+    records = [problem(by="math", answer=r"\boxed{7}"), problem(by="choice", answer="(B) 7 {")]
+    mixed = Problems(config(write(tmp_path, *records), verifier_key="by"), 0, VerifierConfig(name="choice"))
+    assert [p.answers for p in mixed.training] == [("7",), ("(B) 7 {",)]
