@@ -27,6 +27,7 @@ from expo_ray.reporting.groups import ABSENT, differences
 from expo_ray.reporting.likelihood import read_likelihoods, sentence
 from expo_ray.sweep.ledger import FILE as SWEEP_FILE
 
+ABLATIONS = "## Ablations"
 OWN = ("data.levels", "rollout.explanations_per_prompt")
 """Settings that define a training setting or a method, so they differ by design."""
 
@@ -42,6 +43,8 @@ class Sources:
     """A run of one step that measured the properties of all its samples; None: left out."""
     ablations: Path | None
     """Sweeps over settings of one algorithm; None: left out."""
+    commit: str | None = None
+    """That the ablations ran at, if the page should say so."""
 
 
 def write_page(sources: Sources, page: Path) -> list[Path]:
@@ -86,10 +89,29 @@ def write_page(sources: Sources, page: Path) -> list[Path]:
             f"![log-likelihood by kind and by level]({figure.name})",
         ]
     if sources.ablations is not None:
-        parts += _ablations(sources.ablations, base)
+        parts += _ablations(sources.ablations, base, sources.commit)
     parts += _missing(ladder)
     write_whole(page, "\n\n".join(part for part in parts if part) + "\n")
     return written
+
+
+def write_ablations(ablations: Path, base: Path, page: Path, commit: str | None) -> list[Path]:
+    """Writes the page's section of ablations again and leaves the rest as it is.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: the page has no such section, or see `write_page`.
+    """
+    text = page.read_text() if page.exists() else ""
+    before, title, after = text.partition(f"{ABLATIONS}\n")
+    if not title:
+        raise DataError(f"{page}: there is no section '{ABLATIONS}' in it to write again")
+    section = "\n\n".join(part for part in _ablations(ablations, read_base(base), commit, [base]) if part)
+    _, following, rest = after.partition("\n## ")
+    write_whole(page, f"{before}{section}\n{following}{rest}")
+    return [page]
 
 
 def read_base(folder: Path) -> dict[str, Any]:
@@ -177,14 +199,17 @@ def _machine(run: Path) -> str:
     return f"Ran on: {found[0]}." if found else ""
 
 
-def _ablations(folder: Path, base: dict[str, Any]) -> Sequence[str]:
-    found = collect(folder)
+def _ablations(folder: Path, base: dict[str, Any], commit: str | None, apart: Sequence[Path] = ()) -> Sequence[str]:
+    found = collect(folder, apart)
     levels = levels_of(found)
-    parts = ["## Ablations", _commands(folder)]
+    parts = [ABLATIONS, f"Ran at commit {commit}." if commit else "", _commands(folder)]
     for setting in found.settings:
-        table = setting_table(setting, labels_by_change(setting.methods), levels, found.samples, base)
+        names = labels_by_change(setting.methods)
         name = setting.methods[0].runs[0].label
-        parts += [f"{name}, {setting.title}; each row changes the named setting only.", table]
+        parts += [f"{name}, {setting.title}; each row changes the named settings only."]
+        parts += [setting_table(setting, names, levels, found.samples, base)]
+        hardest = max(level for level in levels if level != "all")
+        parts += [f"Level {hardest} by number of updates:", updates_table(setting, names, hardest, found.samples)]
     return [*parts, *_missing(found)]
 
 

@@ -183,6 +183,25 @@ def test_ablations_are_named_by_what_they_change(tmp_path, make_run):
     ]
 
 
+def test_the_section_of_ablations_is_written_again_alone(ladder, make_run, tmp_path, capsys):
+    ablations, page = tmp_path / "ablations", tmp_path / "page.md"
+    for seed, value in enumerate((0.25, 0.75)):
+        make_run(ablations / "beta" / str(seed), "exp_grpo", seed, value, **{"algo.beta": 0.5})
+    command = ["--ablations", str(ablations), "--base", str(ladder / "base"), "--page", str(page)]
+    assert main(command) == 2 and "no section" in capsys.readouterr().err
+    page.write_text("# Page\n\nbefore\n\n## Ablations\n\n| old |\n\n## Later\n\nafter\n")
+    assert main([*command, "--commit", "abc123"]) == 0
+    text = page.read_text()
+    assert text.startswith("# Page\n\nbefore\n\n## Ablations\n\nRan at commit abc123.\n")
+    assert text.endswith("|\n\n## Later\n\nafter\n") and "old" not in text
+    deviation = 100 * np.std([0.25, 0.75], ddof=1)
+    assert cells(text, "unchanged")[0][3] == f"50.0 ± {deviation:.1f}"  # by level
+    assert cells(text, "unchanged")[1] == [f"25.0 ± {deviation / 2:.1f}", f"50.0 ± {deviation:.1f}"]  # by updates
+    with pytest.raises(SystemExit) as caught:
+        main(["--ablations", str(ablations)])
+    assert caught.value.code == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
