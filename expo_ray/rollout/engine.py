@@ -65,12 +65,18 @@ class EngineLoop:
     def take_stream(self) -> None:
         """Makes this thread work on the engine's CUDA stream.
 
-        vLLM gives a thread that joins an NCCL group another stream, and the engine's copies do not wait for that one.
+        torch gives each thread the default stream, and vLLM one that asks for its stream a new one (vLLM's
+        current_stream). The engine's kernels wait for neither.
         """
         if self.stream is not None:
             import torch
 
             torch.cuda.set_stream(self.stream)
+
+    def finish_computing(self) -> None:
+        """Waits until the card has done what the engine's stream holds."""
+        if self.stream is not None:
+            self.stream.synchronize()
 
     def pause(self) -> None:
         """Blocks all turns until `resume`, which another thread may call. Unfinished requests are kept.

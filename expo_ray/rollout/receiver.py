@@ -17,6 +17,10 @@ class WeightReceiver:
     """Weight sync methods for an actor whose engine is a `vllm.LLM` with a weight transfer config.
 
     A round may begin while completions are being sampled: they pause, and continue with the new weights.
+
+    With trainer.async_steps each call may come in another thread of the actor, and a thread starts on a CUDA stream of
+    its own. Whatever touches the weights is put on the engine's stream, so that it runs after the step before it and
+    before the step after it.
     """
 
     engine: EngineLoop
@@ -27,13 +31,16 @@ class WeightReceiver:
         """Connects to the learner, in place of an earlier connection, and abandons a round that broke."""
         if self._round_open:
             self._abandon_round()
+        self.engine.take_stream()
         self.engine.llm.shutdown_weight_transfer_engine()
         self.engine.llm.init_weight_transfer_engine(request)
-        self.engine.take_stream()
 
     def start_weight_update(self) -> None:
         """Opens a round. Until it is finished the engine has no weight version and does not sample."""
         self.engine.pause()  # `sync_probe` resumes
+        self.engine.take_stream()
+        # A step may still be computing when its call has returned, and NCCL's receiver loads on streams of its own.
+        self.engine.finish_computing()
         if self._round_open:
             self._abandon_round()
         self.engine.llm.update_weight_version(str(NO_VERSION))
@@ -45,6 +52,7 @@ class WeightReceiver:
 
     def update_weights(self, request: dict[str, Any]) -> None:
         """Receives weights; blocks until they are loaded."""
+        self.engine.take_stream()
         with span("receive weights"):
             self.engine.llm.update_weights(request)
 
@@ -54,6 +62,7 @@ class WeightReceiver:
         Keys and values of unfinished completions are recomputed with the new weights. Sampling continues after the
         probe (`sync_probe`).
         """
+        self.engine.take_stream()
         self.engine.llm.finish_weight_update()
         self._round_open = False
         self.engine.llm.reset_prefix_cache(reset_running_requests=True)
@@ -71,6 +80,7 @@ class WeightReceiver:
 
     def shutdown_weight_transfer_engine(self) -> None:
         """Drops the connection to the learner; the engine can still sample."""
+        self.engine.take_stream()
         if self._round_open:
             self._abandon_round()
         self.engine.llm.shutdown_weight_transfer_engine()

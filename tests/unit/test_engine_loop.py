@@ -2,11 +2,13 @@
 
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from expo_ray.rollout.engine import EngineLoop, EngineStuck
+from expo_ray.rollout.receiver import WeightReceiver
 
 
 class FakeEngine:
@@ -122,3 +124,56 @@ def test_the_thread_that_paused_the_engine_may_use_it_and_goes_first():
     loop.resume()
     sampler.join(30)
     assert not sampler.is_alive() and not engine.left
+
+
+class FakeStream:
+    """A CUDA stream that records when it is waited for."""
+
+    def __init__(self, calls: list[tuple[str, object]]) -> None:
+        self.calls = calls
+
+    def synchronize(self):
+        self.calls.append(("synchronize", None))
+
+
+class RecordingLlm:
+    """The calls that touch weights, each with the CUDA stream of the thread that makes it."""
+
+    def __init__(self, calls, streams) -> None:
+        self.calls, self.streams = calls, streams
+
+    def __getattr__(self, name):
+        def call(*_, **__):
+            self.calls.append((name, getattr(self.streams, "now", "a thread's own stream")))
+
+        return call
+
+
+def test_what_touches_the_weights_runs_on_the_engines_stream_in_whatever_thread(monkeypatch):
+    """As with trainer.async_steps: each call of a round comes in a thread that has not seen the engine's stream."""
+    import torch
+
+    calls, streams = [], threading.local()
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(streams, "now", stream))
+    stream = FakeStream(calls)
+    receiver = WeightReceiver()
+    receiver.engine = EngineLoop(RecordingLlm(calls, streams), 5.0, stream=stream)
+    request = {"update_info": {}}
+    rounds = [
+        partial(receiver.init_weight_transfer_engine, {"init_info": {}}),
+        receiver.start_weight_update,
+        partial(receiver.update_weights, request),
+        partial(receiver.update_weights, request),
+        partial(receiver.finish_weight_update, "1"),
+    ]
+    for call in rounds:
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join(10)
+    at = {name: where for name, where in calls if name != "synchronize"}
+    for name in ("init_weight_transfer_engine", "start_weight_update", "update_weights", "finish_weight_update"):
+        assert at[name] is stream, name
+    names = [name for name, _ in calls]
+    assert names.count("update_weights") == 2
+    # The engine's last step has read the old weights before the first new ones can arrive.
+    assert names.index("synchronize") < names.index("start_weight_update") < names.index("update_weights")
