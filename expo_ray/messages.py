@@ -189,6 +189,8 @@ class SyncProof:
     mean_tolerance: float
     bytes_sent: int
     seconds: float
+    tensors_compared: int = 0
+    """Tensors whose bits were compared (sync.digest_every); 0 if they were not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from expo_ray.config.schema import Config
 from expo_ray.messages import Problem, Prompt, RolloutRequest, Sampling, TrainingBatch, TrainingSample
 from expo_ray.preflight.model_folder import KNOWN, ModelShape, model_shape
 from expo_ray.preflight.plan import make_plan
+from expo_ray.sync import PLAIN_MODELS
 
 PEAK = 989e12
 """Dense bfloat16 operations per second of an H100 SXM, by its data sheet."""
@@ -177,7 +178,6 @@ def engine(setting: Setting, bound: float) -> None:
     """Sampling through our worker beside bare vLLM with the same requests; then syncs beside a copy on the card."""
     import ray
 
-    from bench.rollout import MeasuredWorker
     from expo_ray.runtime.process import environment
     from expo_ray.runtime.ray_node import join_or_start_ray
 
@@ -193,7 +193,7 @@ def engine(setting: Setting, bound: float) -> None:
     }
     began, log = time.monotonic(), str(setting.work / "parts" / "logs")
     context = config.rollout.max_prompt_tokens + longest
-    worker = ray.remote(MeasuredWorker).options(**options).remote(config, 0, context, (1,), log)
+    worker = ray.remote(measured_worker()).options(**options).remote(config, 0, context, (1,), log)
     try:
         ray.get(worker.ready.remote(), timeout=bound)
         tell(engine_start_s=time.monotonic() - began, max_sequences=config.rollout.max_sequences)
@@ -223,6 +223,20 @@ def _sampling(setting: Setting, config: Config, worker: Any) -> None:
         tokens = sum(len(completion.token_ids) for rollout in rollouts for completion in rollout.completions)
         bare = ray.get(worker.bare.remote(requests, sampling, turn), timeout=WAIT_S)
         tell(**{f"sampling{turn}": {"s": seconds, "tokens": tokens, "tokens_per_s": tokens / seconds, "bare_s": bare}})
+
+
+def measured_worker() -> type:
+    """The class of the engine's actor; its module imports Ray."""
+    from bench.rollout import MeasuredWorker
+    from expo_ray.sync.gloo import loading
+
+    class Worker(MeasuredWorker):
+        """A rollout worker that can be made to load as it does for a model that is not plain."""
+
+        def load_by_reload(self, on: bool) -> None:
+            loading.PLAIN_MODELS = frozenset() if on else PLAIN_MODELS
+
+    return Worker
 
 
 class SyncEnd:
@@ -256,6 +270,11 @@ class SyncEnd:
             for parameter in self.lm.parameters():
                 parameter.mul_(1.01)
 
+    def digests(self) -> dict[str, tuple[int, int]]:
+        from expo_ray.sync.proof import digests_of
+
+        return digests_of(self.source)
+
     def send(self, version: int) -> dict[str, Any]:
         report = self.sender.send(version)
         return {"s": report.seconds, "bytes": report.bytes_sent, **report.phases}
@@ -268,12 +287,25 @@ class SyncEnd:
 def _syncs(setting: Setting, config: Config, worker: Any, sender: Any) -> None:
     import ray
 
+    from expo_ray.sync.proof import compare_digests
+
     ray.get(sender.connect.remote({"rollout-0": worker}), timeout=WAIT_S)
-    size = 0
-    for version in range(1, 3 if setting.rehearse else 5):
-        ray.get(sender.change.remote(), timeout=WAIT_S)
-        found = ray.get(sender.send.remote(version), timeout=WAIT_S)
-        ray.get(worker.sync_probe.remote([[5, 6, 7]]), timeout=WAIT_S)  # ends the pause
-        size = found["bytes"]
-        tell(**{f"sync{version}": found})
+    size, version = 0, 0
+    for way in ("live", "reload"):
+        ray.get(worker.load_by_reload.remote(way == "reload"), timeout=WAIT_S)
+        for turn in range(1 if setting.rehearse else 3):
+            version += 1
+            ray.get(sender.change.remote(), timeout=WAIT_S)
+            found = ray.get(sender.send.remote(version), timeout=WAIT_S)
+            ray.get(worker.sync_probe.remote([[5, 6, 7]]), timeout=WAIT_S)  # ends the pause
+            size = found["bytes"]
+            tell(**{f"sync_{way}{turn}": found})
+        ray.get(worker.load_by_reload.remote(False), timeout=WAIT_S)
+        began = time.monotonic()
+        learner = ray.get(sender.digests.remote(), timeout=WAIT_S)
+        between = time.monotonic()
+        held = ray.get(worker.sync_digests.remote(), timeout=WAIT_S)
+        seconds = {"learner_s": between - began, "engine_s": time.monotonic() - between}
+        compared = compare_digests(learner, {"rollout-0": held}, version)
+        tell(**{f"digests_after_{way}": {"tensors": compared, **seconds}})
     tell(copy_s=ray.get(sender.copy_seconds.remote(size), timeout=WAIT_S))

@@ -101,7 +101,13 @@ NEEDS = (
         "with model.lora.rank=0",
     ),
     Need(
-        ("learner.offload_optimizer", "learner.compile", "rollout.gpu_memory_utilization", "profile.deterministic"),
+        (
+            "learner.offload_optimizer",
+            "learner.compile",
+            "rollout.gpu_memory_utilization",
+            "profile.deterministic",
+            "sync.receiver",
+        ),
         lambda c: c.profile.device == "cuda",
         "with profile=cpu",
     ),
@@ -126,6 +132,11 @@ NEEDS = (
         ("learner.offload_between_updates",),
         lambda c: c.cluster.placement == "colocated",
         "without cluster.placement=colocated",
+    ),
+    Need(
+        ("model.head_dtype",),
+        lambda c: "bfloat16" in (c.rollout.dtype, c.learner.dtype),
+        "with rollout.dtype=float32 and learner.dtype=float32",
     ),
     Need(("rollout.kv_cache_gib",), lambda c: c.profile.device == "cpu", "with profile=gpu"),
 )

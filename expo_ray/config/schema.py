@@ -109,6 +109,7 @@ class ModelConfig:
     path: str = key("???", on_resume="by_content", evaluation=True)  # a Hugging Face folder or hub id
     trust_remote_code: bool = key(False)  # run the code that comes with the model
     prompt_style: str = key("auto", "auto", "chat", "base", "toy", evaluation=True)  # expo_ray.prompts
+    head_dtype: str = key("model", "model", "float32", evaluation=True)  # of the output layer, in engines and learners
     lora: LoraConfig = key(LoraConfig)  # adapters
 
 
@@ -193,12 +194,14 @@ class SyncConfig:
     """sync: weights from learners to engines, and the proof that they arrived."""
 
     backend: str = key("auto", "auto", "gloo", "nccl", "ipc", actors=True)  # auto: gloo on CPU, nccl or ipc on GPU
+    receiver: str = key("auto", "auto", "live", "reload", actors=True)  # GPU: vLLM's reload, or into live parameters
     bucket_mib: int = key(64, at_least=1)  # size of one message
     timeout_s: float = key(300.0, at_least=1)  # bound on one sync
     probe_prompts: int = key(4, at_least=1)  # sequences of the proof
     probe_tokens: int = key(48, at_least=1)  # tokens of each
     tolerance: float = key(1e-3, at_least=0)  # nats, the largest difference of a probe token
     mean_tolerance: float = key(1e-3, at_least=0)  # nats, the mean difference of an engine's probe tokens
+    digest_every: int = key(0, at_least=0)  # every k-th sync also compares the bits of every tensor; 0: never
 
 
 @dataclass

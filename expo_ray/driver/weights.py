@@ -10,7 +10,7 @@ from expo_ray.messages import Prompt, SyncProof
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.runtime.waits import ActorFailed, WaitExpired
 from expo_ray.sync import SyncError
-from expo_ray.sync.proof import Probe, choose_probes, prove_sync
+from expo_ray.sync.proof import Probe, choose_probes, compare_digests, prove_sync
 
 ANSWER_S = 15.0
 """After a failed sync: how long an engine may take to answer that it is alive."""
@@ -86,6 +86,10 @@ class WeightSync:
         # On shared cards the KV cache must wait: during the transfer the learners' gathered weights need the room.
         self.rollouts.wake(members, "weights")
         bytes_sent, seconds = self.learners.send(weight_version)
+        compared, every = 0, self.config.sync.digest_every
+        if every and weight_version % every == 0:
+            learner = self.learners.all("digests", "digesting the learners' weights")[0]
+            compared = compare_digests(learner, self.rollouts.digests(members), weight_version)
         self.rollouts.wake(members, "kv_cache")
         pairs = [(np.array(ids[:1], np.int32), np.array(ids[1:], np.int32)) for ids in self.probes]
         return prove_sync(
@@ -97,6 +101,7 @@ class WeightSync:
             mean_tolerance=self.config.sync.mean_tolerance,
             bytes_sent=bytes_sent,
             seconds=seconds,
+            tensors_compared=compared,
         )
 
     def _at_fault(self, members: dict[str, Any], error: ActorFailed | WaitExpired) -> list[str]:

@@ -323,6 +323,8 @@ def _load(config: Config) -> Any:
         )
     lm.config.use_cache = False
     _stop_dropout(lm)
+    if config.model.head_dtype == "float32":
+        compute_head_in_float32(lm.get_output_embeddings())
     return lm
 
 
@@ -340,6 +342,12 @@ def _stop_dropout(lm: Any) -> None:
     if found:
         rates = sorted({value for *_, value in found})
         print(f"the model's own dropout (rates {rates}, {len(found)} places) is off", file=sys.stderr)
+
+
+def compute_head_in_float32(head: nn.Module) -> None:
+    """Makes an output layer multiply in float32 whatever the type of its weights, as vLLM's `head_dtype` does."""
+    # Only what the module computes is replaced: calling it still runs the hooks with which ZeRO-3 gathers its weights.
+    head.forward = lambda hidden: nn.functional.linear(hidden.float(), head.weight.float())
 
 
 def _partition_while_loading(settings: dict[str, Any]) -> HfDeepSpeedConfig | None:

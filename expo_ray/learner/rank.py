@@ -157,6 +157,15 @@ class LearnerRank(ActorProcess):
         self._yield_card()
         return report.bytes_sent, report.seconds
 
+    def digests(self) -> dict[str, tuple[int, int]]:
+        """Digests what `send` sends (expo_ray.sync.proof), on rank 0; the others only take part in gathering."""
+        from expo_ray.sync.proof import digests_of
+
+        with span("digest"):
+            found = digests_of(self.source if self.rank == 0 else (pair for pair in self.source if False))
+        self._yield_card()
+        return found
+
     def save(self, folder: str, background: bool) -> list[str]:
         """Writes this rank's shards of weights and optimizer, its random state and, on rank 0, the policy.
 

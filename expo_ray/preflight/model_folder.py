@@ -116,6 +116,13 @@ def _from_json(config: dict[str, Any]) -> ModelShape | None:
     )
 
 
+def architecture(path: str) -> str | None:
+    """The class that config.json names, such as Qwen2ForCausalLM; None without a folder or a name."""
+    folder = Path(path)
+    listed = _json(folder, "config.json").get("architectures") if folder.is_dir() else None
+    return str(listed[0]) if isinstance(listed, list) and listed else None
+
+
 def generation_ends(model_path: str) -> tuple[int, ...]:
     """The end-of-sequence ids of a model's generation_config.json; empty if it is absent or names none.
 

@@ -17,9 +17,10 @@ from expo_ray.config.schema import Config
 from expo_ray.data.sources import parts_of
 from expo_ray.preflight.fit import misfits, too_long
 from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
-from expo_ray.preflight.model_folder import TOKENIZER_FILES, ModelShape, model_shape
+from expo_ray.preflight.model_folder import TOKENIZER_FILES, ModelShape, architecture, model_shape
 from expo_ray.preflight.plan import Plan, plan_for, planned_resources
 from expo_ray.rewards.functions import reward_problems
+from expo_ray.sync import PLAIN_MODELS
 from expo_ray.verifier.tasks import task_problem
 
 LEVELS = (1, 2, 3, 4, 5)
@@ -91,6 +92,8 @@ def _model_problems(config: Config, shape: ModelShape | None, training: bool) ->
         yield from weight_problems(folder, vocabulary)
         yield from tokenizer_problems(folder, vocabulary)
     yield from _shards(config, shape)
+    if training:
+        yield from _receiving(config)
     if config.cluster.placement == "colocated" and training:
         yield from _colocated(config)
 
@@ -237,6 +240,20 @@ def _shards(config: Config, shape: ModelShape | None) -> Iterator[str]:
             f"rollout.tensor_parallel={shards} does not divide the {shape.heads} attention heads ({shape.kv_heads} for "
             f"keys and values) of {config.model.path}: use rollout.tensor_parallel={most}"
         )
+
+
+def _receiving(config: Config) -> Iterator[str]:
+    """Comparing bits, and loading without a reload, need to know which tensors an engine's parameters are made from."""
+    wanted = [
+        (f"sync.digest_every={config.sync.digest_every}", "sync.digest_every=0", config.sync.digest_every > 0),
+        ("sync.receiver=live", "sync.receiver=reload", config.sync.receiver == "live"),
+    ]
+    shards, found = config.rollout.tensor_parallel, architecture(config.model.path)
+    for key, remedy, asked in wanted:
+        if asked and shards > 1:
+            yield f"{key} needs whole tensors in one engine, not rollout.tensor_parallel={shards}: use {remedy}"
+        if asked and found is not None and found not in PLAIN_MODELS:
+            yield f"{key} knows the layers of {', '.join(sorted(PLAIN_MODELS))}, not of {found}: use {remedy}"
 
 
 def _colocated(config: Config) -> Iterator[str]:

@@ -169,7 +169,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     from expo_ray.sync.gloo.engine import register
     from expo_ray.sync.sender import resolve_backend
 
-    register()
+    backend = register(resolve_backend(config), config.sync.receiver)
     # It logs a line for each batch, which would hide the last line that matters in an error.
     logging.getLogger("vllm.v1.core.block_pool").setLevel(logging.WARNING)
     rollout = config.rollout
@@ -182,6 +182,8 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
         }
     )
+    if config.model.head_dtype != "model":
+        where["hf_overrides"] = {"head_dtype": config.model.head_dtype}
     llm = vllm.LLM(
         model=config.model.path,
         dtype=rollout.dtype,
@@ -198,7 +200,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         # In async mode a probe must overtake unfinished samples. Otherwise requests must start in exactly their order,
         # which decides the random numbers that each gets; "priority" does not promise that for equal priorities.
         scheduling_policy="priority" if config.trainer.async_steps else "fcfs",
-        weight_transfer_config=WeightTransferConfig(backend=resolve_backend(config)),
+        weight_transfer_config=WeightTransferConfig(backend=backend),
         **where,
     )
     if on_cpu:

@@ -66,6 +66,11 @@ class RolloutFleet(Fleet):
         refs = {name: worker.sync_probe.remote(sequences) for name, worker in workers.items()}
         return self.waiter.gather(refs, "probing the engines after a weight sync", self.wait_s)
 
+    def digests(self, workers: dict[str, Any]) -> dict[str, Any]:
+        """Each engine's digests of the weights that it holds (expo_ray.sync.proof)."""
+        refs = {name: worker.sync_digests.remote() for name, worker in workers.items()}
+        return self.waiter.gather(refs, "comparing the bits after a weight sync", self.wait_s)
+
     def rest(self) -> None:
         """Puts engines that share their card with a learner rank to sleep until the next sync.
 

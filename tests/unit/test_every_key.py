@@ -62,6 +62,7 @@ VALUES = {
     "verifier.name": "math",
     "reward.weights": [0.5],
     "sync.backend": "gloo",
+    "sync.receiver": "reload",
 }
 """Values for keys whose next one is not allowed or says little. `algo.dpo_pairs_path` gets a file of its own."""
 
@@ -82,6 +83,8 @@ UNDER = {
     "learner.offload_optimizer": {"profile.device": "cuda"},
     "learner.offload_between_updates": {"profile.device": "cuda", "cluster.placement": "colocated", "learner.ranks": 1},
     "rollout.gpu_memory_utilization": {"profile.device": "cuda"},
+    "sync.receiver": {"profile.device": "cuda"},
+    "model.head_dtype": {"rollout.dtype": "bfloat16"},
 }
 """Settings under which a key must act that does nothing, and is refused, without them."""
 
@@ -101,7 +104,7 @@ NOT_WALKED = {
     "which prompts a step draws (test_stream.py)": ["data.resample"],
     "the transfer of weights between processes, and its proof (test_sync_*.py)": [
         "sync.backend", "sync.bucket_mib", "sync.timeout_s", "sync.probe_prompts", "sync.probe_tokens",
-        "sync.tolerance", "sync.mean_tolerance",
+        "sync.tolerance", "sync.mean_tolerance", "sync.digest_every",
     ],
     "verdicts of the verifier's processes (test_verifier_*.py)": [
         "verifier.name", "verifier.timeout_s", "verifier.memory_mib", "verifier.strict", "verifier.percent_is_unit",
@@ -232,7 +235,7 @@ def engine(config) -> object:
     vllm, settings, register = ModuleType("vllm"), ModuleType("vllm.config"), ModuleType("expo_ray.sync.gloo.engine")
     vllm.LLM = lambda **arguments: called.append(arguments) or SimpleNamespace(collective_rpc=lambda _: [])
     settings.WeightTransferConfig = lambda **arguments: arguments
-    register.register = lambda: None
+    register.register = lambda backend, receiver: f"{backend}, {receiver}"
     with pytest.MonkeyPatch.context() as patch:
         for module in (vllm, settings, register):
             patch.setitem(sys.modules, module.__name__, module)

@@ -11,7 +11,7 @@ from expo_ray.driver.weights import WeightSync
 from expo_ray.messages import Problem, Prompt
 from expo_ray.rollout.engine import EngineLoop
 from expo_ray.rollout.worker import RolloutWorker
-from expo_ray.sync.proof import Probe
+from expo_ray.sync.proof import Probe, SyncProofFailed
 
 
 class FakeLlm:
@@ -53,14 +53,16 @@ def test_an_engine_wakes_in_two_parts_and_only_if_it_sleeps():
     assert llm.calls == ["sleep 2", "weights", "kv_cache"]
 
 
-def test_a_sync_wakes_weights_before_it_and_the_cache_after_it():
+def pushed(version: int, every: int, held: tuple[int, int] = (1, 1)) -> tuple[list[str], int]:
+    """The calls of one sync, and how many tensors it compared."""
     calls: list[str] = []
-    probe = Probe(1, [np.zeros(2, np.float32)] * 4)
+    probe = Probe(version, [np.zeros(2, np.float32)] * 4)
     rollouts = SimpleNamespace(
         members=lambda: {"rollout-0": "handle"},
         serve=lambda members: calls.append("serve"),
         wake=lambda members, part: calls.append(f"wake {part}"),
         probe=lambda members, sequences: calls.append("probe") or {"rollout-0": probe},
+        digests=lambda members: calls.append("digests") or {"rollout-0": {"w": held}},
     )
     learners = SimpleNamespace(
         turn=EngineLoop(None, 1.0)._door,
@@ -68,13 +70,29 @@ def test_a_sync_wakes_weights_before_it_and_the_cache_after_it():
         connect=lambda members: calls.append("connect"),
         send=lambda version: calls.append("send") or (8, 0.1),
         score=lambda pairs: [np.zeros(2, np.float32) for _ in pairs],
+        all=lambda method, what: [{"w": (1, 1)}, {}],
     )
     config = Config()
-    config.sync.probe_tokens = 3
+    config.sync.probe_tokens, config.sync.digest_every = 3, every
     ids = np.arange(9, dtype=np.int32)
     sync = WeightSync(config, learners, rollouts, [Prompt(Problem("p", "q", ("1",)), ids, ids)] * 4)
-    assert sync.push(1).weight_version == 1
-    assert calls == ["connect", "wake weights", "send", "wake kv_cache", "probe", "serve"]
+    proof = sync.push(version)
+    assert proof.weight_version == version
+    return calls, proof.tensors_compared
+
+
+def test_a_sync_wakes_weights_before_it_and_the_cache_after_it():
+    assert pushed(1, every=0) == (["connect", "wake weights", "send", "wake kv_cache", "probe", "serve"], 0)
+
+
+def test_every_kth_sync_compares_bits_before_the_engine_samples_again():
+    compared = ["connect", "wake weights", "send", "digests", "wake kv_cache", "probe", "serve"]
+    assert pushed(0, every=3) == (compared, 1)
+    assert pushed(6, every=3) == (compared, 1)
+    assert "digests" not in pushed(7, every=3)[0]
+    with pytest.raises(SyncProofFailed, match=r"rollout-0 does not hold .* version 6: 1 of 1 tensors .* first w"):
+        pushed(6, every=3, held=(1, 2))
+    pushed(7, every=3, held=(1, 2))
 
 
 @pytest.mark.parametrize(

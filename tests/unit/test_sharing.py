@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,3 +68,29 @@ def test_an_idle_rank_computes_a_whole_unit():
     assert shortest_unit([9, 2, 3, 4], [0, 0, 1, 1]) == [2, 3]
     assert shortest_unit([9, 2, 3], [0, 0, -1]) == [2]
     assert shortest_unit([5, 5], [7, 7]) == [0, 1]
+
+
+def test_a_float32_head_rounds_no_logit_and_still_passes_its_gradient_on():
+    """Against float64: bfloat16 logits are off by a quarter at 32 and above, float32 ones by rounding alone."""
+    from expo_ray.learner.policy import TokenScorer, compute_head_in_float32
+
+    head = torch.nn.Linear(64, 50, bias=False).bfloat16()
+    with torch.no_grad():
+        head.weight.normal_(0, 1, generator=torch.Generator().manual_seed(2))
+    hidden = (3 * torch.randn(20, 64, generator=torch.Generator().manual_seed(3))).bfloat16()
+    targets = torch.arange(20)
+    exact = (hidden.double() @ head.weight.double().T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    lm = torch.nn.Module()
+    lm.get_output_embeddings = lambda: head
+    scorer = TokenScorer(lm, 8)
+
+    def error() -> float:
+        return float((scorer._score(hidden, targets, 1.0, False)[0].detach() - exact).abs().max())
+
+    assert error() > 0.02
+    compute_head_in_float32(head)
+    assert error() < 1e-4
+    called: list[object] = []
+    head.register_forward_pre_hook(lambda *_: called.append(None))  # as ZeRO-3's, which gathers the weights
+    scorer._score(hidden, targets, 1.0, False)[0].sum().backward()
+    assert called and head.weight.grad.dtype is torch.bfloat16 and head.weight.grad.abs().sum() > 0

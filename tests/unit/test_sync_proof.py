@@ -2,8 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
-from expo_ray.sync.proof import Probe, SyncProofFailed, choose_probes, prove_sync
+from expo_ray.sync import proof
+from expo_ray.sync.proof import (
+    AS_HEAD,
+    Probe,
+    SyncProofFailed,
+    choose_probes,
+    compare_digests,
+    digests_of,
+    prove_sync,
+)
 
 SEQUENCES = [[5, 6, 7], [1, 2, 3, 4]]
 
@@ -20,11 +30,11 @@ def prove(learner: Probe, workers: dict[str, Probe], tolerance: float = 1e-3, me
 
 
 def test_agreement_is_recorded():
-    proof = prove(probe(), {"a": probe(), "b": probe(bump=5e-4)})
-    assert proof.worker_versions == [3, 3]
-    assert proof.max_difference == pytest.approx(5e-4, rel=1e-2)
-    assert proof.mean_difference == pytest.approx(1e-4, rel=1e-2)  # one of five tokens
-    assert (proof.weight_version, proof.tolerance, proof.bytes_sent, proof.seconds) == (3, 1e-3, 10, 0.5)
+    found = prove(probe(), {"a": probe(), "b": probe(bump=5e-4)})
+    assert found.worker_versions == [3, 3]
+    assert found.max_difference == pytest.approx(5e-4, rel=1e-2)
+    assert found.mean_difference == pytest.approx(1e-4, rel=1e-2)  # one of five tokens
+    assert (found.weight_version, found.tolerance, found.bytes_sent, found.seconds) == (3, 1e-3, 10, 0.5)
 
 
 def test_a_difference_names_worker_probe_position_and_both_sides():
@@ -75,3 +85,57 @@ def test_probes_are_chosen_from_usable_candidates():
     assert {tuple(choose_probes(candidates, 1, 3, seed)[0]) for seed in range(20)} == {(2, 3, 4), (6, 7), (8, 9, 10)}
     with pytest.raises(ValueError, match="two tokens"):
         choose_probes([[1]], count=1, tokens=4)
+
+
+def sums_in_numpy(values: np.ndarray, integers: type) -> tuple[int, int]:
+    """The digest from its definition: the bits as integers, summed plain and by position, as 64-bit integers."""
+    bits = (values + 0).reshape(-1).view(integers).astype(object)
+    weights = np.arange(len(bits), dtype=object) % 65521 + 1
+
+    def wrapped(total: int) -> int:
+        return (total + 2**63) % 2**64 - 2**63
+
+    return wrapped(int(bits.sum())), wrapped(int((bits * weights).sum()))
+
+
+def test_a_digest_is_two_sums_over_the_bits(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(300, 250)).astype(np.float32)  # more values than position weights
+    values[0, 0] = np.nan
+    tensor = torch.from_numpy(values.copy())
+    want = sums_in_numpy(values, np.int32)
+    assert digests_of([("w", tensor)]) == {"w": want}
+    monkeypatch.setattr(proof, "_CHUNK", 1000)
+    assert digests_of([("w", tensor), ("part", tensor[:7])]) == {"w": want, "part": sums_in_numpy(values[:7], np.int32)}
+    half = torch.from_numpy(values).bfloat16()
+    assert digests_of([("w", half)])["w"] == sums_in_numpy(half.view(torch.int16).numpy(), np.int16)
+    assert digests_of([]) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_bit_or_two_values_that_changed_places_change_a_digest(dtype):
+    tensor = torch.randn(64, 33, generator=torch.Generator().manual_seed(1)).to(dtype)
+    same = digests_of([("w", tensor)])
+    integers = torch.int32 if dtype is torch.float32 else torch.int16
+    for place in (0, 1000, tensor.numel() - 1):
+        flipped = tensor.clone()
+        flipped.view(-1).view(integers)[place] ^= 1
+        assert digests_of([("w", flipped)])["w"][0] != same["w"][0]
+    swapped = tensor.clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert digests_of([("w", swapped)])["w"][0] == same["w"][0]
+    assert digests_of([("w", swapped)]) != same
+    zeros = torch.zeros(5, dtype=dtype)
+    assert digests_of([("w", -zeros)]) == digests_of([("w", zeros)])
+
+
+def test_other_bits_are_named():
+    learner = {"a": (1, 1), "b": (2, 2), "c": (3, 3)}
+    assert compare_digests(learner, {"x": {**learner}, "y": {**learner, f"a{AS_HEAD}": (1, 1)}}, 4) == 3
+    with pytest.raises(SyncProofFailed, match=r"^y does .* version 4: 1 of 3 tensors have other bits, first b$"):
+        compare_digests(learner, {"x": learner, "y": {**learner, "b": (2, 3)}}, 4)
+    with pytest.raises(SyncProofFailed, match=r"1 of 4 tensors have other bits, first a \(as the head\)"):
+        compare_digests(learner, {"y": {**learner, f"a{AS_HEAD}": (1, 0)}}, 4)
+    with pytest.raises(SyncProofFailed, match="the tensors are not the same, first c"):
+        compare_digests(learner, {"y": {"a": (1, 1), "b": (2, 2)}}, 4)
+    with pytest.raises(SyncProofFailed, match="no tensor to compare"):
+        compare_digests({}, {"y": {}}, 4)

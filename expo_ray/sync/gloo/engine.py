@@ -24,7 +24,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from expo_ray.runtime.waits import Deadline
 from expo_ray.sync.gloo.buckets import BUCKETS_UNDER_WAY, Bucket, ParamMeta, plan_buckets, unpack
 from expo_ray.sync.gloo.link import RECEIVER, SHORTEST_S, GlooLink, join_store
-from expo_ray.sync.gloo.loading import DirectLoader, direct_loader, finish_reload
+from expo_ray.sync.gloo.loading import DirectLoader, LiveParameters, direct_loader, finish_reload
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,24 @@ BACKEND = "gloo"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
-def register() -> None:
-    """Registers the backend "gloo" with vLLM in this process; must precede building the engine. Idempotent."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
+def register(backend: str = BACKEND, receiver: str = "reload") -> str:
+    """Registers our receivers with vLLM in this process; must precede building the engine. Idempotent.
+
+    Args:
+        backend: gloo, ipc or nccl.
+        receiver: sync.receiver; on CPU it has no meaning.
+
+    Returns:
+        The name of the backend for vLLM's WeightTransferConfig.
+    """
+    name = backend if backend == BACKEND or receiver == "reload" else f"{backend}_{receiver}"
+    registry = WeightTransferEngineFactory._registry
+    if BACKEND not in registry:
         WeightTransferEngineFactory.register_engine(BACKEND, GlooWeightTransferEngine)
+    if name not in registry:
+        bases = (LiveParameters, registry[backend]())
+        WeightTransferEngineFactory.register_engine(name, type(name, bases, {"required": receiver == "live"}))
+    return name
 
 
 @dataclass(kw_only=True)
@@ -147,7 +161,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooWeightTransferInitInfo, 
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         model: Any = self.model
-        self._direct = direct_loader(model)
+        self._direct = direct_loader(model) if self.device.type == "cpu" else None
         if self._direct is not None and self._direct.covers(names):
             return self._direct.load
         self._direct = None

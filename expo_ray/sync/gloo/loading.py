@@ -5,11 +5,17 @@ kernels and frees the memory. In plain dense decoders the parts of a fused weigh
 received bucket, so the weight can be packed from there.
 """
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from expo_ray.sync import PLAIN_MODELS
+from expo_ray.sync.proof import AS_HEAD, Digest, digests_of
+
+logger = logging.getLogger(__name__)
 
 
 def forget_half_loaded(model: torch.nn.Module) -> None:
@@ -61,10 +67,6 @@ def repair_tied_heads(model: torch.nn.Module) -> int:
             quant_method.process_weights_after_loading(head)
         repaired += 1
     return repaired
-
-
-ARCHITECTURES = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM"})
-"""Models whose `load_weights` does nothing but stack the parts that `packed_modules_mapping` names."""
 
 
 @dataclass(eq=False)
@@ -122,6 +124,23 @@ class DirectLoader:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
 
+    @property
+    def names(self) -> set[str]:
+        """The checkpoint tensors that the model is made from."""
+        return set(self._targets)
+
+    def held(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the tensors that the model computes with now, each under its name in a checkpoint."""
+        for target in dict.fromkeys(target for target, _ in self._targets.values()):
+            names = {part: name for name, (of, part) in self._targets.items() if of is target}
+            rows = computed_with(target.layer, target.leaf)[: sum(target.rows)].split(target.rows)
+            yield from ((names[part], tensor) for part, tensor in enumerate(rows))
+        tensors = {id(target.layer): name for name, (target, _) in self._targets.items() if target.leaf == "weight"}
+        for head, embedding in self._heads:
+            if embedding is not None and hasattr(head, "cpu_linear"):
+                tied = computed_with(head, "weight")[: head.org_vocab_size]
+                yield tensors[id(embedding)] + AS_HEAD, tied
+
     def finish(self) -> None:
         """Packs the heads, tied or not. A tied embedding shares the head's packed copy: nothing reads its own."""
         for head, embedding in self._heads:
@@ -130,8 +149,112 @@ class DirectLoader:
                 embedding.cpu_linear = head.cpu_linear
 
 
+def computed_with(layer: Any, leaf: str) -> torch.Tensor:
+    """A layer's parameter as its kernel reads it.
+
+    On CPU the kernel has a packed copy of a weight. It is read by multiplying it with the unit matrix, which is exact:
+    each result is one weight times 1, plus zeros.
+    """
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    parameter: torch.Tensor = getattr(layer, leaf)
+    if leaf == "bias":
+        return parameter.to(layer.params_dtype)  # some of vLLM's CPU kernels keep a float32 copy
+    if leaf != "weight" or not isinstance(layer, (LinearBase, ParallelLMHead)) or not hasattr(layer, "cpu_linear"):
+        return parameter
+    inputs = layer.input_size if isinstance(layer, LinearBase) else layer.embedding_dim
+    packed: torch.Tensor = layer.cpu_linear(torch.eye(inputs, dtype=parameter.dtype), parameter, None)
+    return packed.t().contiguous()
+
+
+def held_digests(model: torch.nn.Module) -> dict[str, Digest]:
+    """Digests a model's weights by their names in a checkpoint.
+
+    Raises:
+        RuntimeError: they cannot be traced to such names.
+    """
+    loader = direct_loader(model)
+    if loader is None:
+        raise RuntimeError(
+            f"sync.digest_every cannot compare {type(model).__name__} tensor by tensor: use sync.digest_every=0"
+        )
+    with torch.no_grad():
+        return digests_of(loader.held())
+
+
+class LiveParameters:
+    """Mixin for vLLM's receivers: loads into the parameters that the engine computes with, without a reload.
+
+    vLLM's reload copies each layer into fresh memory and from there into the parameters, and its IPC receiver copies
+    each tensor before that: four copies in all with the sender's. Where a model's parameters are used as they are
+    loaded, which is so for plain dense models on a GPU, the sender's copy and this one are enough. Addresses stay, so
+    CUDA graphs stay valid. What is not plain goes through vLLM's reload, unless `required`.
+    """
+
+    required = False
+    model: Any
+    _missing: set[str] | None = None
+    """Tensors of the open round that have not arrived; None: it goes through vLLM's reload."""
+
+    def start_weight_update(self) -> None:
+        """Opens a round.
+
+        Raises:
+            RuntimeError: the model is not plain, and sync.receiver=live asks for this way of loading.
+        """
+        loader = direct_loader(self.model)
+        if loader is None and self.required:
+            raise RuntimeError(
+                f"sync.receiver=live loads plain dense models only, not {type(self.model).__name__} with these layers: "
+                "use sync.receiver=reload"
+            )
+        self._missing = None if loader is None else loader.names
+        if self._missing is None:
+            logger.info("%s is loaded by vLLM's reload", type(self.model).__name__)
+            super().start_weight_update()  # type: ignore[misc]
+
+    def receive_weights(self, update_info: Any) -> None:
+        """Loads one request's tensors."""
+        if self._missing is not None and getattr(self, "packed", False) and hasattr(self, "_packed_importer"):
+            self._load_shared(update_info)
+        else:
+            super().receive_weights(update_info)  # type: ignore[misc]
+        if self._missing is not None:
+            self._missing -= set(update_info.names)
+
+    def finish_weight_update(self) -> None:
+        """Closes the round.
+
+        Raises:
+            RuntimeError: tensors of the model have not arrived.
+        """
+        if self._missing is None:
+            super().finish_weight_update()  # type: ignore[misc]
+            return
+        if hasattr(self, "_packed_importer"):
+            self._packed_importer.close()
+        if self._missing:
+            raise RuntimeError(f"the round ended without {len(self._missing)} tensors, first {min(self._missing)}")
+
+    def _load_shared(self, update_info: Any) -> None:
+        """Copies from the sender's memory into the parameters. vLLM waits for the copies before it answers."""
+        from vllm.distributed.weight_transfer.packed_tensor import unpack_tensor
+
+        device: torch.device = self.device  # type: ignore[attr-defined]
+        card = str(torch.cuda.get_device_properties(device).uuid)
+        if card not in update_info.ipc_handles:
+            raise ValueError(f"the sender has no memory on the engine's card {card}")
+        handle = list(update_info.ipc_handles[card])
+        handle[6] = device.index  # the sender's number of the card may be another one
+        shared = self._packed_importer.rebuild(handle)[: sum(update_info.tensor_sizes)]  # type: ignore[attr-defined]
+        types = [getattr(torch, name) for name in update_info.dtype_names]
+        info = update_info
+        self.model.load_weights(unpack_tensor(shared, info.names, info.shapes, types, info.tensor_sizes))
+
+
 def direct_loader(model: torch.nn.Module) -> DirectLoader | None:
-    """Builds a loader for this model; None if anything about it is unusual, so that vLLM's reload must do it."""
+    """Describes how this model is made from checkpoint tensors, and loads them; None if anything is unusual."""
     from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
     from vllm.model_executor.layers.vocab_parallel_embedding import (
         ParallelLMHead,
@@ -139,7 +262,7 @@ def direct_loader(model: torch.nn.Module) -> DirectLoader | None:
         VocabParallelEmbedding,
     )
 
-    if type(model).__name__ not in ARCHITECTURES:
+    if type(model).__name__ not in PLAIN_MODELS:
         return None
     mapping: dict[str, list[str]] = model.packed_modules_mapping
     targets: dict[str, tuple[_Target, int]] = {}
@@ -161,8 +284,6 @@ def direct_loader(model: torch.nn.Module) -> DirectLoader | None:
         for leaf, parameter in layer._parameters.items():
             if parameter is None:
                 continue
-            if parameter.device.type != "cpu":
-                return None
             rows = _rows(layer, parameter)
             owner, _, own = path.rpartition(".")
             stems = [f"{owner}.{part}" for part in mapping[own]] if own in mapping else [path]
