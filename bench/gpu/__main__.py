@@ -40,7 +40,8 @@ STAGES: dict[str, tuple[Work, float, str]] = {
     "real": (pipeline.real, 420, "real weights: GRPO and ExP-GRPO, half the time each"),
 }
 """Stage -> its work, its bound in seconds, what it shows."""
-REHEARSED = ("env", "kernels", "model", "toy", "big", "learner", "engine", "real")
+REHEARSED = ("env", "kernels", "model", "big", "learner", "engine", "real")
+"""Without the toy stages: the run on real weights takes the same settings and the toy task's weights."""
 MARGIN_S = 5.0
 LOOK_S = 2.0
 LEAST_S = 15.0

@@ -88,7 +88,7 @@ def real(setting: Setting, bound: float) -> None:
     for left, algorithm in zip((2, 1), REAL_ALGORITHMS, strict=True):
         share = (bound - (time.monotonic() - began)) / left
         folder = _pipeline(
-            setting, f"real_{algorithm}", real_overrides(setting, algorithm), 2 if setting.rehearse else 10_000, share
+            setting, f"real_{algorithm}", real_overrides(setting, algorithm), 1 if setting.rehearse else 10_000, share
         )
         keep_records(folder, setting.out / folder.name)
 

@@ -169,7 +169,9 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     from expo_ray.sync.gloo.engine import register
     from expo_ray.sync.sender import resolve_backend
 
-    backend = register(resolve_backend(config), config.sync.receiver)
+    # An engine on several cards has a process for each, which do not know what is registered in this one.
+    receiver = "reload" if config.rollout.tensor_parallel > 1 else config.sync.receiver
+    backend = register(resolve_backend(config), receiver)
     # It logs a line for each batch, which would hide the last line that matters in an error.
     logging.getLogger("vllm.v1.core.block_pool").setLevel(logging.WARNING)
     rollout = config.rollout

@@ -1,6 +1,6 @@
 """Every stage of the GPU measurement, on a CPU with tiny models (bench.gpu --rehearse).
 
-About 2 minutes alone: two pipelines of their own, a pair of runs that share actors, an engine, a learner rank.
+Three pipelines, an engine with a sender and a learner rank are started, one after the other.
 """
 
 import json
@@ -33,8 +33,8 @@ def test_every_stage_ends_well_and_writes_its_figures(out):
     assert {found["code"] for found in figures.values()} == {0}
     print({name: found["seconds"] for name, found in figures.items()})
     assert figures["kernels"]["rms_norm_error"] < 1e-5
-    assert figures["toy"]["toy_first_proof"]["tensors_compared"] > 30
-    assert figures["toy"]["toy_steps"] >= 2
+    assert figures["big"]["big_first_proof"]["tensors_compared"] == 26
+    assert figures["real"]["real_grpo_first_proof"]["tensors_compared"] == 38
     assert figures["big"]["big_step0"]["update/tera_operations_per_second"] > 0
     assert figures["learner"]["padded"]["tokens_per_s"] > 0
     engine = figures["engine"]
@@ -49,6 +49,6 @@ def test_runs_on_real_weights_leave_what_a_report_reads(out):
     for algorithm in ("grpo", "exp_grpo"):
         kept = out / f"real_{algorithm}"
         steps = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
-        assert len(steps) >= 2
+        assert len(steps) >= 1
         assert (kept / "evaluations.jsonl").read_text().count("\n") >= 1
         assert f"name: {algorithm}" in (kept / "config.yaml").read_text()

@@ -246,6 +246,13 @@ def engine(config) -> object:
         return called, os.environ["VLLM_CPU_KVCACHE_SPACE"]
 
 
+def test_an_engine_of_several_processes_receives_by_vllms_own_backend():
+    """What is registered in one process is not in those that it spawns."""
+    card = {"profile.device": "cuda"}
+    assert "nccl, auto" in repr(engine(changed("grpo", card)))
+    assert "nccl, reload" in repr(engine(changed("grpo", card | {"rollout.tensor_parallel": 2})))
+
+
 def adapters(config) -> object:
     from expo_ray.learner import lora
 
