@@ -173,7 +173,10 @@ def _text(log: Path) -> str:
 
 
 def _write(setting: Setting, figures: dict[str, dict[str, Any]]) -> None:
-    write_whole(setting.out / "figures.json", json.dumps(figures, indent=1) + "\n")
+    """Figures of an earlier call with other stages stay in the file."""
+    file = setting.out / "figures.json"
+    earlier = json.loads(file.read_text()) if file.is_file() else {}
+    write_whole(file, json.dumps({**earlier, **figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def digests_of(tensors: Iterable[tuple[str, "Tensor"]]) -> dict[str, Digest]:
     for name, tensor in tensors:
         names.append(name)
         sums.append(_sums(tensor.detach()))
-    found = torch.stack([one.cpu() for one in sums]).tolist() if sums else []
+    found = torch.stack(sums).tolist() if sums else []
     return {name: (first, second) for name, (first, second) in zip(names, found, strict=True)}
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from importlib import metadata
@@ -18,6 +19,8 @@ from bench.gpu.coin import Coin
 from bench.gpu.setting import MARK, OWNER, Setting, end_owned, owned, told
 from expo_ray.config.compose import compose_config
 from expo_ray.preflight.values import check_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -90,6 +93,9 @@ def test_a_failed_stage_leaves_its_figures_and_the_end_of_its_output(setting, mo
     )
     found = runner.run_stages(setting, ["env"], time.monotonic() + 60)["env"]
     assert (found["code"], found["a"], found["b"]) == (1, 2, 3)
+    fake_stage(monkeypatch, "pass")
+    runner.run_stages(setting, ["kernels"], time.monotonic() + 60)
+    assert list(json.loads((setting.out / "figures.json").read_text())) == ["env", "kernels"]
     assert found["tail"].endswith("why\n")
 
 
@@ -178,3 +184,22 @@ def test_a_name_that_another_torch_lacks_is_found():
         "torch.accelerator.get_memory_info is missing: vLLM's sleep mode calls it",
         "torch.nn.attention.varlen.varlen_attn is missing: packed rows use it on a GPU",
     ]
+
+
+def test_the_script_unpacks_carried_packages_once(tmp_path):
+    package = tmp_path / "site"
+    package.mkdir()
+    (package / "psutil.py").write_text("print('the carried psutil')\n")
+    with tarfile.open(tmp_path / "site.tar.xz", "w:xz") as archive:
+        archive.add(package, "site")
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+    environment |= {"SITE": str(tmp_path), "UNPACKED": str(tmp_path / "unpacked")}
+    command = ["bash", "bench/gpu/run.sh", "60", "environment"]
+    first, second = (
+        subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+        for _ in range(2)
+    )
+    assert "unpacked after" in first.stdout and "unpacked after" not in second.stdout
+    for found in (first, second):
+        assert found.returncode == 2 and "there is no stage environment" in found.stderr
+    assert (tmp_path / "unpacked" / "psutil.py").is_file()
