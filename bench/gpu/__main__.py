@@ -35,7 +35,7 @@ STAGES: dict[str, tuple[Work, float, str]] = {
     "model": (parts.model, 60, "random weights of a real shape"),
     "big": (pipeline.big, 330, "the pipeline with them: phases of a step, sync, memory"),
     "big_eager": (pipeline.big_eager, 200, "the same without torch.compile and graphs"),
-    "learner": (parts.learner, 170, "one rank alone: update padded, packed, with a compiled head; memory; profile"),
+    "learner": (parts.learner, 170, "one rank alone: update padded, packed, and compiled; memory; profile"),
     "engine": (parts.engine, 200, "one engine alone beside bare vLLM; then syncs beside a copy on the card"),
     "real": (pipeline.real, 420, "real weights: GRPO and ExP-GRPO, half the time each"),
 }

@@ -86,30 +86,31 @@ def learner(setting: Setting, bound: float) -> None:
     import torch
 
     from expo_ray.algorithms import make_algorithm
-    from expo_ray.learner.policy import join_group, load_policy
+    from expo_ray.learner.policy import compile_parts, join_group, load_policy
     from expo_ray.learner.update import Updater
 
-    config = _config(setting)
+    config = _config(setting, "learner.compile=false")
     join_group(not setting.rehearse, timedelta(seconds=120))
-    engine, _ = load_policy(config)
-    tell(optimizer=type(engine.optimizer).__name__, attention=config.learner.attention, **_memory("after_load"))
+    engine, lm = load_policy(config)
+    used = {"attention": lm.config._attn_implementation, "recomputes": lm.is_gradient_checkpointing}
+    tell(optimizer=type(engine.optimizer).__name__, **used, **_memory("after_load"))
     updater = Updater(config, make_algorithm(config), engine, None, 0, 1)
     batch = training_batch(
         4 if setting.rehearse else 64, config.rollout.max_completion_tokens, _shape(setting).vocabulary
     )
-    ways = ["padded"] if setting.rehearse else ["padded", "packed"]
-    for way in ways:
+    packed_attention = lm.config._attn_implementation
+    for way in ("padded",) if setting.rehearse else ("padded", "packed"):
         updater.packed = way == "packed"
+        lm.config._attn_implementation = packed_attention if updater.packed else "sdpa"
         _update_speed(way, setting, updater, batch)
     if not setting.rehearse:
         torch.cuda.empty_cache()
     tell(**_memory("resting"))
     pairs = [(sample.prompt_ids, sample.completion_ids) for sample in batch.samples]
-    tell(score_s=timed(lambda: updater.score(pairs), setting.device, repeats=1))
-    plain = engine.module._score
-    engine.module._score = torch.compile(plain, dynamic=True) if not setting.rehearse else plain
-    _update_speed(f"{ways[-1]}_compiled_head", setting, updater, batch)
-    engine.module._score = plain
+    tell(score_s=timed(lambda: updater.score(pairs, 1.0), setting.device, repeats=1))
+    # As the profile has it, but compiled last: what was compiled cannot be taken back.
+    compile_parts(lm, engine.module, config.learner.zero_stage, **({"backend": "eager"} if setting.rehearse else {}))
+    _update_speed("compiled", setting, updater, batch)
     _profile(setting, updater, replace(batch, samples=batch.samples[:8]))
 
 

@@ -85,12 +85,12 @@ def test_a_float32_head_rounds_no_logit_and_still_passes_its_gradient_on():
     scorer = TokenScorer(lm, 8)
 
     def error() -> float:
-        return float((scorer._score(hidden, targets, 1.0, False)[0].detach() - exact).abs().max())
+        return float((scorer._score(hidden, targets, 1.0, "none")[0] - exact).detach().abs().max())
 
     assert error() > 0.02
     compute_head_in_float32(head)
     assert error() < 1e-4
     called: list[object] = []
     head.register_forward_pre_hook(lambda *_: called.append(None))  # as ZeRO-3's, which gathers the weights
-    scorer._score(hidden, targets, 1.0, False)[0].sum().backward()
+    scorer._score(hidden, targets, 1.0, "none")[0].sum().backward()
     assert called and head.weight.grad.dtype is torch.bfloat16 and head.weight.grad.abs().sum() > 0
