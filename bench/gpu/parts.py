@@ -90,9 +90,10 @@ def learner(setting: Setting, bound: float) -> None:
     from expo_ray.learner.update import Updater
 
     config = _config(setting, "learner.compile=false")
+    config = replace(config, learner=make_plan(config).learner)
     join_group(not setting.rehearse, timedelta(seconds=120))
     engine, lm = load_policy(config)
-    used = {"attention": lm.config._attn_implementation, "recomputes": lm.is_gradient_checkpointing}
+    used = {"attention": lm.config._attn_implementation, "recomputes": config.learner.gradient_checkpointing}
     tell(optimizer=type(engine.optimizer).__name__, **used, **_memory("after_load"))
     updater = Updater(config, make_algorithm(config), engine, None, 0, 1)
     batch = training_batch(

@@ -184,8 +184,6 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
             "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
         }
     )
-    if config.model.head_dtype != "model":
-        where["hf_overrides"] = {"head_dtype": config.model.head_dtype}
     llm = vllm.LLM(
         model=config.model.path,
         dtype=rollout.dtype,
@@ -195,6 +193,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         max_num_seqs=rollout.max_sequences,
         seed=seed,
         trust_remote_code=config.model.trust_remote_code,
+        hf_overrides=None if config.model.head_dtype == "model" else {"head_dtype": config.model.head_dtype},
         logprobs_mode="processed_logprobs",  # after temperature, top-p and top-k: what was really sampled from
         generation_config="vllm",  # not the model's own, whose repetition penalty and the like would change samples
         enable_prefix_caching=True,
