@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,6 +105,7 @@ def files_of(path: str, key: str) -> list[Path]:
     return found
 
 
+@cache
 def stem(file: str) -> str:
     """A file's name without its suffixes; the last part of a data set's name."""
     path = Path(file)

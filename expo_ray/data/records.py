@@ -173,11 +173,11 @@ def fingerprint(problem: Problem) -> str:
 
 def plain(value: Any) -> Any:
     """A column's value as JSON could hold it, so that it can be sent to a grading process; dates become text."""
+    if value is None or isinstance(value, (str, int, float)):  # a tuple: twice as fast as a union, for each value
+        return value
     if isinstance(value, dict):
         return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
+    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else str(value)
 
 
 def _sound(record: Record, key: str, text: str) -> str:

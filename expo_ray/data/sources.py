@@ -163,7 +163,8 @@ class Problems:
                 self.taken += [taken] if taken and taken not in self.taken else []
             count += 1
             problem = problem_of(record, data, level_needed)
-            problem = replace(problem, uid=uids.unique(problem.uid, record))
+            if (uid := uids.unique(problem.uid, record)) != problem.uid:
+                problem = replace(problem, uid=uid)
             if problem.answers:
                 problems.append(problem)
             else:

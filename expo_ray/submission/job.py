@@ -35,6 +35,7 @@ def complete(overrides: list[str], runs: str | None, multirun: bool) -> list[str
         config.run_dir, config.trainer.resume, config.algo.dpo_pairs_path = tempfile.gettempdir(), "auto", None
         config.model.path = config.model.path if Path(config.model.path).exists() else "elsewhere/model"
         check_config(config)
+    _check_files(given)
     folder = str(given.get("run_dir") or runs or "").strip("'\"")
     if not folder.startswith("/"):
         wrong = f"run_dir={folder} is not absolute" if folder else "run_dir is missing"
@@ -44,15 +45,40 @@ def complete(overrides: list[str], runs: str | None, multirun: bool) -> list[str
     return [*overrides, *(text for key, text in defaults.items() if key not in given)]
 
 
+def _check_files(given: dict[str, Any]) -> None:
+    """Checks that files with relative names are among those that travel: a node resolves them in its copy.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    named = [(key, given.get(key)) for key in ("data.path", "data.eval_path", "data.pass_rates")]
+    entries = [(key, each) for key in ("data.sources", "data.eval_sources") for each in given.get(key) or ()]
+    named += [(key, entry.get("path")) for key, entry in entries if isinstance(entry, dict)]
+    folder = working_dir()
+    for key, name in named:
+        if not isinstance(name, str) or name.startswith(("/", "~")):
+            continue
+        first = Path(name).parts[0]
+        if first.startswith(".") or f"/{first}/" in LEFT_HERE or not any(folder.glob(name)):
+            raise ConfigError(
+                f"{key}={name} does not travel with the job, which gets {folder} without runs/, docs/, tests/ and the "
+                "like: put it there, or give an absolute path that all nodes see"
+            )
+
+
 def entrypoint(python: str, overrides: list[str], multirun: bool) -> str:
     """The job's shell line. With `exec`, Ray's signals reach the trainer and not a shell above it."""
     return shlex.join(["exec", python, "-m", "expo_ray.train", *(["-m"] if multirun else []), *overrides])
 
 
+def working_dir() -> Path:
+    """The folder that travels with a job."""
+    return REPOSITORY if CONF.parent == REPOSITORY else Path.cwd()
+
+
 def runtime_env() -> dict[str, Any]:
     """Ray's runtime environment, without secrets: the repository travels, or this folder if a wheel is installed."""
-    folder = REPOSITORY if CONF.parent == REPOSITORY else Path.cwd()
-    return {"working_dir": str(folder), "excludes": list(LEFT_HERE), "env_vars": time_to_stop(STOP_S)}
+    return {"working_dir": str(working_dir()), "excludes": list(LEFT_HERE), "env_vars": time_to_stop(STOP_S)}
 
 
 class Follower:

@@ -1,4 +1,5 @@
-"""At ZeRO-3, with checkpoints written in the background: killed and started again, a run ends as if never stopped.
+"""At ZeRO-3, with checkpoints written in the background and prompts drawn by their recent pass rates: killed and
+started again, a run ends as if never stopped.
 
 `test_chaos.py` shows the same at ZeRO-2, under kills of every kind of process.
 """
@@ -22,6 +23,8 @@ SMALL = [
     "eval.max_problems=2",
     "algo.properties_every=3",
     "logging.tensorboard=false",
+    "data.resample=failing",
+    "data.max_problems=24",
     "learner.zero_stage=3",
     "trainer.checkpoint_async=true",
 ]
@@ -37,4 +40,9 @@ def test_at_zero3_killed_twice_and_resumed_it_ends_as_if_never_stopped(tmp_path)
     resumed = [line["steps_done"] for line in lines(killed / "events.jsonl") if line["event"] == "resumed"]
     assert resumed and set(resumed) <= {2, 4}, "one written in the background may not have been there yet"
     assert_same_run(killed, whole, STEPS, SAMPLES)
+    # Drawn by the rates: some problem comes back before all others were met, and the rates are not all one.
+    batches = lines(whole / "batches.jsonl")
+    assert len({uid for line in batches[:3] for uid in line["uids"]}) < 24
+    assert len({rate for line in batches for rate in line["pass_rates"]}) > 1
+    assert [line["pass_rates"] for line in lines(killed / "batches.jsonl")] == [line["pass_rates"] for line in batches]
     assert_whole_checkpoints(killed, whole)

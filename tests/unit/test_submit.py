@@ -61,6 +61,30 @@ def test_what_only_the_nodes_know_is_left_to_them():
     )
 
 
+def test_a_relative_file_of_data_must_travel(tmp_path, monkeypatch):
+    """A node resolves it in its copy of the repository, which has no runs/ and nothing from elsewhere."""
+    monkeypatch.setattr(job, "working_dir", lambda: tmp_path)
+    for name in ("mine/a.jsonl", "runs/e/pass_rates.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    base = ["experiment=demo", "run_dir=/shared/r"]
+    for travels in (
+        "data.path=mine/a.jsonl",
+        "data.path=mine/*.jsonl",
+        "data.path=/elsewhere/a.jsonl",
+        "data.path='~/a'",
+    ):
+        assert travels in complete([*base, "data=file", travels], None, False)
+    for stays in (
+        "data.path=b.jsonl",
+        "data.pass_rates=runs/e/pass_rates.jsonl",
+        "data.path=../a.jsonl",
+        "data.sources=[{path: mine/a.jsonl}, {path: b.jsonl}]",
+    ):
+        with pytest.raises(ConfigError, match=r"does not travel with the job.*or give an absolute path"):
+            complete([*base, "data=file", stays], None, False)
+
+
 def test_what_travels(tmp_path):
     """Ray's own packaging of a repository: the code and the user's own files, no runs, packages or history."""
     from ray._private.runtime_env.packaging import _get_excludes
