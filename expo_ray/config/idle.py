@@ -128,6 +128,7 @@ NEEDS = (
         "with data.sources, whose entries name the files",
     ),
     Need(("data.eval_path",), lambda c: not c.data.eval_sources, "with data.eval_sources"),
+    Need(("learner.share_prompts",), lambda c: c.learner.batching == "packed", "without learner.batching=packed"),
     Need(
         ("learner.offload_between_updates",),
         lambda c: c.cluster.placement == "colocated",

@@ -183,6 +183,7 @@ class LearnerConfig:
     max_grad_norm: float = key(1.0, at_least=0)  # gradients are clipped to this norm; 0: never
     tokens_per_micro_batch: int = key(4096, at_least=1, on_resume="reported")  # tokens of one forward pass
     batching: str = key("padded", "padded", "packed")  # rows sorted by length, or one row with blocks of attention
+    share_prompts: bool = key(False, on_resume="reported")  # a packed row computes a prompt of several samples once
     gradient_checkpointing: bool | None = key(None, on_resume="reported")  # store few activations; null: if a card must
     attention: str = key("sdpa")  # transformers' attn_implementation; sdpa: torch's, varlen_attn for packed rows
     compile: bool = key(False, on_resume="reported")  # torch.compile of norms, rotary embedding, MLPs and scores; cuda

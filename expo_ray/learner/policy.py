@@ -58,8 +58,10 @@ class TokenScorer(nn.Module):
         """
         decoder, packed = self.lm.base_model, {}
         if layout.starts is not None and self.lm.config._attn_implementation == VARLEN:
-            packed = {f"cu_seq_lens_{of}": layout.starts for of in "qk"}
-            packed |= {f"max_length_{of}": layout.longest for of in "qk"}
+            packed = {"cu_seq_lens_q": layout.starts, "max_length_q": layout.longest}
+            if layout.keys is not None:
+                packed |= {"seen_keys": layout.keys}
+                packed |= {"cu_seq_lens_k": layout.key_starts, "max_length_k": layout.longest_keys}
         hidden = decoder(input_ids=layout.input_ids, position_ids=layout.position_ids, use_cache=False, **packed)
         picked = hidden.last_hidden_state[layout.rows, layout.columns]
         count = max(1, -(-max(most_scored, len(picked)) // self.chunk_tokens))
@@ -101,11 +103,16 @@ def varlen_attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_k: int | None = None,
+    seen_keys: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of one packed row, by torch's flash kernel for sequences of any lengths.
 
     transformers makes no mask for an implementation that it does not know, and keys and values keep their fewer heads.
+    Where a sequence sees more keys than it has tokens, the last token sees all of them (torch.nn.attention.bias relies
+    on that too).
 
     Args:
         module: the layer that attends.
@@ -118,6 +125,9 @@ def varlen_attention(
         sliding_window: how many tokens a token sees, itself included; None: all before it.
         cu_seq_lens_q: Layout.starts.
         max_length_q: Layout.longest.
+        cu_seq_lens_k: Layout.key_starts; None: as for the queries.
+        max_length_k: Layout.longest_keys.
+        seen_keys: Layout.keys; None: each sequence sees itself only.
         others: what the kernel cannot do, None each; the rest is of no concern to an attention.
 
     Returns:
@@ -134,8 +144,12 @@ def varlen_attention(
     # torch 2.11 takes grouped heads as they are, 2.13 wants to be asked.
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    if seen_keys is not None:
+        key, value = (heads.index_select(2, seen_keys) for heads in (key, value))
     rows = (heads[0].transpose(0, 1) for heads in (query, key, value))
     places = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    if cu_seq_lens_k is not None:
+        places = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
     return varlen.varlen_attn(*rows, *places, scale=scaling, window_size=window, **grouped)[None], None
 
 

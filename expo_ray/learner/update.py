@@ -79,6 +79,7 @@ class Updater:
         # Dropout makes another policy of the one that is updated than of the one that sampled.
         self.drops_out = config.model.lora.dropout > 0 and algorithm.needs_group
         self.packed = config.learner.batching == "packed"
+        self.shares = config.learner.share_prompts
         self.device = torch.device(config.profile.device)
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> MetricSums:
@@ -110,7 +111,10 @@ class Updater:
         """Cuts out this rank's share of a batch: at least one micro-batch, which may be idle."""
         lengths = [len(s.prompt_ids) + len(s.completion_ids) for s in samples]
         budget = self.config.learner.tokens_per_micro_batch
-        shares = deal(lengths, [s.unit for s in samples], self.ranks, budget, self.packed)
+        numbers: dict[bytes, int] = {}
+        prompts = [numbers.setdefault(s.prompt_ids.tobytes(), len(numbers)) for s in samples]
+        shared = list(zip(prompts, (len(s.prompt_ids) for s in samples), strict=True)) if self.shares else None
+        shares = deal(lengths, [s.unit for s in samples], self.ranks, budget, self.packed, shared)
         spare = shortest_unit(lengths, [s.unit for s in samples])
         scored = [len(s.completion_ids) for s in samples]
         most = most_scored(shares, scored, spare)
@@ -184,7 +188,8 @@ class Updater:
         return found
 
     def _layout(self, samples: list[TrainingSample]) -> Layout:
-        found = lay_out([s.prompt_ids for s in samples], [s.completion_ids for s in samples], self.packed)
+        prompts, completions = [s.prompt_ids for s in samples], [s.completion_ids for s in samples]
+        found = lay_out(prompts, completions, self.packed, self.shares)
         return found.to(self.device)
 
     def _fix_references(self, micro_batches: list[MicroBatch]) -> None:

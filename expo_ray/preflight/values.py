@@ -167,6 +167,11 @@ def _learner(config: Config) -> Iterator[str]:
             f"learner.batching=packed needs a flash attention, which has no learner.{setting}: "
             "use learner.batching=padded"
         )
+    if learner.share_prompts and learner.attention != "sdpa":
+        yield (
+            f"learner.share_prompts=true needs torch's own attention, not learner.attention={learner.attention}: "
+            "use learner.attention=sdpa"
+        )
     if learner.offload_between_updates and learner.offload_optimizer:
         yield "learner.offload_between_updates=true has nothing to move with learner.offload_optimizer=true: use one"
     if learner.offload_between_updates and learner.zero_stage not in (1, 2):

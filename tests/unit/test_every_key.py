@@ -92,8 +92,6 @@ NOT_WALKED = {
     "decides when learners measure; batches are the same": ["algo.properties_every"],
     "changes prompts, which need a tokenizer (test_prompts.py)": ["model.prompt_style"],
     "passed to transformers when the model is loaded": ["learner.attention"],
-    "compiles kernels that compute the same (test_learner_card.py)": ["learner.compile"],
-    "cuts the scoring into pieces without changing its result": ["learner.logits_chunk_tokens"],
     "which problems are read, and from where (test_sources.py, test_formats.py)": [
         "data.sources", "data.eval_sources", "data.preset", "data.uid_key", "data.pass_rates", "data.pass_rate",
         "data.eval_path", "data.held_out_share", "data.hub_config", "data.split", "data.eval_split", "data.eval_levels",

@@ -78,26 +78,30 @@ def updated(lm, packed: bool, budget: int = 80, data: TrainingBatch | None = Non
     """Metrics and gradients of one update, and the engine."""
     config = Config()
     config.learner.tokens_per_micro_batch, config.learner.batching = budget, "packed" if packed else "padded"
+    groups = {"entropy_every": config.logging, "share_prompts": config.learner}
     for name, value in algo.items():
-        setattr(config.logging if name == "entropy_every" else config.algo, name, value)
+        setattr(groups.get(name, config.algo), name, value)
     engine = Engine(lm)
     sums = Updater(config, make_algorithm(config), engine, None, 0, 1).update(data or batch(), 1e-3)
     return sums, {name: p.grad for name, p in lm.named_parameters()}, engine
 
 
 def by_the_sequence(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa=False):
-    """What torch's varlen_attn computes, written from its documentation, a sequence and a head at a time."""
-    assert torch.equal(cu_q, cu_k) and cu_q.dtype == torch.int32 and cu_q[-1] == len(query) and window_size[1] == 0
-    assert max_q == max_k == int(cu_q.diff().max()) and enable_gqa and key.shape[1] < query.shape[1]
+    """What torch's varlen_attn computes, a sequence and a head at a time; a sequence's last token sees all its keys."""
+    assert cu_q.dtype == cu_k.dtype == torch.int32 and (cu_q[-1], cu_k[-1]) == (len(query), len(key))
+    assert (max_q, max_k) == (int(cu_q.diff().max()), int(cu_k.diff().max())) and window_size[1] == 0
+    assert enable_gqa and key.shape[1] < query.shape[1]
     rows = []
-    for first, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+    ends = [cu.tolist() for cu in (cu_q, cu_k)]
+    for first, end, first_key, end_key in zip(ends[0], ends[0][1:], ends[1], ends[1][1:], strict=False):
         heads = []
         for head in range(query.shape[1]):
             shared = head * key.shape[1] // query.shape[1]
-            scores = query[first:end, head] @ key[first:end, shared].T * scale
-            back = torch.arange(end - first)[:, None] - torch.arange(end - first)
+            scores = query[first:end, head] @ key[first_key:end_key, shared].T * scale
+            place = torch.arange(end_key - first_key)
+            back = place[-(end - first) :, None] - place
             seen = (back >= 0) & (back <= window_size[0] if window_size[0] >= 0 else True)
-            heads.append(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value[first:end, shared])
+            heads.append(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value[first_key:end_key, shared])
         rows.append(torch.stack(heads, 1))
     return torch.cat(rows)
 
@@ -124,6 +128,28 @@ def test_packed_rows_give_the_loss_and_gradient_of_padded_ones(kernel, checkpoin
     assert packed_sums["loss/total"][0] == pytest.approx(sums["loss/total"][0], rel=1e-6)
     assert largest_difference(packed_gradient, gradient) < 2e-6
     assert {n: c for n, (_, c) in packed_sums.items()} == {n: c for n, (_, c) in sums.items()}
+
+
+@pytest.mark.parametrize("budget", [1, 40, 100_000])
+def test_a_prompt_that_samples_share_is_computed_once(kernel, budget):
+    """Groups of four and a lone sample; at 40 tokens groups are cut, at 1 nothing is shared."""
+    own = batch(13).samples
+    first = [0, 0, 0, 0, 4, 4, 4, 4, 8, 9, 9, 9, 9]
+    data = TrainingBatch(0, [replace(s, prompt_ids=own[f].prompt_ids) for s, f in zip(own, first, strict=True)])
+    sums, gradient, _ = updated(model(), packed=False, data=data)
+    tokens: list[int] = []
+    lm = model(VARLEN)
+    lm.model.embed_tokens.register_forward_hook(lambda module, given, out: tokens.append(given[0].numel()))
+    found, shared_gradient, _ = updated(lm, packed=True, data=data, budget=budget, share_prompts=True)
+    assert found["loss/total"][0] == pytest.approx(sums["loss/total"][0], rel=1e-6)
+    assert largest_difference(shared_gradient, gradient) < 2e-6
+    completions = sum(len(s.completion_ids) for s in data.samples)
+    once = sum(len(ids) for ids in {s.prompt_ids.tobytes(): s.prompt_ids for s in data.samples}.values())
+    each = sum(len(s.prompt_ids) for s in data.samples)
+    if budget == 40:
+        assert completions + once < sum(tokens) < completions + each
+    else:
+        assert sum(tokens) == completions + (each if budget == 1 else once)
 
 
 def test_a_sliding_window_counts_the_token_itself(kernel):
