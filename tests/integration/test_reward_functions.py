@@ -1,9 +1,12 @@
-"""A run with two reward functions besides the verifier: one async, against a server here that fails now and then.
+"""A run on reasoning-gym's tasks with two reward functions besides the verifier: one async, against a server here that
+fails now and then.
 
-The toy task, because the toy model reads nothing else. One run of two steps, about a minute.
+The policy is a random model that reads characters: it solves nothing, but its completions differ, and so do their rewards.
+One run of two steps, about a minute on two free cores.
 """
 
 import os
+import string
 import subprocess
 import sys
 import threading
@@ -19,7 +22,7 @@ import asyncio
 import urllib.request
 
 def brevity(completion: str, question: str, record: dict) -> float:
-    assert record["problem"] == question and record["level"] in (1, 2, 3, 4, 5), record
+    assert record["problem"] == question and record["type"] in ("chain_sum", "leg_counting"), record
     return 1 / (1 + len(completion))
 
 def ask(text):
@@ -58,12 +61,38 @@ def server():
     found.shutdown()
 
 
-def test_two_functions_and_a_judge_that_fails_now_and_then(server, tmp_path):
+@pytest.fixture
+def reader(tmp_path):
+    """A random two-layer model with a token for each printable character."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    tokens = ["<pad>", "<eos>", "<unk>", *string.printable]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    torch.manual_seed(3)
+    shape = Qwen2Config(
+        vocab_size=len(tokens), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=2048, eos_token_id=1, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    folder = tmp_path / "reader"
+    Qwen2ForCausalLM(shape).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=2048, **names).save_pretrained(folder)
+    return folder
+
+
+def test_two_functions_and_a_judge_that_fails_now_and_then(server, reader, tmp_path):
     (tmp_path / "my_file.py").write_text(SOURCE.replace("PORT", str(server.server_port)))
     folder = tmp_path / "run"
     command = [
-        sys.executable, "-m", "expo_ray.train", "experiment=demo", "algo=grpo", "trainer.steps=2",
-        "trainer.prompts_per_step=8", "eval.before=false", "eval.max_problems=2", "logging.samples_per_step=8",
+        sys.executable, "-m", "expo_ray.train", f"model.path={reader}", "data=reasoning_gym", "algo=grpo", "profile=cpu",
+        "data.tasks=[chain_sum,leg_counting]", "data.levels=[1]", "data.eval_levels=[1]", "data.max_problems=16",
+        "rollout.samples_per_prompt=4", "rollout.max_prompt_tokens=1500", "rollout.max_completion_tokens=24",
+        "trainer.steps=2", "trainer.prompts_per_step=8", "eval.before=false", "eval.max_problems=2",
+        "logging.samples_per_step=8",
         "reward.functions=[verifier,my_file:brevity,my_file:judge]", "reward.weights=[1,0.2,0.01]", "reward.workers=2",
         "reward.retries=4", f"run_dir={folder}",
     ]  # fmt: skip
@@ -84,5 +113,7 @@ def test_two_functions_and_a_judge_that_fails_now_and_then(server, tmp_path):
     for step in lines(folder / "metrics.jsonl"):
         assert step["reward/my_file:judge/failed"] == 0 and step["reward/my_file:brevity/failed"] == 0
         assert step["reward/my_file:judge/ms"] > 0 and 0 < step["reward/my_file:brevity/mean"] < 1
-        assert step["groups/no_signal"] < 0.5  # completions of one group differ in length, also where all are wrong
         assert step["reward/verifier/mean"] == pytest.approx(step["pass_rate/all"])
+        # Nothing is solved, and yet there is a signal: the functions' rewards differ within the groups.
+        assert step["pass_rate/all"] < 0.5 and step["groups/no_signal"] < 0.5 and step["update/gradient_norm"] > 0
+    assert {line["uid"].split("-")[0] for line in samples} == {"chain_sum", "leg_counting"}

@@ -77,16 +77,18 @@ def test_own_data(tmp_path):
     assert sorted({tuple(line["answers"]) for line in drawn}) == sorted((p["answer"],) for p in held_out.values())
 
 
-def expected_reward(text: str, answer: str) -> tuple[str, float | None]:
-    """The outcome and reward that the page promises for its two classes, computed independently."""
+def expected_scores(text: str, answer: str) -> dict[str, float | None]:
+    """What the page's functions give, computed independently."""
     _, mark, rest = text.rpartition("A:")
     stated = rest.split(".")[0] if mark and "." in rest else ""
-    if not stated:
-        return "no_answer", 0.0
-    if stated[0] in "19":
-        return {"1": "error", "9": "timeout"}[stated[0]], None
     right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(stated, answer, strict=False)))
-    return ("correct", 1.0) if stated == answer else ("wrong", 0.5 * right / len(answer))
+    judged = None if not stated or stated[0] == "1" else float(len(stated) == 2)
+    return {
+        "verifier": float(stated == answer),
+        "my_rewards:digits": right / len(answer),
+        "my_rewards:brevity": 1 / (1 + len(text)),
+        "my_rewards:judge": judged,
+    }
 
 
 @pytest.mark.timeout(1800)
@@ -94,13 +96,19 @@ def test_own_reward(tmp_path):
     copy = follow("own_reward", tmp_path)
     run = copy / "runs/my_reward"
     assert whole(run)["steps_done"] == 2
-    seen = [line for line in lines(run / "samples.jsonl") if line["kind"] in ("free", "explanation")]
-    assert len(seen) == 2 * 8 * (4 + 1)
+    seen = [line for line in lines(run / "samples.jsonl") if line["kind"] == "free"]
+    assert len(seen) == 2 * 8 * 4
     for line in seen:
-        outcome, reward = expected_reward(line["text"], line["answers"][0])
-        assert (line["outcome"], line["reward"]) == (outcome, pytest.approx(reward))
-    assert {"correct", "wrong", "error", "timeout"} <= {line["outcome"] for line in seen}
-    assert any(0 < line["reward"] < 0.5 for line in seen if line["outcome"] == "wrong")
+        expected = expected_scores(line["text"], line["answers"][0])
+        found = {name: of["value"] for name, of in line["rewards"].items()}
+        assert found == {name: value if value is None else pytest.approx(value) for name, value in expected.items()}
+        total = found["verifier"] + 0.5 * found["my_rewards:digits"] + 0.2 * found["my_rewards:brevity"]
+        assert line["reward"] == pytest.approx(total)
+    failures = [line["rewards"]["my_rewards:judge"]["failure"] for line in seen]
+    assert {failure for failure in failures if failure} == {"ConnectionError: the judge does not answer"}
+    metrics = lines(run / "metrics.jsonl")
+    assert sum(step["reward/my_rewards:judge/failed"] for step in metrics) == sum(map(bool, failures))
+    assert "the judge does not answer" in (run / "logs/reward-0.log").read_text()
 
 
 @pytest.mark.timeout(1800)

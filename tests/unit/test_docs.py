@@ -27,10 +27,10 @@ from expo_ray.driver.run import _summarise
 from expo_ray.evaluation.evaluator import summarise
 from expo_ray.messages import Score, SyncProof, TrainingBatch, UpdateReport
 from expo_ray.preflight.values import check_config
+from expo_ray.rewards.functions import load, reward_problems, weights_of
 from expo_ray.runtime.journal import Status
 from expo_ray.runtime.process import process_usage
 from expo_ray.train import main
-from expo_ray.verifier.tasks import make_task, task_problem
 from tests.house import LAYERS
 from tests.user_pages import WrittenFile, parse
 
@@ -228,17 +228,18 @@ def test_the_readme_is_short():
 
 
 def test_the_reward_of_the_readme_does_what_the_readme_says(tmp_path, monkeypatch):
-    (file,) = [step for step in parse((REPOSITORY / "README.md").read_text()) if isinstance(step, WrittenFile)]
+    readme = (REPOSITORY / "README.md").read_text()
+    (file,) = [step for step in parse(readme) if isinstance(step, WrittenFile)]
     assert len([line for line in file.text.splitlines() if line.strip()]) <= 12
-    name = f"{file.name.removesuffix('.py')}:LastWord"
-    assert f"verifier.name={name}" in (REPOSITORY / "README.md").read_text()
     (tmp_path / file.name).write_text(file.text)
     monkeypatch.syspath_prepend(tmp_path)
-    assert task_problem(name) is None
-    task = make_task(name, {})
-    assert task.extract("so it is Paris.\n") == "Paris"
-    assert task.extract(" . ") is None
-    assert [task.grade(word, "Paris", {})[0] for word in ("Paris", "PARIS", "Rome")] == [1.0, 0.5, 0.0]
+    (overrides,) = re.findall(r"`(reward\.functions=\S+ reward\.weights=\S+)`", readme)
+    reward = compose_config(["experiment=demo", *overrides.split()]).reward
+    assert list(reward_problems(reward, here=True)) == [] and list(weights_of(reward).values()) == [1.0, 0.2]
+    accuracy, brevity = (load(name).call for name in reward.functions)
+    texts = ("so it is Paris.\n", "so it is PARIS", "Rome", " . ")
+    assert [accuracy(text, "Paris", question="", record={}) for text in texts] == [1.0, 0.5, 0.0, None]
+    assert brevity("") == 1.0 and brevity("x" * 1000) == 0.5
 
 
 def test_expansion():
