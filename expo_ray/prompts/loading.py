@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from expo_ray.config.errors import ConfigError, DataError
@@ -12,6 +13,8 @@ from expo_ray.config.schema import Config
 from expo_ray.data.sources import Problems
 from expo_ray.messages import Problem, Prompt
 from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.rewards.functions import own_functions
+from expo_ray.verifier.tasks import WITHOUT_META
 
 
 def load_tokenizer(config: Config) -> Any:
@@ -60,7 +63,14 @@ def load_prompts(
         raise DataError(f"data.path={config.data.path}: no problem is left after data.levels={config.data.levels}")
     most = config.rollout.max_prompt_tokens
     held_out = at_most_per_level(problems.held_out, config.eval.max_problems)
-    return build_prompts(problems.training, builder, most, context), build_prompts(held_out, builder, most, context)
+    training, held_out = ([_carried(problem, config) for problem in part] for part in (problems.training, held_out))
+    return build_prompts(training, builder, most, context), build_prompts(held_out, builder, most, context)
+
+
+def _carried(problem: Problem, config: Config) -> Problem:
+    """The problem, without the record's other columns if nobody reads them: it travels to the engines and back."""
+    unread = (problem.task or config.verifier.name) in WITHOUT_META and not own_functions(config.reward)
+    return replace(problem, meta={}) if unread and problem.meta else problem
 
 
 def at_most_per_level(problems: list[Problem], limit: int) -> list[Problem]:

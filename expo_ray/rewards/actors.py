@@ -54,7 +54,8 @@ class RewardActor(ActorProcess):
         self._start()
 
     def score(self, function: int, items: list[dict[str, Any]]) -> list[Score]:
-        """What one function gives for each item (completion, answer, answers, question, record, chat), in order.
+        """What one function gives for each item (completion, answer, answers, question, record, messages), in
+        order.
 
         function: its index among the functions of one's own.
 
@@ -192,5 +193,7 @@ class RewardFleet(Fleet):
     def _items(self, group: Group, data: DataConfig) -> list[dict[str, Any]]:
         problem = group.rollout.prompt.problem
         about: dict[str, Any] = {"question": problem.question, "answer": problem.answers[0]}
-        about |= {"answers": list(problem.answers), "record": record_of(problem, data), "chat": self.chat}
+        about |= {"answers": list(problem.answers), "record": record_of(problem, data)}
+        turns = problem.turns or (("user", problem.question),)
+        about["messages"] = [{"role": role, "content": text} for role, text in turns] if self.chat else []
         return [about | {"completion": completion.text} for completion in group.rollout.completions]

@@ -126,9 +126,9 @@ class RewardFunction:
 def _in_lists(item: dict[str, Any], like_trl: bool) -> dict[str, Any]:
     """What one item adds to each list of a batched call. TRL gives messages where the prompts are a chat."""
     found = {"completions": item["completion"], "prompts": item["question"], "answers": item["answer"]}
-    if like_trl and item["chat"]:
+    if like_trl and item["messages"]:
         found["completions"] = [{"role": "assistant", "content": item["completion"]}]
-        found["prompts"] = [{"role": "user", "content": item["question"]}]
+        found["prompts"] = item["messages"]
     return found | {"questions": item["question"], "records": item["record"]}
 
 

@@ -292,6 +292,9 @@ def make_task(name: str, config: dict[str, Any]) -> Task:
 
 
 CHECKED = ("math", "gsm8k")
+"""Tasks whose gold answers are checked."""
+WITHOUT_META = ("math", "gsm8k", "choice", "toy")
+"""Tasks that read no column of a record but question and answer."""
 _CONTROLS = {"\t": "\\t", "\x0c": "\\f", "\x08": "\\b", "\r": "\\r", "\x0b": "\\v", "\x07": "\\a"}
 _WHOLE = re.compile(r"-?[0-9]{1,15}")
 _VOID = re.compile(r"(?:nan|none|null|n/a|\?+)?", re.IGNORECASE)

@@ -1,8 +1,8 @@
 """A run on reasoning-gym's tasks with two reward functions besides the verifier: one async, against a server here that
 fails now and then.
 
-The policy is a random model that reads characters: it solves nothing, but its completions differ, and so do their rewards.
-One run of two steps, about a minute on two free cores.
+The policy is a random model that reads characters. It solves nothing, but its completions differ, and so do their
+rewards. One run of two steps, about a minute on two free cores.
 """
 
 import os
@@ -70,7 +70,7 @@ def reader(tmp_path):
 
     tokens = ["<pad>", "<eos>", "<unk>", *string.printable]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
     torch.manual_seed(3)
@@ -88,7 +88,8 @@ def test_two_functions_and_a_judge_that_fails_now_and_then(server, reader, tmp_p
     (tmp_path / "my_file.py").write_text(SOURCE.replace("PORT", str(server.server_port)))
     folder = tmp_path / "run"
     command = [
-        sys.executable, "-m", "expo_ray.train", f"model.path={reader}", "data=reasoning_gym", "algo=grpo", "profile=cpu",
+        sys.executable, "-m", "expo_ray.train", f"model.path={reader}", "data=reasoning_gym", "algo=grpo",
+        "profile=cpu",
         "data.tasks=[chain_sum,leg_counting]", "data.levels=[1]", "data.eval_levels=[1]", "data.max_problems=16",
         "rollout.samples_per_prompt=4", "rollout.max_prompt_tokens=1500", "rollout.max_completion_tokens=24",
         "trainer.steps=2", "trainer.prompts_per_step=8", "eval.before=false", "eval.max_problems=2",

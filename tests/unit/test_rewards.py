@@ -24,11 +24,14 @@ from expo_ray.driver.record import sample_lines
 from expo_ray.driver.stopping import LimitExceeded, check_failures
 from expo_ray.messages import Problem, Score
 from expo_ray.preflight.values import check_config
+from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.prompts.loading import load_prompts
 from expo_ray.reporting.samples import Replay
 from expo_ray.rewards.actors import RewardActor, RewardFleet
 from expo_ray.rewards.functions import check_columns, load, record_of, reward_problems, weights_of
 from expo_ray.runtime import dispatch, waits
 from expo_ray.runtime.waits import Waiter
+from expo_ray.world.tokenizer import build_tokenizer
 
 SOURCE = '''
 import asyncio, os, time
@@ -55,6 +58,7 @@ def trl(prompts, completions, answer, **kwargs):
     return [float(c == a) * 10 + len(p) for p, c, a in zip(prompts, completions, answer)]
 
 def trl_chat(completions, **kwargs):
+    assert kwargs["prompts"] == [[{"role": "user", "content": "q"}]]
     return [len(c[0]["content"]) if c[0]["role"] == "assistant" else -1 for c in completions]
 
 async def wait(completion: str) -> float:
@@ -110,7 +114,7 @@ def actor():
 
 def item(completion: str, answer: str = "7", **more):
     record = {"uid": "p", "answer": answer, "bonus": 100, "lang": "en"} | more.pop("record", {})
-    about = {"question": "what", "answer": answer, "answers": [answer], "record": record, "chat": False}
+    about = {"question": "what", "answer": answer, "answers": [answer], "record": record, "messages": []}
     return about | {"completion": completion} | more
 
 
@@ -130,7 +134,9 @@ def test_each_form_is_recognised_by_its_signature(actor):
     assert values(found["batched_async"]) == [3.0, 3.0, 3.0]
     assert values(found["trl"]) == [14.0, 4.0, 4.0]
     assert values(found["wait"]) == [1.0, 1.0, 1.0]
-    assert values(mine.score(names.index("trl_chat"), [item("long", chat=True)])) == [4.0]
+    assert values(mine.score(names.index("trl_chat"), [item("long", messages=[{"role": "user", "content": "q"}])])) == [
+        4.0
+    ]
     assert all(score.ms > 0 for scores in found.values() for score in scores)
 
 
@@ -347,6 +353,21 @@ async def judge(completion: str) -> float:
     finally:
         mine.close()
         server.shutdown()
+
+
+def test_columns_that_nobody_reads_stay_behind():
+    """A prompt travels to the engines and back with its problem."""
+    problems = [Problem(f"p{task}", "Q:3+4;", ("7",), task=task, meta={"long": "x"}) for task in ("", "python_tests")]
+
+    def carried(functions: list[str]) -> list[dict]:
+        config = compose_config(["experiment=demo"])
+        config.reward.functions = functions
+        builder = PromptBuilder(build_tokenizer(), "toy")
+        training, _ = load_prompts(config, builder, SimpleNamespace(training=problems, held_out=[]), None)
+        return [prompt.problem.meta for prompt in training]
+
+    assert carried(["verifier"]) == [{}, {"long": "x"}]
+    assert carried(["verifier", "my_rewards:brevity"]) == [{"long": "x"}] * 2
 
 
 def test_the_fleet_gives_each_group_its_scores_in_whole_blocks(monkeypatch):
