@@ -156,7 +156,7 @@ class Comparison:
             matrix, vector = (answer, gold) if answer.kind == "matrix" else (gold, answer)
             if matrix.marks != ("1",) or vector.marks != ("(", ")"):
                 return False, "matrix"
-        elif answer.kind != gold.kind or _brackets(answer) != _brackets(gold):
+        elif answer.kind != gold.kind or answer.marks != gold.marks:
             return False, _METHODS.get(gold.kind, "set")
         if gold.kind == "union" and set(gold.marks) in ({"\\cup"}, {"\\cap"}):
             return self._unordered(answer.parts, gold.parts), "interval"
@@ -358,15 +358,6 @@ def _ratios(answer: str, gold: str) -> bool:
         return False
     pairs = zip(left, right, strict=True)
     return all(value.equal(("*", first, right[0]), ("*", second, left[0])) for first, second in pairs)
-
-
-def _brackets(shape: Shape) -> tuple[str, ...]:
-    """A tuple's brackets, an infinite end counted as open."""
-    if shape.kind != "tuple" or len(shape.parts) != 2:
-        return shape.marks
-    opening, closing = shape.marks
-    infinite = [part.text in _INFINITE for part in shape.parts]
-    return ("(" if infinite[0] and opening == "[" else opening), (")" if infinite[1] and closing == "]" else closing)
 
 
 def _has_inequality(*shapes: Shape) -> bool:

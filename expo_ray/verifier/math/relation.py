@@ -80,8 +80,8 @@ def proportional(answer: Shape, gold: Shape) -> bool:
     sides = parse_all(part.text for part in (*answer.parts, *gold.parts))
     if sides is None:
         return False
-    factor = value.ratio(("+", sides[0], ("-", sides[1])), ("+", sides[2], ("-", sides[3])))
-    return factor is not None and gold.marks[0] == (answer.marks[0] if factor > 0 else FLIP[answer.marks[0]])
+    sign = value.proportional(("+", sides[0], ("-", sides[1])), ("+", sides[2], ("-", sides[3])))
+    return sign != 0 and gold.marks[0] == (answer.marks[0] if sign > 0 else FLIP[answer.marks[0]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,9 @@ def _unknown(text: str) -> bool:
 def _end(part: Shape, closed: bool) -> _End | None:
     tree = parse(part.text) if part.kind == "leaf" else None
     at = None if tree is None or symbols(tree) else value.approximate(tree)
-    return _INFINITE.get(part.text) or (None if at is None else _End(at, tree, closed))
+    if part.text in _INFINITE:
+        return None if closed else _INFINITE[part.text]
+    return None if at is None else _End(at, tree, closed)
 
 
 def same_reals(answer: Reals, gold: Reals) -> bool:

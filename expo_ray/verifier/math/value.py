@@ -381,16 +381,24 @@ def _close(left: Node, right: Node, numbers: Callable[[], _Numeric]) -> bool:
         return bool(abs(fine.value(left) - fine.value(right)) < mp.mpf(10) ** -(span + 80))
 
 
-def ratio(left: Node, right: Node) -> Any | None:
-    """The constant c with left = c * right everywhere, as a number with its sign; None without one."""
-    quotients = []
+def proportional(left: Node, right: Node) -> int:
+    """The sign of the constant c with left = c * right everywhere; 0 where there is none, or c is 0."""
+    # Then left * right' is right * left' whatever the unknowns of the primed ones are.
+    if not equal(("*", left, _primed(right, symbols(right))), ("*", right, _primed(left, symbols(left)))):
+        return 0
     for point in range(POINTS):
-        with mp.workdps(80):
+        with mp.workdps(50):
             try:
-                quotients.append(_Numeric(point).value(("/", left, right)))
+                quotient = _Numeric(point).value(("/", left, right))
             except (Undefined, NotDecided):
                 continue
-    if len(quotients) < ENOUGH or not quotients[0] or mp.im(quotients[0]):
-        return None
-    scale = abs(quotients[0]) * mp.mpf(10) ** -30
-    return quotients[0] if all(abs(quotient - quotients[0]) < scale for quotient in quotients) else None
+            return 0 if mp.im(quotient) else int(mp.sign(quotient))
+    return 0
+
+
+def _primed(node: Node, names: frozenset[str]) -> Node:
+    """A tree with other unknowns, and other functions, in the place of its own."""
+    kind, *children = node
+    if kind in ("sym", "apply", "sum", "prod", "int") and (kind == "apply" or children[0] in names):
+        children[0] += "'"
+    return (kind, *(_primed(child, names) if isinstance(child, tuple) else child for child in children))
