@@ -160,8 +160,11 @@ def _without(intervals: list[Interval]) -> list[Interval]:
 
 
 def _joined(shape: Shape) -> Reals | None:
-    parts, head = list(shape.parts), shape.parts[0]
-    if shape.kind == "list":
+    parts, signs = list(shape.parts), list(shape.marks)
+    if shape.kind == "list" and all(map(_is_interval, parts)):
+        signs = ["\\cup"] * (len(parts) - 1)
+    elif shape.kind == "list":
+        head = parts[0]
         if head.kind != "relation" or set(head.marks) <= {"="}:
             return None
         if head.marks == ("\\ne",):
@@ -169,22 +172,23 @@ def _joined(shape: Shape) -> Reals | None:
             parts = [
                 p if p.kind == "relation" else Shape("relation", p.text, (head.parts[0], p), ("\\ne",)) for p in parts
             ]
+        signs = ["\\cup" if shape.marks == ("or",) and head.marks != ("\\ne",) else "\\cap"] * (len(parts) - 1)
     found = [reals(part) for part in parts]
     known = [one for one in found if one is not None]
     if len(known) < len(found) or len({name for name, _ in known}) > 1:
         return None
     name, both = known[0]
-    if shape.kind == "union":
-        for sign, (_, other) in zip(shape.marks, known[1:], strict=True):
-            both = [*both, *other] if sign == "\\cup" else _cut(both, other if sign == "\\cap" else _without(other))
-        return _set(name, *both)
-    for _, other in known[1:]:
-        both = _cut(both, other)
-    common = _set(name, *both)
-    unequal = any(part.marks == ("\\ne",) for part in parts)
-    if shape.marks == ("and",) or unequal or (shape.marks == (",",) and common != (name, [])):
-        return common
-    return _set(name, *(interval for _, intervals in known for interval in intervals))
+    for sign, (_, other) in zip(signs, known[1:], strict=True):
+        both = [*both, *other] if sign == "\\cup" else _cut(both, other if sign == "\\cap" else _without(other))
+    total = _set(name, *both)
+    if total == (name, []) and shape.marks == (",",):  # x < 2, x > 5
+        return _set(name, *(interval for _, intervals in known for interval in intervals))
+    return total
+
+
+def _is_interval(part: Shape) -> bool:
+    """Whether a pair in a list can only be an interval: (-\\infty,2], [5,7) is a union, (1,2), (3,4) are two points."""
+    return part.kind == "tuple" and bool({"[", "]"} & {*part.marks} or "\\infty" in part.text)
 
 
 def _inequality(shape: Shape) -> Reals | None:
