@@ -116,7 +116,11 @@ class ProgressTracker:
 def _state(values: dict[str, float]) -> str:
     levels = {name.rsplit("_", 1)[-1]: value for name, value in values.items() if name.startswith("pass_rate/level_")}
     by_level = " ".join(f"L{level} {value:.0%}" for level, value in sorted(levels.items()))
-    return f"reward {values.get('reward/mean', 0.0):.2f}  {by_level}  {values['tokens/per_second']:.0f} tok/s"
+    if "reward/mean" in values:
+        score = f"reward {values['reward/mean']:.2f}  {by_level}"
+    else:  # no completion has a reward; some algorithms sample none
+        score = f"loss {values['loss/total']:.3g}" if "loss/total" in values else "no update"
+    return f"{score}  {values['tokens/per_second']:.0f} tok/s"
 
 
 def make_trackers(config: Config, folder: Path, first_step: int, settings: dict[str, Any]) -> list[Tracker]:

@@ -1,10 +1,11 @@
-"""Operations of an update, compared with torch's own count, and the rates computed from them."""
+"""Operations of an update, compared with torch's own count, and the rates computed from them; the progress line."""
 
 import numpy as np
 import pytest
 
 from expo_ray.config.schema import Config
 from expo_ray.driver.throughput import model_operations, peak_of, throughput
+from expo_ray.driver.trackers import ProgressTracker
 from expo_ray.messages import TrainingSample
 from expo_ray.preflight.model_folder import ModelShape
 
@@ -77,3 +78,18 @@ def test_the_peak_comes_from_the_cluster_or_from_the_cards_name():
     assert peak_of(config, "some card") is None and peak_of(config, None) is None
     config.cluster.gpu_tflops = 312
     assert peak_of(config, "some card") == 312e12
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"reward/mean": 0.25, "pass_rate/level_5": 0.5}, "reward 0.25  L5 50%  7 tok/s"),
+        ({"loss/total": 17.53}, "loss 17.5  7 tok/s"),
+        ({}, "no update  7 tok/s"),
+    ],
+)
+def test_the_progress_line_shows_no_reward_where_nothing_has_one(values, shown, capsys):
+    progress = ProgressTracker("run", 0, 1)
+    progress.scalars(0, values | {"time/step": 1.0, "tokens/per_second": 7.0})
+    progress.close()
+    assert capsys.readouterr().err.strip() == f"run step 1/1  {shown}"
