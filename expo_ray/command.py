@@ -1,5 +1,6 @@
 """The command `expo-ray`, and how every command ends: bad input and failed runs are one sentence and an exit code."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -31,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         hint = did_you_mean(name, list(COMMANDS))
         print(f"error: '{name}' is not a command{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
+    if os.getcwd() not in sys.path:  # as python -m has it, for functions and classes of the user's own
+        sys.path.insert(0, os.getcwd())
     code: int = import_module(f"expo_ray.{name}").main(rest)
     return code
 

@@ -24,23 +24,23 @@ from expo_ray.data.formats import Record, read_records
 from expo_ray.data.records import gold_texts, plain
 from expo_ray.messages import Verdict
 from expo_ray.verifier.pool import Item, VerifierPool
-from expo_ray.verifier.tasks import task_problem
+from expo_ray.verifier.tasks import WITHOUT_META, task_problem
 
 PART = 256
 """Items for each process that are verified before their lines are written."""
 OUTCOMES = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
-def read_items(path: Path, skip_bad: bool) -> tuple[list[dict[str, Any]], list[Item], list[str]]:
+def read_items(path: Path, skip_bad: bool, task: str = "math") -> tuple[list[dict[str, Any]], list[Item], list[str]]:
     """Reads all records of a file, as training reads its problems.
 
     Args:
         path: a file of any format that training takes.
         skip_bad: leave out records that cannot be verified.
+        task: name of the verifier task.
 
     Returns:
-        The records, what the pool needs of each (`meta` is passed on if it is an object, for reasoning-gym's entries),
-        and a sentence for each record that was left out.
+        The records, what the pool needs of each, and a sentence for each record that was left out.
 
     Raises:
         DataError: the file cannot be read; a record cannot be verified, unless `skip_bad`.
@@ -52,7 +52,7 @@ def read_items(path: Path, skip_bad: bool) -> tuple[list[dict[str, Any]], list[I
         return records, items, bad
     for record in read_records(str(path), "--input", bad if skip_bad else None):
         try:
-            items.append(to_item(record))
+            items.append(to_item(record, task))
         except DataError as error:
             if not skip_bad:
                 raise
@@ -62,8 +62,8 @@ def read_items(path: Path, skip_bad: bool) -> tuple[list[dict[str, Any]], list[I
     return records, items, bad
 
 
-def to_item(record: Record) -> Item:
-    """Returns what the pool needs of a record.
+def to_item(record: Record, task: str) -> Item:
+    """Returns what the pool needs of a record. A task that reads columns gets all others, and those of a `meta` object.
 
     Raises:
         DataError: it has no usable `response` and `answer`.
@@ -75,8 +75,9 @@ def to_item(record: Record) -> Item:
     if not answers:
         raise DataError(f"{record.where}: key 'answer' has nothing in it: write a text, a number or a list of them")
     meta = fields.get("meta")
-    asked = {"question": fields["question"]} if isinstance(fields.get("question"), str) else {}
-    return fields["response"], answers, asked | (plain(meta) if isinstance(meta, dict) else {})
+    read = ("question",) if task in WITHOUT_META else set(fields) - {"response", "answer", "meta"}
+    columns = {name: plain(fields[name]) for name in fields if name in read}
+    return fields["response"], answers, columns | (plain(meta) if isinstance(meta, dict) else {})
 
 
 def verify_items(items: list[Item], config: VerifierConfig, show: bool) -> Iterator[list[Verdict]]:
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds per item")
     parser.add_argument("--memory-mib", type=int, default=1024, help="memory per process")
     parser.add_argument(
-        "--task", default="math", help="math, gsm8k, choice, toy, reasoning_gym or package.module:Class"
+        "--task", default="math", help="math, gsm8k, choice, toy, reasoning_gym, python_tests or package.module:Class"
     )
     parser.add_argument("--strict", action="store_true", help="only marked answers count")
     parser.add_argument("--percent-is-unit", action="store_true", help="50%% also equals 50, not only 0.5")
@@ -177,7 +178,7 @@ def _verify(options: argparse.Namespace) -> int:
     if problem := task_problem(options.task):
         raise DataError(problem.replace("verifier.name=", "--task ", 1))
     check_output(options.output, options.input)
-    records, items, bad = read_items(options.input, options.skip_bad)
+    records, items, bad = read_items(options.input, options.skip_bad, options.task)
     config = VerifierConfig(
         name=options.task,
         processes=options.workers,

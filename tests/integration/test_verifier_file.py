@@ -187,3 +187,14 @@ def test_percent_as_a_unit_is_an_option(tmp_path: Path) -> None:
     for options, verdict in (([], "wrong"), (["--percent-is-unit"], "correct")):
         assert verify.main(["--input", str(source), "--output", str(target), *options]) == 0
         assert json.loads(target.read_text())["verdict"] == verdict
+
+
+def test_a_task_that_reads_columns_gets_them(tmp_path: Path, capsys) -> None:
+    """Code with its tests in the same line; a task that reads none is sent none, so that equal answers stay equal."""
+    code = "```python\ndef add(a, b):\n    return a + b\n```"
+    lines = [{"response": code, "answer": "a + b", "tests": f"assert add(1, {k}) == 3"} for k in (2, 5)]
+    source, target = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    arguments = ["--task", "python_tests", "--timeout", "20", "--input", str(source), "--output", str(target)]
+    assert verify.main(arguments) == 0, capsys.readouterr().err
+    assert [json.loads(line)["verdict"] for line in target.read_text().splitlines()] == ["correct", "wrong"]
+    assert [meta for _, _, meta in verify.read_items(source, skip_bad=False)[1]] == [{}, {}]

@@ -5,6 +5,7 @@ Costs about 20 seconds: each actor here starts a process that imports the functi
 
 import json
 import math
+import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ import pytest
 from algorithm_cases import config_with, group
 from simulated_ray import Clock, Ref
 
+from expo_ray import command
 from expo_ray.algorithms.grpo import policy_samples
 from expo_ray.algorithms.rewards import group_advantages, group_metrics, has_signal, pass_rate, total_rewards
 from expo_ray.config.compose import compose_config
@@ -310,6 +312,23 @@ def test_the_command_line_is_checked(overrides, sentence, tmp_path):
     with pytest.raises(ConfigError) as caught:
         check_config(compose_config([*base, *overrides]))
     assert sentence in str(caught.value)
+
+
+def test_the_installed_command_finds_files_of_the_working_directory(tmp_path, monkeypatch, capsys):
+    """`expo-ray` is a script in another folder, which Python puts on its path instead of the working directory."""
+    (tmp_path / "of_my_folder.py").write_text("def short(completion): return 1.0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    arguments = ["experiment=demo", "reward.functions=[of_my_folder:shor]", f"run_dir={tmp_path}/run", "dry_run=true"]
+    assert command.main(["train", *arguments]) == 2
+    assert "of_my_folder.py has no function shor; did you mean 'short'?" in capsys.readouterr().err
+
+
+def test_on_a_cluster_only_the_form_of_a_name_is_checked():
+    """The functions may be on its nodes only."""
+    reward = RewardConfig(functions=["only_there:f", "accuracy"])
+    (found,) = reward_problems(reward, here=False)
+    assert "accuracy is neither" in found
 
 
 def test_the_plan_has_reward_actors_only_where_they_are_needed(tmp_path):
