@@ -149,6 +149,7 @@ def _attention_kernels() -> None:
     from vllm.vllm_flash_attn import flash_attn_varlen_func
     from vllm.vllm_flash_attn.flash_attn_interface import is_fa_version_supported
 
+    packed_attention("cuda", torch.bfloat16)
     tell(fa2=is_fa_version_supported(2), fa3=is_fa_version_supported(3), cumem=cumem_available)
 
     def random(*shape: int) -> torch.Tensor:
@@ -173,9 +174,51 @@ def _attention_kernels() -> None:
     _compare("cache", cache[0].view(-1, 2, 128)[:32], key.double(), 0.0)
 
 
+def packed_attention(device: str, dtype: Any) -> None:
+    """The learner's attention over a packed row, forward and backward; the second sequence may see part of the first.
+
+    The latter (learner.share_prompts) is off, so that its error is told and ends nothing.
+    """
+    import torch
+
+    from expo_ray.learner.policy import varlen_attention
+
+    query, key, value, weight = (
+        torch.randn(1, heads, 200, 128, device=device, dtype=dtype, requires_grad=True) for heads in (16, 2, 2, 16)
+    )
+    chosen, inputs = weight[0].transpose(0, 1).detach().double(), (query, key, value)
+    seen = torch.cat([torch.arange(80), torch.arange(30), torch.arange(80, 200)]).to(device)
+    starts, key_starts = (torch.tensor(at, device=device, dtype=torch.int32) for at in ([0, 80, 200], [0, 80, 230]))
+    shared = {"cu_seq_lens_k": key_starts, "max_length_k": 150, "seen_keys": seen}
+    own = torch.arange(80, 200, device=device)
+    for name, more, keys in (("varlen", {}, own), ("varlen_shared", shared, seen[80:])):
+        rows = {"cu_seq_lens_q": starts, "max_length_q": 120, **more}
+        found = varlen_attention(torch.nn.Identity(), *inputs, None, scaling=128**-0.5, **rows)[0][0]
+        wide = [tensor[0].double() for tensor in inputs]
+        first = _attend(wide, slice(0, 80), torch.arange(80, device=device))
+        exact = torch.cat([first, _attend(wide, slice(80, 200), keys)])
+        bound = 2e-2 if name == "varlen" else float("inf")
+        _compare(name, found, exact, bound)
+        mine, theirs = (torch.autograd.grad((of.double() * chosen).sum(), inputs) for of in (found, exact))
+        for leaf, got, want in zip(("query", "key", "value"), mine, theirs, strict=True):
+            _compare(f"{name}_{leaf}_gradient", got, want.double(), bound)
+
+
+def _attend(wide: Any, queries: slice, keys: Any) -> Any:
+    """Attention by its formula in float64, [tokens, heads, size]; the last query sees all keys."""
+    import torch
+
+    query = wide[0][:, queries]
+    key, value = (tensor[:, keys].repeat_interleave(8, 0) for tensor in wide[1:])
+    places = torch.arange(query.shape[1], device=keys.device)[:, None] + len(keys) - query.shape[1]
+    later = torch.arange(len(keys), device=keys.device) > places
+    scores = (query @ key.transpose(1, 2) * 128**-0.5).masked_fill(later, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(0, 1)
+
+
 def _compare(name: str, found: Any, exact: Any, bound: float) -> None:
     """Tells the relative error; ends the stage if it is too large, because nothing after it would mean anything."""
-    error = float((found.double() - exact).norm() / exact.norm())
+    error = float((found.detach().double() - exact.detach()).norm() / exact.detach().norm())
     tell(**{f"{name}_error": error})
     if not error <= bound:
         raise SystemExit(f"the kernel {name} is off by {error:.3g} (relative), at most {bound:g} is rounding")

@@ -24,6 +24,8 @@ PEAK = 989e12
 SHAPES = ("0.5b", "1.5b", "3b")
 FIRST_ID = 5
 """Token ids below are special in the toy tokenizer."""
+GROUP = 8
+"""Samples of one prompt."""
 WAIT_S = 240.0
 
 
@@ -104,6 +106,10 @@ def learner(setting: Setting, bound: float) -> None:
         updater.packed = way == "packed"
         lm.config._attn_implementation = packed_attention if updater.packed else "sdpa"
         _update_speed(way, setting, updater, batch)
+    updater.shares = updater.packed
+    if updater.shares:
+        _update_speed("packed_shared_prompts", setting, updater, batch)
+        updater.shares = config.learner.share_prompts
     if not setting.rehearse:
         torch.cuda.empty_cache()
     tell(**_memory("resting"))
@@ -119,14 +125,13 @@ def training_batch(count: int, longest: int, vocabulary: int) -> TrainingBatch:
     """A batch of random ids whose completions have the lengths of a reasoning model's, and GRPO's weights."""
     chance = np.random.default_rng(0)
     prompt = min(150, longest)
+    prompts = chance.integers(FIRST_ID, vocabulary, (-(-count // GROUP), prompt)).astype(np.int32)
     samples = []
-    for _ in range(count):
+    for number in range(count):
         length = int(np.clip(chance.lognormal(6.1, 0.55), 8, longest))
-        ids = chance.integers(FIRST_ID, vocabulary, prompt + length).astype(np.int32)
-        old = chance.normal(-12, 0.1, length).astype(np.float32)
-        samples.append(
-            TrainingSample(ids[:prompt], ids[prompt:], "policy", 1 / (count * length), float(chance.normal()), old)
-        )
+        ids = chance.integers(FIRST_ID, vocabulary, length).astype(np.int32)
+        old, advantage = chance.normal(-12, 0.1, length).astype(np.float32), float(chance.normal())
+        samples.append(TrainingSample(prompts[number // GROUP], ids, "policy", 1 / (count * length), advantage, old))
     return TrainingBatch(0, samples)
 
 

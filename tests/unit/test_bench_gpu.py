@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.nn.attention import varlen
 
 from bench.gpu import __main__ as runner
 from bench.gpu import machine, parts, pipeline
@@ -203,3 +205,25 @@ def test_the_script_unpacks_carried_packages_once(tmp_path):
     for found in (first, second):
         assert found.returncode == 2 and "there is no stage environment" in found.stderr
     assert (tmp_path / "unpacked" / "psutil.py").is_file()
+
+
+def test_the_check_of_packed_attention_tells_a_right_kernel_from_a_wrong_one(monkeypatch, capsys):
+    """The kernel replaced by torch's plain attention, a sequence at a time."""
+    attend, causal = torch.nn.functional.scaled_dot_product_attention, True
+
+    def kernel(query, key, value, starts, key_starts, *_, scale, window_size):
+        assert window_size == (-1, 0)
+        rows = []
+        for a, b, c, d in zip(starts, starts[1:], key_starts, key_starts[1:], strict=False):
+            parts = [t.transpose(0, 1) for t in (query[a:b], key[c:d], value[c:d])]
+            mask = torch.ones(b - a, d - c).tril(int((d - c) - (b - a))).bool() if causal else None
+            rows.append(attend(*parts, attn_mask=mask, scale=scale, enable_gqa=True).transpose(0, 1))
+        return torch.cat(rows)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    machine.packed_attention("cpu", torch.float32)
+    errors = told(capsys.readouterr().out)
+    assert len(errors) == 8 and max(errors.values()) < 1e-5
+    causal = False
+    with pytest.raises(SystemExit, match="the kernel varlen is off by"):
+        machine.packed_attention("cpu", torch.float32)
