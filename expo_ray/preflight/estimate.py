@@ -282,8 +282,10 @@ def _learner_parts(config: Config, shape: ModelShape) -> Parts:
         # Two, so that one is filled while the other is reduced; at stage 3 one, which is kept.
         parts["reduce buckets"] = (2 if stage < 3 else 1) * BUCKET_ELEMENTS * size / GIB
     # One chunk's, with all that scoring them and its backward pass hold at once (tests/unit/test_learner_card.py).
-    entropy = 8 if config.algo.entropy_bonus else size if config.logging.entropy_every else 0
-    parts["logits"] = (12 + entropy) * learner.logits_chunk_tokens * shape.vocabulary / GIB
+    wide = 4 if config.model.head_dtype == "float32" else size
+    entropy = 8 if config.algo.entropy_bonus else wide if config.logging.entropy_every else 0
+    copied = 4 * shape.hidden if wide > size else 0  # the output layer's weights in float32
+    parts["logits"] = ((12 + entropy) * learner.logits_chunk_tokens + copied) * shape.vocabulary / GIB
     if gpu:
         parts["context"] = CONTEXT_GIB
     return parts

@@ -1,6 +1,6 @@
 """The gradient of a batch does not depend on how it was cut: budgets, ranks, ZeRO stages, layout, order, offload.
 
-And DeepSpeed's buffers are as large as the plan says. About 4 minutes in all.
+And DeepSpeed's buffers are as large as the plan says; that, and offloading, about 2 minutes.
 """
 
 import copy
@@ -144,7 +144,7 @@ def start(local_ray, tmp_path_factory):
             local_ray.get([handle.start.remote(*address) for handle in handles], timeout=180)
             groups[ranks] = handles
         else:
-            local_ray.get([handle.rebuild.remote(config) for handle in groups[ranks]], timeout=60)
+            local_ray.get([handle.rebuild.remote(config) for handle in groups[ranks]], timeout=180)
 
         def gradient(batch: TrainingBatch, budget: int = 4096, batching: str = "padded") -> dict[str, np.ndarray]:
             return call("gradient", batch, budget, batching)
@@ -262,10 +262,9 @@ def test_in_bfloat16_micro_batches_are_added_up_in_float32(start, config, stage)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_an_offloaded_optimizer_counts_every_micro_batch_and_trains_the_same(start, config, ranks, tmp_path):
+def test_an_offloaded_optimizer_counts_every_micro_batch_and_trains_the_same(start, config, tmp_path):
     """DeepSpeed's CPU Adam, which is compiled on first use, against torch's; DeepSpeed once dropped micro-batches."""
-    batch = make_batch()
+    batch, ranks = make_batch(), 2
     expected = reference_gradient(config, batch)
     config.learner.learning_rate = 1e-3
     for stage in (1, 2, 3):
@@ -274,8 +273,7 @@ def test_an_offloaded_optimizer_counts_every_micro_batch_and_trains_the_same(sta
         config.learner.offload_optimizer = True
         gradient = start(config, ranks)
         for budget in (1, 100, 10**6):
-            where = f"ZeRO-{stage}, {ranks} ranks, budget {budget}"
-            assert relative_difference(gradient(batch, budget), expected) < BOUND, where
+            assert relative_difference(gradient(batch, budget), expected) < BOUND, f"ZeRO-{stage}, budget {budget}"
         trained = start(config, ranks).call("trained", batch, 100, str(tmp_path / f"stage{stage}"))
         assert relative_difference(trained, weights) < BOUND, stage
 
@@ -286,20 +284,21 @@ def test_moving_the_optimizer_away_between_updates_changes_nothing(start, config
     config.learner.learning_rate = 1e-3
     for stage in (1, 2):
         config.learner.zero_stage, config.learner.offload_between_updates = stage, False
-        weights = start(config, 1).call("trained", batch, 100)
+        weights = start(config, 2).call("trained", batch, 100)
         config.learner.offload_between_updates = True
-        moved = start(config, 1).call("trained", batch, 100, str(tmp_path / f"stage{stage}"))
+        moved = start(config, 2).call("trained", batch, 100, str(tmp_path / f"stage{stage}"))
         assert relative_difference(moved, weights) == 0, stage
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_plan_knows_what_deepspeed_holds(start, config, ranks, dtype):
+def test_the_plan_knows_what_deepspeed_holds(start, config, dtype):
     """Within 3 % of its buffers at rest. Before the step, no more than is planned, and nearly as much."""
-    config.learner.ranks, config.learner.dtype = ranks, dtype
+    ranks = config.learner.ranks = 2
+    config.learner.dtype = dtype
     shape = model_shape(config.model.path)
-    for stage, offload in ((0, False), (1, False), (1, True), (2, False), (2, True), (3, False), (3, True)):
+    offloaded = [(1, True), (2, True), (3, True)] if dtype == "bfloat16" else []
+    for stage, offload in [(0, False), (1, False), (2, False), (3, False), *offloaded]:
         config.learner.zero_stage, config.learner.offload_optimizer = stage, offload
         within, resting = start(config, ranks).call("held", make_batch())
         planned = copy.deepcopy(config)
@@ -309,7 +308,7 @@ def test_the_plan_knows_what_deepspeed_holds(start, config, ranks, dtype):
         # The planned sizes of what this model makes next to nothing of, or what is there on a card only.
         small = ("context", "activations", "logits", *(["reduce buckets"] if stage < 3 else []))
         together = sum(value for name, value in memory.gpu.items() if name not in small) + on_host
-        where = f"{dtype}, ZeRO-{stage}, {ranks} ranks, offload {offload}"
+        where = f"{dtype}, ZeRO-{stage}, offload {offload}: {within}, {resting} bytes; planned {together}, {kept} GiB"
         if not offload:
             assert resting / GIB == pytest.approx(kept, rel=0.03), where
         assert 0.7 * together < within / GIB < 1.05 * together, where

@@ -221,7 +221,7 @@ def laid_out_scores(lm: Any, record: Record) -> Scores:
         updater = Updater(record.config, make_algorithm(record.config), None, None, rank, 2)
         for micro in updater.micro_batches(record.batch.samples):
             layout = updater._layout([micro.samples[place] for place in micro.compared])
-            values = scorer(layout, 1.0, False, micro.most_compared)[0]
+            values = scorer(layout, 1.0, "none", micro.most_compared)[0]
             for index, place in enumerate(micro.compared):
                 if micro.samples[place].term == "policy":
                     found[key(micro.samples[place])] = values[layout.sample_of_token == index].numpy()
