@@ -268,8 +268,9 @@ def _learner_parts(config: Config, shape: ModelShape) -> Parts:
     offloaded = gpu and learner.offload_optimizer
     parts: Parts = {"weights": (trained + frozen) * size / (ranks if stage == 3 else 1) / GIB}
     if offloaded:
-        # One gradient on its way to the host. At most the embeddings', which DeepSpeed keeps a buffer for.
-        parts["gradients"] = min(trained, shape.vocabulary * shape.hidden) * size / (ranks if stage == 3 else 1) / GIB
+        # One gradient on its way to the host, at most the largest weight's, for which DeepSpeed keeps a buffer.
+        largest = min(trained, shape.hidden * max(shape.vocabulary, shape.intermediate))
+        parts["gradients"] = largest * size / (ranks if stage == 3 else 1) / GIB
     else:
         # Master weights and two moments; without ZeRO, float32 weights are their own masters.
         parts["optimizer"] = trained * (8 if stage == 0 and size == 4 else 12) / (ranks if stage >= 1 else 1) / GIB

@@ -84,7 +84,7 @@ def storages() -> dict[int, int]:
     import torch
 
     gc.collect()
-    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
