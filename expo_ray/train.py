@@ -22,7 +22,7 @@ Trains a policy on verifiable problems with GRPO, ExP-GRPO, ExP-DPO or one of th
   algo=NAME         {algorithms} (default: exp_grpo),
                     or package.module:Class (docs/algorithms/your_own.md)
   model=NAME        a choice of conf/model;     model.path=FOLDER   a Hugging Face folder or hub id
-  data=NAME         a choice of conf/data;      data.path=FILE      problems as JSON Lines
+  data=NAME         a choice of conf/data;      data.path=FILE      problems: a file, folder or glob
   profile=cpu|gpu   default: gpu where a GPU is visible
   cluster=NAME      resources to plan for, a choice of conf/cluster
   trainer.steps=N   trainer.resume=auto|never|PATH   seed=N   run_name=NAME   run_dir=FOLDER

@@ -112,11 +112,13 @@ class Problems:
     def _load(self, held_out: bool) -> list[Problem]:
         data = self.data
         levels = data.eval_levels if held_out else data.levels
-        if data.name == "toy" and data.path is None:
-            return _toy(data, held_out, levels, self.seed)
-        if data.name == "reasoning_gym" and data.path is None:
-            trained = {problem.question for problem in self.training} if held_out else set()
-            return gym_problems(data, held_out, self.seed, self.verifier, trained)
+        if data.name in GENERATED and data.path is None:
+            if data.name == "toy":
+                made = _toy(data, held_out, levels, self.seed)
+            else:
+                trained = {problem.question for problem in self.training} if held_out else set()
+                made = gym_problems(data, held_out, self.seed, self.verifier, trained)
+            return self._by_pass_rate(made) if data.pass_rates is not None and not held_out else made
         problems = self._problems(held_out)
         chosen = [problem for problem in problems if not levels or problem.level in levels]
         if not chosen and problems and not held_out:

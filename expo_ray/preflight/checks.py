@@ -54,8 +54,8 @@ def check_run(config: Config) -> Checked:
         own = not generated or (held_out and bool(data.eval_path or data.eval_sources))
         if own and problems.local(held_out):
             check_longest(problems.held_out if held_out else problems.training, plan)
-    if data.name == "reasoning_gym":
-        _ = problems.training, problems.held_out  # made now: a task that cannot be is refused before anything starts
+    if data.name == "reasoning_gym" or (generated and data.pass_rates is not None):
+        _ = problems.training, problems.held_out  # made now: what cannot be is refused before anything starts
     if config.algo.dpo_pairs_path is not None:  # whether they fit is known once there are prompts (driver/run.py)
         PairStore().read(Path(config.algo.dpo_pairs_path))
     if not config.dry_run:

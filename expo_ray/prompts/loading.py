@@ -74,15 +74,15 @@ def _carried(problem: Problem, config: Config) -> Problem:
 
 
 def at_most_per_level(problems: list[Problem], limit: int) -> list[Problem]:
-    """Returns at most `limit` problems of each level (0: all), in their order.
+    """Returns at most `limit` problems of each level of each source (0: all), in their order.
 
     The choice is random, because files often begin with one subject, and the same in every run.
     """
     if not limit:
         return problems
-    by_level: dict[int | None, list[int]] = {}
+    by_level: dict[tuple[str, int | None], list[int]] = {}
     for index, problem in enumerate(problems):
-        by_level.setdefault(problem.level, []).append(index)
+        by_level.setdefault((problem.source, problem.level), []).append(index)
     chance = random.Random(0)
     chosen = [chance.sample(of_level, min(limit, len(of_level))) for of_level in by_level.values()]
     return [problems[index] for index in sorted(itertools.chain(*chosen))]

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import tracemalloc
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.feather
@@ -18,6 +19,7 @@ from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import DataConfig
 from expo_ray.data.sources import Problems, parts_of
+from expo_ray.prompts.loading import at_most_per_level
 
 RECORDS = [
     {"question": "Was ist 1+1? „Zwei“", "answer": "2"},
@@ -409,6 +411,21 @@ def test_sources_on_the_command_line(tmp_path, monkeypatch):
     config = compose_config(["model.path=x", "data=file", written])
     assert [entry["path"] for entry in config.data.sources] == [f"{tmp_path}/a.jsonl", f"{tmp_path}/b c.csv"]
     assert [part.preset for part in parts_of(config.data, "sources")] == ["auto", "auto"]
+
+
+def test_each_evaluation_set_keeps_its_share_under_a_limit(tmp_path):
+    entries = [dict(path=source(tmp_path, "large", 50)), dict(path=source(tmp_path, "small", 3))]
+    data = DataConfig(name="file", question_key="question", eval_sources=entries, **KEYS)
+    kept = at_most_per_level(Problems(data, 0).held_out, 2)
+    assert [p.source for p in kept] == ["large"] * 2 + ["small"] * 2
+
+
+def test_generated_problems_are_chosen_by_their_pass_rates_too(tmp_path):
+    everything = Problems(DataConfig(name="toy", max_problems=10), 0).training
+    rates = tmp_path / "rates.jsonl"
+    rates.write_text("".join(json.dumps({"uid": p.uid, "pass_rate": n / 9}) + "\n" for n, p in enumerate(everything)))
+    data = DataConfig(name="toy", max_problems=10, pass_rates=str(rates), pass_rate=[0.0, 0.5])
+    assert Problems(data, 0).training == [replace(p, pass_rate=n / 9) for n, p in enumerate(everything[:5])]
 
 
 def test_problems_are_chosen_by_their_pass_rates(tmp_path):
