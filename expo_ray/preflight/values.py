@@ -311,8 +311,9 @@ def _data(config: Config) -> Iterator[str]:
     data, rates = config.data, list(config.data.pass_rate)
     if len(rates) != 2 or not 0 <= rates[0] <= rates[1] <= 1:
         yield f"data.pass_rate={rates} is not a range of rates: use two numbers from 0 to 1, such as [0,0.25]"
-    parts_of(data, "sources")
-    parts_of(data, "eval_sources")
+    for part in [data, *parts_of(data, "sources"), *parts_of(data, "eval_sources")]:
+        if part.hub is not None and part.hub.startswith(("/", ".", "~")) and not Path(part.hub).is_dir():
+            yield f"data.hub={part.hub} is not a folder: give a folder, or the id of a data set on the hub"
     if data.resample == "none":
         return
     if not samples_completions(config):

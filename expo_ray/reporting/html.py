@@ -77,6 +77,7 @@ def _value(run: RunFolder, key: str, default: str = "?") -> str:
 
 def _data(run: RunFolder) -> str:
     levels = OmegaConf.select(run.config, "data.levels", default=None)
-    path = OmegaConf.select(run.config, "data.path", default=None)
-    source = _value(run, "data.name") + (f" ({path})" if path else "")
+    parts = OmegaConf.select(run.config, "data.sources", default=None) or [OmegaConf.select(run.config, "data")]
+    paths = ", ".join(str(path) for part in parts or () if part and (path := part.get("path") or part.get("hub")))
+    source = _value(run, "data.name") + (f" ({paths})" if paths else "")
     return f"{source}, levels {', '.join(map(str, levels))}" if levels else f"{source}, all levels"

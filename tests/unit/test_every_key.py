@@ -93,7 +93,7 @@ NOT_WALKED = {
     "changes prompts, which need a tokenizer (test_prompts.py)": ["model.prompt_style"],
     "passed to transformers when the model is loaded": ["learner.attention"],
     "which problems are read, and from where (test_sources.py, test_formats.py)": [
-        "data.sources", "data.eval_sources", "data.preset", "data.uid_key", "data.pass_rates", "data.pass_rate",
+        "data.eval_sources", "data.preset", "data.uid_key", "data.pass_rates",
         "data.eval_path", "data.held_out_share", "data.hub_config", "data.split", "data.eval_split", "data.eval_levels",
         "data.verifier_key", "data.tasks",
         "data.question_key", "data.answer_key", "data.answer_from", "data.solution_key", "data.level_key",
