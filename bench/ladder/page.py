@@ -96,18 +96,19 @@ def write_page(sources: Sources, page: Path) -> list[Path]:
 
 
 def write_ablations(ablations: Path, base: Path, page: Path, commit: str | None) -> list[Path]:
-    """Writes the page's section of ablations again and leaves the rest as it is.
+    """Writes the page's section of ablations again, or adds it at the end, and leaves the rest as it is.
 
     Returns:
         The page.
 
     Raises:
-        DataError: the page has no such section, or see `write_page`.
+        DataError: there is no such page, or see `write_page`.
     """
-    text = page.read_text() if page.exists() else ""
-    before, title, after = text.partition(f"{ABLATIONS}\n")
+    if not page.exists():
+        raise DataError(f"{page}: there is no such page; python -m bench.ladder FOLDER writes a whole one")
+    before, title, after = page.read_text().partition(f"{ABLATIONS}\n")
     if not title:
-        raise DataError(f"{page}: there is no section '{ABLATIONS}' in it to write again")
+        before = f"{before.rstrip()}\n\n"
     section = "\n\n".join(part for part in _ablations(ablations, read_base(base), commit, [base]) if part)
     _, following, rest = after.partition("\n## ")
     write_whole(page, f"{before}{section}\n{following}{rest}")

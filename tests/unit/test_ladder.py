@@ -188,7 +188,7 @@ def test_the_section_of_ablations_is_written_again_alone(ladder, make_run, tmp_p
     for seed, value in enumerate((0.25, 0.75)):
         make_run(ablations / "beta" / str(seed), "exp_grpo", seed, value, **{"algo.beta": 0.5})
     command = ["--ablations", str(ablations), "--base", str(ladder / "base"), "--page", str(page)]
-    assert main(command) == 2 and "no section" in capsys.readouterr().err
+    assert main(command) == 2 and "no such page" in capsys.readouterr().err
     page.write_text("# Page\n\nbefore\n\n## Ablations\n\n| old |\n\n## Later\n\nafter\n")
     assert main([*command, "--commit", "abc123"]) == 0
     text = page.read_text()
@@ -197,6 +197,9 @@ def test_the_section_of_ablations_is_written_again_alone(ladder, make_run, tmp_p
     deviation = 100 * np.std([0.25, 0.75], ddof=1)
     assert cells(text, "unchanged")[0][3] == f"50.0 ± {deviation:.1f}"  # by level
     assert cells(text, "unchanged")[1] == [f"25.0 ± {deviation / 2:.1f}", f"50.0 ± {deviation:.1f}"]  # by updates
+    page.write_text("# Page\n\n## Ablations at commit old\n\n| old |\n")
+    assert main(command) == 0
+    assert page.read_text().startswith("# Page\n\n## Ablations at commit old\n\n| old |\n\n## Ablations\n\n")
     with pytest.raises(SystemExit) as caught:
         main(["--ablations", str(ablations)])
     assert caught.value.code == 2
