@@ -258,6 +258,8 @@ class Remote:
         )
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # NumPy would read memory where an __array_interface__ says so
+            raise AttributeError(name)
         return self._run.ask("attribute", self._number, name)
 
     def _refuse(self, *_: object) -> bool:

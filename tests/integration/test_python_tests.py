@@ -130,6 +130,15 @@ def test_a_module_that_the_tests_use_is_the_true_one(pool, code):
     assert verdicts(pool, [(block("def half(x): return x / 2"), tests), (block(code), tests)]) == ["correct", "wrong"]
 
 
+def test_an_object_does_not_pass_for_an_array(pool):
+    """NumPy asks an object for its memory; the address would be one of the process that holds the tests."""
+    tests = {"tests": "import numpy as np\nassert np.asarray(f(2)).shape == (0,)"}
+    interface = "{'shape': (0,), 'typestr': '<i8', 'version': 3, 'data': (4096, True)}"
+    poses = f"class A:\n    __array_interface__ = {interface}\ndef f(x): return A()"
+    found = verdicts(pool, [(block("def f(x): return []"), tests), (block(poses), tests)])
+    assert found == ["correct", "wrong"]
+
+
 def test_programs_do_not_forge_either(pool):
     attacks = [
         "import sys\nsys.exit(0)",
