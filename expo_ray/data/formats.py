@@ -83,7 +83,7 @@ def files_of(path: str, key: str) -> list[Path]:
         DataError: there is none, or a folder holds several splits or a `DatasetDict`.
     """
     file = Path(path)
-    if file.is_file():
+    if file.exists() and not file.is_dir():  # also a pipe
         return [file]
     if not file.exists() and glob.has_magic(path):
         found = sorted(Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file())
@@ -93,7 +93,7 @@ def files_of(path: str, key: str) -> list[Path]:
     if not file.is_dir():
         raise DataError(f"{key}={path} does not exist: give a file, a folder or a glob of {KINDS}")
     if (file / "dataset_dict.json").is_file():
-        raise DataError(f"{key}={path} is a saved data set with splits: give data.hub={path} and data.split, instead")
+        raise DataError(f"{key}={path} is a saved data set with splits: give data.hub={path} and data.split instead")
     found = sorted(each for each in file.rglob("*") if each.is_file() and _format(each))
     found = [each for each in found if not any(part.startswith(".") for part in each.relative_to(file).parts)]
     if not found:

@@ -6,8 +6,10 @@ import csv
 import gzip
 import io
 import json
+import os
 import tracemalloc
 from dataclasses import replace
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.feather
@@ -333,6 +335,15 @@ def test_a_fault_in_the_held_out_part_is_found_before_anything_starts(tmp_path):
         (tmp_path / "a.jsonl").write_text("\n".join(lines))
         with pytest.raises(DataError, match=rf"line {wrong + 1} lacks the key 'answer'"):
             load(tmp_path / "a.jsonl", held_out_share=0.5)
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = Thread(target=lambda: pipe.write_bytes(LINES.encode()))
+    writer.start()
+    assert pairs(load(pipe)) == EXPECTED
+    writer.join(timeout=10)
 
 
 def test_absent_files_are_named(tmp_path):
