@@ -336,7 +336,11 @@ def test_a_checkpoint_of_the_version_before_resumes(old_run, demo):
     config, identity = demo
     found = find_checkpoint(config, old_run, identity, pytest.fail)
     assert found == old_run / "checkpoints" / "step_000002"
-    assert changed_settings(found, config) == [*SINCE, "rollout.max_sequences: 64 -> 0"]
+    assert changed_settings(found, config) == [
+        *SINCE,
+        "learner.gradient_checkpointing: False -> None",
+        "rollout.max_sequences: 64 -> 0",
+    ]
     state = DriverState.read(found)
     algorithm = make_algorithm(config)
     algorithm.load_state_dict(state.algorithm)
@@ -364,7 +368,11 @@ def test_a_key_that_an_old_checkpoint_lacks_counts_as_its_default(old_run, demo)
     checkpoint = old_run / "checkpoints" / "step_000002"
     resettle(checkpoint, algo__overlong_penalty=None, trainer__max_mismatch=None)
     assert find_checkpoint(config, old_run, identity, pytest.fail) == checkpoint
-    assert changed_settings(checkpoint, config) == [*SINCE, "rollout.max_sequences: 64 -> 0"]
+    assert changed_settings(checkpoint, config) == [
+        *SINCE,
+        "learner.gradient_checkpointing: False -> None",
+        "rollout.max_sequences: 64 -> 0",
+    ]
 
 
 def test_a_key_that_this_version_lacks_is_refused_in_one_sentence(old_run, demo):
