@@ -16,6 +16,8 @@ _BETWEEN_BOXES = re.compile(
 _ROUGHLY = re.compile(r"[\s$]*+(?:\\approx|≈|\\sim)[\s$]*+")
 _PERCENT = re.compile(r"\s*+\$?\s*+(?:\\?%|per ?cent\b|pct\b)")
 _NEGATIVE = re.compile(r"(?:^|[\s$=(:])-\s?$")
+_NOT_BEFORE = re.compile(r"\bnot[\s$]*$", re.IGNORECASE)
+_NOT_BEHIND = re.compile(r"[\s$]*+(?:is|was) (?:not|wrong|incorrect)\b")
 _MOST_BOXES = 12
 # How an answer is announced, language by language, what may stand between that and the answer, and where it ends.
 _STATEMENTS = {
@@ -86,7 +88,10 @@ def boxed(response: str) -> str | None:
 
 
 def _boxes(response: str) -> list[tuple[int, int, int]]:
-    """(start, start of the inside, end of the inside) of the closed boxes that hold no other box, in order."""
+    """(start, start of the inside, end of the inside) of the closed boxes that hold no other box, in order.
+
+    `not \\boxed{8}` and `\\boxed{8} is wrong` are left out.
+    """
     opened: list[re.Match[str]] = []
     found: list[tuple[int, int, int]] = []
     for match in _BOX_OR_BRACE.finditer(response):
@@ -94,7 +99,10 @@ def _boxes(response: str) -> list[tuple[int, int, int]]:
             opened.append(match)
         elif match.group() == "}" and opened:
             box = opened.pop()
-            if box.group() != "{" and (not found or box.start() > found[-1][0]):
+            denied = _NOT_BEFORE.search(response[max(0, box.start() - 8) : box.start()]) or _NOT_BEHIND.match(
+                response, match.end(), match.end() + 40
+            )
+            if box.group() != "{" and not denied and (not found or box.start() > found[-1][0]):
                 found.append((box.start(), box.end(), match.start()))
     return found
 
@@ -168,7 +176,7 @@ def last_number(response: str) -> str | None:
 
 def bare(response: str) -> str | None:
     """The whole response where it is one short line that is an answer, not a sentence; else None."""
-    text = response.strip()
+    text = response.strip(" \n\t`")
     if not text or len(text) > MAX_BARE or "\n" in text or "\\boxed" in text:
         return None
     words = _count_words(text)
