@@ -7,6 +7,7 @@ from collections import deque
 from pathlib import Path
 
 _BOX_OR_BRACE = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\(?!\\boxed).|[{}]", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)\b")
 _BARE_BOX = re.compile(r"\\boxed\s*+(\\?[^\s{}$.,;\\]+(?:\{[^{}]{0,200}\}){0,2})")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$)(\]\[.,;&]|\\q?quad|\\[\[\]() ,;])*+(?:\\text\s*+\{\s*+)?(?:and|or|und|et|和|或|与|，|、)?\s*+\}?"
@@ -94,15 +95,16 @@ def _boxes(response: str) -> list[tuple[int, int, int]]:
     """
     opened: list[re.Match[str]] = []
     found: list[tuple[int, int, int]] = []
-    for match in _BOX_OR_BRACE.finditer(response):
+    first = _BOX.search(response)
+    for match in _BOX_OR_BRACE.finditer(response, first.start()) if first else ():
         if match.group().endswith("{") and match.group() != "\\{":
             opened.append(match)
         elif match.group() == "}" and opened:
             box = opened.pop()
-            denied = _NOT_BEFORE.search(response[max(0, box.start() - 8) : box.start()]) or _NOT_BEHIND.match(
-                response, match.end(), match.end() + 40
-            )
-            if box.group() != "{" and not denied and (not found or box.start() > found[-1][0]):
+            if box.group() == "{" or (found and box.start() < found[-1][0]):
+                continue
+            before = response[max(0, box.start() - 8) : box.start()]
+            if not _NOT_BEFORE.search(before) and not _NOT_BEHIND.match(response, match.end(), match.end() + 40):
                 found.append((box.start(), box.end(), match.start()))
     return found
 

@@ -63,10 +63,12 @@ def read(text: str, depth: int = 0) -> Shape:
     if _LOGIC.search(text) and quantity(text).unit is not None:
         return Shape("leaf", text)  # 2 hours and 30 minutes
     joins = {word for match in _LOGIC.findall(text) for word in match if word}
-    pieces = _LOGIC.sub("\n", text).strip("\n").split("\n")
-    pairs = all("," in piece and "=" in piece for piece in pieces)  # x=1, y=2 or x=3, y=4
-    listed = (";" if pairs else ",").join(pieces) if joins else text
-    join = "and" if joins & {"and", "land"} else "or" if joins else ","
+    listed, join = text, ","
+    if joins:
+        pieces = _LOGIC.sub("\n", text).strip("\n").split("\n")
+        pairs = all("," in piece and "=" in piece for piece in pieces)  # x=1, y=2 or x=3, y=4
+        listed = (";" if pairs else ",").join(pieces)
+        join = "and" if joins & {"and", "land"} else "or"
     elements = next((parts for separator in ";," if len(parts := split(listed, {separator})[0]) > 1), [])
     if elements:
         if not all(elements):
