@@ -11,7 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import ray
 import torch
 from torch.nn.attention import varlen
 
@@ -20,7 +22,12 @@ from bench.gpu import machine, parts, pipeline
 from bench.gpu.coin import Coin
 from bench.gpu.setting import MARK, OWNER, Setting, end_owned, owned, told
 from expo_ray.config.compose import compose_config
+from expo_ray.messages import Completion, Rollout
 from expo_ray.preflight.values import check_config
+from expo_ray.sync import PLAIN_MODELS
+from expo_ray.sync.gloo import loading
+from expo_ray.sync.proof import digests_of
+from expo_ray.sync.sender import SendReport
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -227,3 +234,97 @@ def test_the_check_of_packed_attention_tells_a_right_kernel_from_a_wrong_one(mon
     causal = False
     with pytest.raises(SystemExit, match="the kernel varlen is off by"):
         machine.packed_attention("cpu", torch.float32)
+
+
+class LocalHandle:
+    """An actor's handle whose calls run here at once."""
+
+    def __init__(self, actor) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self.actor, name))
+
+
+class FakeWorker:
+    """A rollout worker without an engine: every completion has four tokens; it holds what the sender last sent."""
+
+    def __init__(self, config, index, context_tokens, stop_ids, log_folder) -> None:
+        self.calls: list[str] = []
+        self.held: dict = {}
+        assert config.rollout.max_sequences > 0 and context_tokens == 64
+
+    def ready(self):
+        return None
+
+    def generate(self, requests, sampling, seed):
+        ids = np.zeros(4, np.int32)
+        return [Rollout(r.prompt, [Completion(ids, ids, "", "stop", 0)] * r.samples, []) for r in requests]
+
+    def bare(self, requests, sampling, seed):
+        return 0.5
+
+    def load_by_reload(self, on):
+        self.calls.append("reload" if on else "live")
+
+    def sync_probe(self, sequences):
+        self.calls.append("probe")
+
+    def sync_digests(self):
+        return self.held
+
+
+def test_the_engines_stage_compares_with_bare_vllm_then_syncs_both_ways_and_compares_digests(
+    setting, monkeypatch, capsys
+):
+    """Its order of calls and its figures, with Ray and the engine replaced; the sender's model is real."""
+    rehearsal = replace(setting, rehearse=True)
+    parts.model(rehearsal, 60.0)
+    workers: list[FakeWorker] = []
+
+    class Sender:
+        def __init__(self, source, **_) -> None:
+            self.source = source
+
+        def connect(self, workers, backend):
+            assert backend == "gloo" and list(workers) == ["rollout-0"]
+
+        def send(self, version):
+            workers[0].held = digests_of(self.source)
+            workers[0].calls.append(f"version {version}")
+            size = sum(tensor.nbytes for _, tensor in self.source)
+            return SendReport(version, size, 0.25, {"update": 0.2})
+
+    def started(kind):
+        def remote(*arguments):
+            actor = kind(*arguments)
+            if isinstance(actor, FakeWorker):
+                workers.append(actor)
+            return LocalHandle(actor)
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote))
+
+    monkeypatch.setattr(ray, "remote", started)
+    monkeypatch.setattr(ray, "get", lambda value, timeout: value)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr("expo_ray.runtime.ray_node.join_or_start_ray", lambda config: False)
+    monkeypatch.setattr("expo_ray.runtime.process.begin", lambda *_: None)
+    monkeypatch.setattr("expo_ray.sync.sender.WeightSender", Sender)
+    monkeypatch.setattr(parts, "measured_worker", lambda: FakeWorker)
+    parts.engine(rehearsal, 60.0)
+    figures = told(capsys.readouterr().out)
+    assert (
+        figures["sampling1"]["tokens"] == 4 * 4 * 4 and figures["sampling1"]["bare_s"] == 0.5
+    )  # prompts, samples, tokens
+    assert workers[0].calls == ["live", "version 1", "probe", "live", "reload", "version 2", "probe", "live"]
+    assert figures["sync_live0"] == {"s": 0.25, "bytes": figures["bytes"], "update": 0.2}
+    assert figures["digests_after_live"]["tensors"] == figures["digests_after_reload"]["tensors"] == 26
+    assert figures["copy_s"] > 0
+
+
+def test_the_measured_worker_can_load_as_for_a_model_that_is_not_plain():
+    worker = object.__new__(parts.measured_worker())
+    worker.load_by_reload(True)
+    assert frozenset() == loading.PLAIN_MODELS
+    worker.load_by_reload(False)
+    assert loading.PLAIN_MODELS == PLAIN_MODELS
