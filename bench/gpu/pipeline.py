@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from bench.gpu.setting import Setting, end_owned, output_of, owned, tell
 from expo_ray.files import read_lines
@@ -87,10 +88,11 @@ def real(setting: Setting, bound: float) -> None:
     began = time.monotonic()
     for left, algorithm in zip((2, 1), REAL_ALGORITHMS, strict=True):
         share = (bound - (time.monotonic() - began)) / left
-        folder = _pipeline(
-            setting, f"real_{algorithm}", real_overrides(setting, algorithm), 1 if setting.rehearse else 10_000, share
-        )
-        keep_records(folder, setting.out / folder.name)
+        name, steps = f"real_{algorithm}", 1 if setting.rehearse else 10_000
+        try:
+            _pipeline(setting, name, real_overrides(setting, algorithm), steps, share)
+        finally:
+            keep_records(setting.work / name, setting.out / name)
 
 
 def keep_records(folder: Path, to: Path) -> None:
@@ -101,30 +103,24 @@ def keep_records(folder: Path, to: Path) -> None:
             shutil.copyfile(folder / name, to / name)
 
 
-def _pipeline(setting: Setting, name: str, overrides: list[str], steps: int, bound: float) -> Path:
+def _pipeline(setting: Setting, name: str, overrides: list[str], steps: int, bound: float) -> None:
     """Runs `expo_ray.train` until it has recorded so many steps, and then kills it: its end would write a checkpoint
-    of 15 times the weights' bytes.
-
-    Returns:
-        The run's folder.
-    """
+    of 15 GiB for each billion weights."""
     folder = setting.work / name
-    command = [
-        sys.executable,
-        "-m",
-        "expo_ray.train",
-        *overrides,
-        f"trainer.steps={max(40, steps)}",
-        f"run_dir={folder}",
-    ]
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier call's
+    overrides = [*overrides, f"trainer.steps={max(40, steps)}", f"run_dir={folder}"]
+    command = [sys.executable, "-m", "expo_ray.train", *overrides]
     print(" ".join(command), flush=True)
-    began, seen, deadline = time.monotonic(), 0, time.monotonic() + bound
+    began, seen, proved = time.monotonic(), 0, False
     owner, environment = owned()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
     try:
-        while child.poll() is None and seen < steps and time.monotonic() < deadline:
+        while child.poll() is None and seen < steps and time.monotonic() < began + bound:
             time.sleep(0.5)
-            seen = _tell_steps(name, folder, seen, time.monotonic() - began)
+            if not proved and (proofs := read_lines(folder / "proofs.jsonl")):
+                proved = True
+                tell(**{f"{name}_first_proof": proofs[0], f"{name}_first_proof_after_s": time.monotonic() - began})
+            seen = _tell_steps(name, read_lines(folder / "metrics.jsonl"), seen)
     finally:
         _show_logs(folder)
         code = child.poll()
@@ -132,14 +128,11 @@ def _pipeline(setting: Setting, name: str, overrides: list[str], steps: int, bou
         child.wait()
     tell(**{f"{name}_steps": seen, f"{name}_s": time.monotonic() - began})
     if code is not None or seen == 0:
-        raise SystemExit(f"{name} ended by itself (code {code}) after {seen} steps")
-    return folder
+        ended = "it was killed at its bound" if code is None else f"it ended by itself (code {code})"
+        raise SystemExit(f"{name} has {seen} steps after {time.monotonic() - began:.0f} s: {ended}")
 
 
-def _tell_steps(name: str, folder: Path, seen: int, after: float) -> int:
-    proofs, lines = read_lines(folder / "proofs.jsonl"), read_lines(folder / "metrics.jsonl")
-    if proofs and not lines:
-        tell(**{f"{name}_first_proof": proofs[0], f"{name}_first_proof_after_s": after})
+def _tell_steps(name: str, lines: list[dict[str, Any]], seen: int) -> int:
     for number in range(seen, len(lines)):
         tell(**{f"{name}_step{number}": {key: v for key, v in lines[number].items() if key.startswith(SHOWN)}})
         tell(**{f"{name}_card_used": output_of("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader")})
