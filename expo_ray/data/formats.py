@@ -234,7 +234,7 @@ def _object(line: str | bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 text ({error}): write one JSON object per line, in UTF-8") from error
+        raise DataError(f"{where} is not UTF-8 text ({error}): give {KINDS}") from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}): write one JSON object per line") from error
     if not isinstance(value, dict):

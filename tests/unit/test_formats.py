@@ -292,7 +292,7 @@ REFUSED = {
     "not Arrow": ("a.arrow", "hello", r"data.path=.*a.arrow cannot be read \("),
     "not gzip to its end": ("a.jsonl.gz", gzip.compress(LINES.encode())[:-20], r"a.jsonl.gz cannot be read \("),
     "not zstd to its end": ("a.jsonl.zst", zstd(LINES.encode() * 99)[:-20], r"data.path=.*a.jsonl.zst cannot be read"),
-    "an Excel file": ("a.xlsx", b"PK\x03\x04\x14\x00\x06\x00\xff\xfe", "cannot be read as UTF-8 text"),
+    "an Excel file": ("a.xlsx", b"PK\x03\x04\x14\x00\x06\x00\xff\xfe", r"line 1 is not UTF-8 text .*: give "),
     "a tool": ("a.jsonl", CHAT.format(messages='[{"role": "tool", "content": "x"}]'), "write each message as role"),
     "an image": (
         "a.jsonl",
