@@ -1,4 +1,4 @@
-"""The reference policy scores exactly the samples whose term needs it; every rank scores in every round."""
+"""The reference policy scores exactly the samples whose term needs it, in every round; an update's gradient norm."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -166,3 +166,22 @@ def test_exactly_the_samples_that_need_it_are_scored(terms, ranks, budget, packe
     rounds = list(zip(*asked, strict=True))  # a rank with fewer rounds than another would leave it waiting
     for of_round in rounds:
         assert {most for _, most in of_round} == {max(tokens for tokens, _ in of_round)}
+
+
+@pytest.mark.parametrize("kept", [None, 3.5], ids=["ZeRO 0 in float32", "an optimizer that keeps its norm"])
+def test_the_gradient_norm_is_that_before_clipping(kept):
+    """DeepSpeed's engine around a plain optimizer keeps no norm: the step clips, and the norm is of before."""
+    module = torch.nn.Linear(5, 3)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    expected = np.sqrt(sum(np.sum(p.grad.numpy().astype(np.float64) ** 2) for p in module.parameters()))
+    frozen = torch.nn.Linear(2, 2).requires_grad_(False)
+    optimizer = SimpleNamespace(param_groups=[]) if kept is None else SimpleNamespace(_global_grad_norm=kept)
+    engine = SimpleNamespace(
+        module=torch.nn.ModuleList([module, frozen]),
+        optimizer=optimizer,
+        step=lambda: torch.nn.utils.clip_grad_norm_(module.parameters(), 1e-3),
+        get_global_grad_norm=lambda: kept,
+    )
+    mine = Updater(Config(), make_algorithm(Config()), engine, None, 0, 1)
+    assert mine.step() == pytest.approx(expected if kept is None else kept, rel=1e-6)
