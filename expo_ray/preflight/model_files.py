@@ -5,6 +5,7 @@ A file is 8 bytes N (little endian), N bytes of JSON, then the tensors, whose of
 """
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError
-from expo_ray.preflight.model_folder import _json, generation_ends
+from expo_ray.preflight.model_folder import (
+    WHOLE_MODEL,
+    ModelShape,
+    _json,
+    adapter_problem,
+    generation_ends,
+    quantised_problem,
+)
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -134,12 +142,21 @@ def _written(file: Path) -> int:
     return file.stat().st_mtime_ns if file.is_file() else 0
 
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-BINARY = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+WHOLE, INDEX = WHOLE_MODEL[:2]
 LFS = b"version https://git-lfs"
 LONGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+OUTPUTS = ("lm_head.weight", "embed_out.weight", "output.weight")
+PLAIN = ("llama", "qwen2", "qwen3", "mistral")
+"""Model types whose tensors are known exactly; their output layer is untied unless config.json ties it."""
+LINEAR = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+"""In the order of ModelShape.linear_shapes."""
+NORMS = ("input_layernorm", "post_attention_layernorm")
+FLOATS = ("F64", "F32", "F16", "BF16")
 Header = dict[str, Any]
 
 
@@ -147,12 +164,13 @@ class BrokenFile(Exception):
     """A weight file cannot be loaded; the text names the file and says why."""
 
 
-def weight_problems(folder: Path, vocabulary: int | None) -> Iterator[str]:
-    """Yields a sentence for each thing that would keep the weights of `folder` from loading.
+def weight_problems(folder: Path, shape: ModelShape | None, training: bool = True) -> Iterator[str]:
+    """Yields a sentence for each thing that would keep the weights of `folder` from loading as config.json says.
 
     Args:
         folder: a local model folder (model.path).
-        vocabulary: config.json's vocab_size, the rows that the embedding must have; None: not compared.
+        shape: what config.json says of the tensors; None: not known, names and sizes are not compared.
+        training: whether learners load them; an engine alone can use quantised weights.
     """
     if not _has_model(folder):
         yield _without_model(folder)
@@ -169,7 +187,15 @@ def weight_problems(folder: Path, vocabulary: int | None) -> Iterator[str]:
                 f"model.path={folder}: {name} lacks {missing[0]} ({len(missing)} of the tensors that {INDEX} places "
                 "there): copy both again from one source"
             )
-    yield from _rows(folder, headers, vocabulary)
+            return
+    tensors = {tensor: value for header in headers.values() for tensor, value in header.items()}
+    odd = [name for name, value in tensors.items() if name.endswith("weight") and value.get("dtype") not in FLOATS]
+    if odd and training:
+        yield quantised_problem(folder, f"{odd[0]} is {tensors[odd[0]].get('dtype')}")
+    elif tensors and not odd:
+        yield from (
+            f"model.path={folder}: {problem}" for problem in _misfits(_json(folder, "config.json"), shape, tensors)
+        )
 
 
 def read_header(file: Path) -> Header:
@@ -206,15 +232,13 @@ def read_header(file: Path) -> Header:
 
 
 def _has_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (WHOLE, INDEX, *BINARY))
+    return any((folder / name).is_file() for name in WHOLE_MODEL)
 
 
 def _without_model(folder: Path) -> str:
     found = sorted(file.name for file in folder.glob("*.safetensors"))
-    if (folder / "adapter_config.json").is_file():
-        return (
-            f"model.path={folder} is an adapter, not a whole model: merge it into its base model and give that folder"
-        )
+    if problem := adapter_problem(folder):
+        return problem
     if not found:
         return f"model.path={folder} has no weights ({WHOLE}, or shards with {INDEX}): copy them into that folder"
     return (
@@ -246,13 +270,76 @@ def _shards(folder: Path) -> dict[str, set[str]]:
     return shards
 
 
-def _rows(folder: Path, headers: dict[str, Header], vocabulary: int | None) -> Iterator[str]:
-    for name, header in headers.items():
-        for tensor, value in header.items():
-            shape = value.get("shape") or [None]
-            if vocabulary is not None and tensor.endswith(EMBEDDINGS) and shape[0] != vocabulary:
-                yield (
-                    f"model.path={folder}: config.json says vocab_size={vocabulary}, but {tensor} in {name} has "
-                    f"{shape[0]} rows: copy config.json and weights from one source"
-                )
-                return
+def _misfits(config: dict[str, Any], shape: ModelShape | None, tensors: Header) -> Iterator[str]:
+    """Compares tensor names and shapes with config.json; what does not fit would be drawn at random, or dropped."""
+    kind, several = config.get("model_type"), "text_config" in config  # several models in one
+    plain = kind in PLAIN and not several
+    roots = sorted(name.removesuffix("embed_tokens.weight") for name in tensors if name.endswith("embed_tokens.weight"))
+    root = roots[0] if roots else ""
+    if plain and (not roots or root not in ("", "model.")):
+        found, wanted = min(tensors), "model.embed_tokens.weight"
+        yield (
+            f"its weights have names such as {root + 'embed_tokens.weight' if roots else found}, where {kind} needs "
+            f"{wanted}: save the model itself, not what was wrapped around it (save_pretrained), or rename the tensors"
+        )
+        return
+    layers, said = _layers(tensors), config.get("num_hidden_layers")
+    more = several or config.get("num_nextn_predict_layers")  # layers that the configuration counts elsewhere
+    if isinstance(said, int) and layers and not more and layers != said:
+        yield (
+            f"config.json says num_hidden_layers={said}, but the weights have {layers} layers: copy config.json and "
+            "weights from one source"
+        )
+        return
+    tied = config.get("tie_word_embeddings", not plain)
+    if not tied and not any(name.endswith(OUTPUTS) for name in tensors):
+        yield (
+            "config.json does not tie the output layer to the embeddings (tie_word_embeddings), but the weights have "
+            "no lm_head.weight, so it would be drawn at random: copy the missing file, or set tie_word_embeddings to "
+            "true if the model was trained so"
+        )
+    yield from _sizes(root, shape, tensors, plain)
+
+
+def _layers(tensors: Header) -> int:
+    """How many layers the names count; 0 if they do not."""
+    found = (re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", name) for name in tensors)
+    return len({int(match.group(1)) for match in found if match})
+
+
+def _sizes(root: str, shape: ModelShape | None, tensors: Header, plain: bool) -> Iterator[str]:
+    if shape is None:
+        return
+    expected = {name: [shape.vocabulary] for name in tensors if name.endswith(EMBEDDINGS)}
+    if plain:
+        expected |= {
+            f"{root}embed_tokens.weight": [shape.vocabulary, shape.hidden],
+            f"{root}norm.weight": [shape.hidden],
+        }
+        for layer in range(shape.layers):
+            block = f"{root}layers.{layer}."
+            expected |= {f"{block}{name}.weight": [shape.hidden] for name in NORMS}
+            expected |= {
+                f"{block}{name}.weight": [outputs, inputs]
+                for name, (inputs, outputs) in zip(LINEAR, shape.linear_shapes, strict=True)
+            }
+    if lacking := [name for name in expected if name not in tensors]:
+        yield (
+            f"the weights lack {lacking[0]} ({len(lacking)} of the tensors that config.json asks for), which would be "
+            "drawn at random: copy config.json and weights from one source"
+        )
+        return
+    for name, wanted in expected.items():
+        size = tensors[name].get("shape") or [None]
+        if size[: len(wanted)] != wanted:
+            rows = name.endswith(EMBEDDINGS) and size[0] != shape.vocabulary
+            what = f"vocab_size={shape.vocabulary}" if rows else f"a shape of {wanted}"
+            yield (
+                f"config.json says {what} for {name}, but it has {_words(size)} in the weights: copy config.json and "
+                "weights from one source"
+            )
+            return
+
+
+def _words(size: list[int]) -> str:
+    return f"{size[0]} rows ({'x'.join(map(str, size))})"

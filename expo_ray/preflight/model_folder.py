@@ -1,6 +1,7 @@
 """A model's dimensions, from config.json or known by hub id, and its generation settings; nothing is loaded."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,11 @@ from typing import Any
 from expo_ray.config.errors import ConfigError
 from expo_ray.files import generation_file
 
+GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Ends of the names of architectures that generate text."""
+WHOLE_MODEL = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -87,10 +93,17 @@ def model_shape(path: str) -> ModelShape | None:
     if not folder.is_dir():
         name = path.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
         return KNOWN.get(name)
-    return _from_json(_read_config(folder))
+    return _from_json(read_config(folder))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, of a multimodal model the part about its text.
+
+    Raises:
+        ConfigError: the folder is an adapter, or config.json is missing or broken.
+    """
+    if problem := adapter_problem(folder):
+        raise ConfigError(problem)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.path={folder} has no config.json: give a Hugging Face model folder")
     config = _json(folder, "config.json")
@@ -153,3 +166,54 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"model.path={folder}: {name} is not a JSON object: copy it again")
     return value
+
+
+def adapter_problem(folder: Path) -> str | None:
+    """A sentence about a folder with an adapter, which transformers would load on the base that the adapter names."""
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    if any((folder / name).is_file() for name in WHOLE_MODEL):
+        return (
+            f"model.path={folder} holds adapter_config.json beside a whole model, and transformers would load the "
+            "adapter's base instead of it: move the adapter into a folder of its own"
+        )
+    base = _json(folder, "adapter_config.json").get("base_model_name_or_path")
+    return (
+        f"model.path={folder} is an adapter{f' of {base}' if base else ''}, not a whole model: merge it into its base "
+        'model (with peft: AutoPeftModelForCausalLM.from_pretrained("adapter").merge_and_unload()'
+        '.save_pretrained("merged"), '
+        "and save the tokenizer there) and give that folder"
+    )
+
+
+def config_problems(folder: Path, training: bool) -> Iterator[str]:
+    """Yields a sentence for each thing in config.json that keeps such a model from being sampled or trained.
+
+    Args:
+        folder: a local model folder (model.path).
+        training: whether learners load it; an engine alone can use quantised weights.
+    """
+    config = _json(folder, "config.json")
+    names = [str(name) for name in config.get("architectures") or ()]
+    custom = "AutoModelForCausalLM" in (config.get("auto_map") or {})
+    if config.get("is_encoder_decoder"):
+        yield (
+            f"model.path={folder}: config.json says is_encoder_decoder=true ({', '.join(names) or 'no architecture'}), "
+            "and only decoders can be used here: give a model whose architecture ends in ForCausalLM"
+        )
+    elif names and not custom and not any(name.endswith(GENERATE) for name in names):
+        yield (
+            f"model.path={folder}: config.json says architectures={names[0]}, which does not generate text: give a "
+            "model whose architecture ends in ForCausalLM"
+        )
+    quantised = config.get("quantization_config") or _json(folder, "quantize_config.json")
+    if training and quantised:
+        yield quantised_problem(folder, str(quantised.get("quant_method") or f"{quantised.get('bits', '?')} bits"))
+
+
+def quantised_problem(folder: Path, how: str) -> str:
+    """The sentence about weights that cannot be trained because they are quantised (how: the method)."""
+    return (
+        f"model.path={folder} is quantised ({how}), and quantised weights cannot be trained: give the model in "
+        "bfloat16, float16 or float32 that it was made from"
+    )

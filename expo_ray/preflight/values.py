@@ -17,7 +17,7 @@ from expo_ray.config.schema import Config
 from expo_ray.data.sources import parts_of
 from expo_ray.preflight.fit import misfits, too_long
 from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
-from expo_ray.preflight.model_folder import TOKENIZER_FILES, ModelShape, architecture, model_shape
+from expo_ray.preflight.model_folder import TOKENIZER_FILES, ModelShape, architecture, config_problems, model_shape
 from expo_ray.preflight.plan import Plan, plan_for, planned_resources
 from expo_ray.rewards.functions import reward_problems
 from expo_ray.sync import PLAIN_MODELS
@@ -89,7 +89,8 @@ def _model_problems(config: Config, shape: ModelShape | None, training: bool) ->
     folder = Path(config.model.path)
     if folder.is_dir():
         vocabulary = shape.vocabulary if shape is not None else None
-        yield from weight_problems(folder, vocabulary)
+        yield from config_problems(folder, training)
+        yield from weight_problems(folder, shape, training)
         yield from tokenizer_problems(folder, vocabulary)
     yield from _shards(config, shape)
     if training:

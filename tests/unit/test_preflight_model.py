@@ -4,7 +4,7 @@ import json
 import struct
 
 import pytest
-from model_folder import EMBEDDING, SHAPE, TOKENS, write_model, write_safetensors, write_tokenizer
+from model_folder import EMBEDDING, SHAPE, TOKENS, tensors, write_model, write_safetensors, write_tokenizer
 
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError, DataError
@@ -13,7 +13,7 @@ from expo_ray.messages import Problem
 from expo_ray.preflight.checks import check_start
 from expo_ray.preflight.inputs import check_longest
 from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
-from expo_ray.preflight.model_folder import generation_ends
+from expo_ray.preflight.model_folder import config_problems, generation_ends, model_shape
 from expo_ray.preflight.plan import make_plan
 from expo_ray.preflight.values import check_config
 
@@ -30,15 +30,17 @@ def model(tmp_path):
 def shards(model):
     """The same model in two shards."""
     (model / "model.safetensors").unlink()
-    names = {EMBEDDING: "model-00001-of-00002.safetensors", "model.norm.weight": "model-00002-of-00002.safetensors"}
-    write_safetensors(model / names[EMBEDDING], {EMBEDDING: (VOCABULARY, 64)})
-    write_safetensors(model / names["model.norm.weight"], {"model.norm.weight": (64,)})
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    rest = tensors(model)
+    write_safetensors(model / second, {"model.norm.weight": rest.pop("model.norm.weight")})
+    write_safetensors(model / first, rest)
+    names = dict.fromkeys(rest, first) | {"model.norm.weight": second}
     (model / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
     return model
 
 
 def told(folder):
-    found = [*weight_problems(folder, VOCABULARY), *tokenizer_problems(folder, VOCABULARY)]
+    found = [*weight_problems(folder, model_shape(str(folder))), *tokenizer_problems(folder, VOCABULARY)]
     assert all(f"model.path={folder}" in sentence and "\n" not in sentence for sentence in found)
     return found
 
@@ -55,10 +57,14 @@ def test_whole_folders_pass(model, shards):
 
 def test_real_folders_pass(tiny_models):
     for folder in tiny_models.values():
-        assert list(weight_problems(folder, 25)) == list(tokenizer_problems(folder, 25)) == []
+        assert list(weight_problems(folder, model_shape(str(folder)))) == list(tokenizer_problems(folder, 25)) == []
 
 
 def test_a_check_reads_them_and_says_so_before_the_resources(model):
+    rewrite(model, quantization_config={"quant_method": "awq"})
+    with pytest.raises(ConfigError, match=r"is quantised \(awq\)"):
+        check_config(compose_config(["profile=cpu", f"model.path={model}"]), Resources("here", 1, 0, 0, 0, 0))
+    rewrite(model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(ConfigError, match="cut short"):
@@ -109,20 +115,140 @@ def test_shards_must_all_be_there_and_hold_what_the_index_says(shards):
     told_one(shards, f"neither model.safetensors nor {INDEX}")
 
 
-def test_an_adapter_is_no_model(model):
-    (model / "model.safetensors").rename(model / "adapter_model.safetensors")
-    (model / "adapter_config.json").write_text("{}")
-    told_one(model, "is an adapter", "merge it")
-
-
 def test_older_weight_files_are_left_to_their_library(model):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     assert told(model) == []
 
 
 def test_weights_of_another_vocabulary_are_told(model):
-    write_safetensors(model / "model.safetensors", {EMBEDDING: (VOCABULARY + 1, 64)})
+    write_safetensors(model / "model.safetensors", tensors(model) | {EMBEDDING: (VOCABULARY + 1, 64)})
     told_one(model, f"vocab_size={VOCABULARY}", f"{VOCABULARY + 1} rows")
+
+
+def rewrite(folder, **settings):
+    """Changes config.json and leaves the weights."""
+    (folder / "config.json").write_text(json.dumps(SHAPE | settings))
+
+
+def weights(folder, change, dtype="F32"):
+    """Writes the weights again, each name through `change` (None: left out)."""
+    kept = {change(name): size for name, size in tensors(folder).items() if change(name)}
+    write_safetensors(folder / "model.safetensors", kept, dtype)
+
+
+def adapter(folder, whole):
+    """A folder as peft saves it."""
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    for name in () if whole else ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+
+
+ATTENTION = "model.layers.1.self_attn.q_proj.weight"
+FOLDERS = {
+    "as saved": (lambda folder: None, None),
+    "untied, with its output layer": (lambda folder: write_model(folder, tie_word_embeddings=False), None),
+    "base model without the prefix": (lambda f: weights(f, lambda name: name.removeprefix("model.")), None),
+    "an unknown type with other names": (
+        lambda f: (
+            rewrite(f, model_type="mine", tie_word_embeddings=True),
+            weights(f, lambda n: n.replace("self_attn", "mix")),
+        ),
+        None,
+    ),
+    "Gemma 3 with its vision tower": (
+        lambda f: (f / "config.json").write_text(
+            json.dumps(
+                {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": SHAPE | {"num_hidden_layers": 2}}
+            )
+        ),
+        None,
+    ),
+    "custom code that generates": (
+        lambda f: rewrite(f, architectures=["MineModel"], auto_map={"AutoModelForCausalLM": "mine.Mine"}),
+        None,
+    ),
+    "an encoder": (
+        lambda f: rewrite(f, architectures=["BertForMaskedLM"]),
+        "architectures=BertForMaskedLM, which does not",
+    ),
+    "a classifier": (lambda f: rewrite(f, architectures=["Qwen2ForSequenceClassification"]), "does not generate text"),
+    "embeddings only": (lambda f: rewrite(f, architectures=["Qwen2Model"]), "architectures=Qwen2Model, which does not"),
+    "an encoder and decoder": (
+        lambda f: rewrite(f, architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True),
+        "is_encoder_decoder=true (T5ForConditionalGeneration)",
+    ),
+    "GPTQ": (lambda f: rewrite(f, quantization_config={"quant_method": "gptq", "bits": 4}), "is quantised (gptq)"),
+    "GPTQ of old": (lambda f: (f / "quantize_config.json").write_text('{"bits": 4}'), "is quantised (4 bits)"),
+    "integers without a word": (lambda f: weights(f, str, "I32"), "is I32), and quantised weights cannot be trained"),
+    "fewer layers than said": (
+        lambda f: rewrite(f, num_hidden_layers=3),
+        "num_hidden_layers=3, but the weights have 2 layers",
+    ),
+    "more layers than said": (
+        lambda f: rewrite(f, num_hidden_layers=1),
+        "num_hidden_layers=1, but the weights have 2 layers",
+    ),
+    "no output layer": (
+        lambda f: rewrite(f, tie_word_embeddings=False),
+        "no lm_head.weight, so it would be drawn at random",
+    ),
+    "no output layer, by default": (
+        lambda f: (f / "config.json").write_text(
+            json.dumps({k: v for k, v in SHAPE.items() if not k.startswith("tie")})
+        ),
+        "no lm_head.weight",
+    ),
+    "saved inside a wrapper": (
+        lambda f: weights(f, lambda n: f"module.{n}"),
+        "names such as module.model.embed_tokens.weight, where qwen2 needs",
+    ),
+    "saved compiled": (lambda f: weights(f, lambda n: f"_orig_mod.{n}"), "rename the tensors"),
+    "names of another library": (
+        lambda f: weights(f, lambda n: n.replace("embed_tokens", "tok")),
+        "have names such as",
+    ),
+    "a tensor missing": (
+        lambda f: weights(f, lambda n: n if n != ATTENTION else None),
+        f"the weights lack {ATTENTION} (1 of",
+    ),
+    "another width": (
+        lambda f: rewrite(f, intermediate_size=256),
+        "a shape of [256, 64] for model.layers.0.mlp.gate_proj",
+    ),
+    "an adapter": (lambda f: adapter(f, False), "is an adapter of org/base, not a whole model: merge it"),
+    "an adapter in the model's folder": (lambda f: adapter(f, True), "beside a whole model"),
+}
+
+
+def refusal(folder, training=True):
+    """The first sentence of the checks that check_config makes on a folder."""
+    try:
+        shape = model_shape(str(folder))
+    except ConfigError as error:
+        return str(error)
+    problems = [*config_problems(folder, training), *weight_problems(folder, shape, training)]
+    return next(iter([*problems, *tokenizer_problems(folder, shape.vocabulary if shape else None)]), None)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_model_folders_as_people_have_them(tmp_path, name):
+    """Each is refused in one sentence before anything starts, or passes."""
+    folder = write_model(tmp_path / "model")
+    change, words = FOLDERS[name]
+    change(folder)
+    sentence = refusal(folder)
+    if words is None or sentence is None:
+        assert words is sentence
+        return
+    assert words in sentence and sentence.startswith(f"model.path={folder}") and "\n" not in sentence
+
+
+@pytest.mark.parametrize("name", ["GPTQ", "GPTQ of old", "integers without a word"])
+def test_quantised_weights_can_be_evaluated(tmp_path, name):
+    folder = write_model(tmp_path / "model")
+    FOLDERS[name][0](folder)
+    assert refusal(folder, training=False) is None
 
 
 def test_a_tokenizer_larger_than_the_model_is_told(model):
