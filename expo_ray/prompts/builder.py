@@ -34,7 +34,8 @@ class PromptBuilder:
         task: conf/verifier's name, which determines the form of answer to ask for.
 
     Raises:
-        ValueError: an unknown style, chat without a chat template, or a tokenizer without an end token.
+        ValueError: an unknown style, chat without a chat template or with one that cannot be used, or a tokenizer
+            without an end token.
     """
 
     def __init__(self, tokenizer: Any, style: str = "auto", task: str = "math") -> None:
@@ -43,6 +44,9 @@ class PromptBuilder:
         self.instruction = instruction_for(task)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-sequence token: completions could not end")
+        self.findings: list[str] = []
+        """What is unusual about the chat template, a sentence each."""
+        self._merges_system = self.style == "chat" and self._try_template()
         (self._lead,) = self._encode([self._answer_parts("")[0]])
         self.lead_tokens = len(self._lead)
         """Number of ids of `Prompt.answer_span` that introduce the answer; the others are the answer."""
@@ -142,12 +146,57 @@ class PromptBuilder:
     def _apply_chat_template(self, prompts: Sequence[Messages]) -> list[list[int]]:
         from jinja2 import TemplateError
 
-        options = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
+        rows = [_chat(_without_system(each) if self._merges_system else each) for each in prompts]
         try:
-            return list(self.tokenizer.apply_chat_template([_chat(each) for each in prompts], **options))
-        except TemplateError:  # some chat templates raise on a system message
-            merged = [_chat(_without_system(each)) for each in prompts]
-            return list(self.tokenizer.apply_chat_template(merged, **options))
+            return list(
+                self.tokenizer.apply_chat_template(rows, tokenize=True, add_generation_prompt=True, return_dict=False)
+            )
+        except TemplateError as error:  # a conversation of the data's own
+            raise DataError(f"the model's chat template cannot render a prompt's messages ({error})") from error
+
+    def _try_template(self) -> bool:
+        """Renders a conversation; notes what is unusual in `findings`, each time with what came out.
+
+        Returns:
+            Whether the system message must be merged into the user's, because the template drops or refuses it.
+
+        Raises:
+            ValueError: the template cannot be rendered, or loses the user's message.
+        """
+        system, user = "Put the answer in a box.", "How many days has a week?"
+        alone, both = [("user", user)], [("system", system), ("user", user)]
+        plain, reason = self._rendered(alone)
+        if plain is None:
+            raise ValueError(
+                f"its chat template cannot be rendered ({reason}): mend it, or use model.prompt_style=base"
+            )
+        if user not in plain:
+            raise ValueError(f"its chat template loses the user's message: {user!r} is rendered as {plain!r}")
+        if self._rendered(alone, begin=False)[0] == plain:
+            self.findings.append(
+                "its chat template has no generation prompt, so the model itself must begin the assistant's turn: "
+                f"a prompt is rendered as {plain!r}"
+            )
+        whole, _ = self._rendered(both)
+        if whole is None or (user in whole and system in whole):
+            return whole is None
+        merged, _ = self._rendered(_without_system(both))
+        self.findings.append(
+            "its chat template drops the system message, so the user's message begins with it: a prompt is rendered as "
+            f"{merged!r}"
+        )
+        return True
+
+    def _rendered(self, messages: Messages, begin: bool = True) -> tuple[str | None, str]:
+        """The text of a conversation, or None with the template's reason."""
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(_chat(messages), tokenize=False, add_generation_prompt=begin)
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            line = f", line {found}" if (found := getattr(error, "lineno", None)) else ""
+            return None, f"{(str(error) or type(error).__name__).splitlines()[0]}{line}"
+        return str(text), ""
 
     def _encode(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
         return list(self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"])

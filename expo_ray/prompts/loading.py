@@ -34,15 +34,18 @@ def load_tokenizer(config: Config) -> Any:
 
 
 def make_builder(tokenizer: Any, config: Config) -> PromptBuilder:
-    """Makes the prompt builder.
+    """Makes the prompt builder; what is unusual about the chat template is shown on standard error.
 
     Raises:
         ConfigError: the prompt style or the tokenizer cannot be used.
     """
     try:
-        return PromptBuilder(tokenizer, config.model.prompt_style, config.verifier.name)
+        builder = PromptBuilder(tokenizer, config.model.prompt_style, config.verifier.name)
     except ValueError as error:
         raise ConfigError(f"model.path={config.model.path}: {error}") from error
+    for finding in builder.findings:
+        print(f"model.path={config.model.path}: {finding}", file=sys.stderr)
+    return builder
 
 
 def load_prompts(

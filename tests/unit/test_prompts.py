@@ -96,6 +96,51 @@ def test_conditioned_prompt_asks_for_a_derivation_that_stands_alone():
     assert "derivation" in user and "stand on its own" in user and "do not write that an answer was given" in user
 
 
+DROPS_SYSTEM = CHAT_TEMPLATE.replace(
+    "for message in messages", "for message in messages if message['role'] != 'system'"
+)
+NO_START = CHAT_TEMPLATE.partition("{% if add_gen")[0]
+
+
+def test_a_template_that_drops_the_system_message_gets_it_in_the_users():
+    builder = PromptBuilder(character_tokenizer(DROPS_SYSTEM))
+    (prompt,) = builder([PROBLEM])
+    assert "boxed" in builder.decode(prompt.free_ids.tolist()) and "7731" in builder.decode(
+        prompt.conditioned_ids.tolist()
+    )
+    (finding,) = builder.findings
+    assert "drops the system message" in finding and "<user>Put the answer in a box.\\n\\nHow many days" in finding
+    assert finding.endswith("<end><assistant>'")
+
+
+def test_a_template_without_a_generation_prompt_is_reported_with_a_rendered_prompt():
+    (finding,) = PromptBuilder(character_tokenizer(NO_START)).findings
+    assert "no generation prompt" in finding and finding.endswith("'<user>How many days has a week?<end>'")
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, NO_SYSTEM])
+def test_usual_templates_are_not_remarked_on(template):
+    assert PromptBuilder(character_tokenizer(template)).findings == []
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for message in messages %}{{ message", "cannot be rendered (unexpected end of template"),
+        ("{{ messages[5]['content'] + 'x' }}", "cannot be rendered ("),
+        (
+            "{{ raise_exception('tools only') }}",
+            "cannot be rendered (tools only): mend it, or use model.prompt_style=base",
+        ),
+        ("<user>{% if add_generation_prompt %}<assistant>{% endif %}", "loses the user's message"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(template, words):
+    with pytest.raises(ValueError) as refused:
+        PromptBuilder(character_tokenizer(template))
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_chat_prompt_is_what_the_chat_template_renders():
     tokenizer = character_tokenizer(CHAT_TEMPLATE)
     builder = PromptBuilder(tokenizer)
