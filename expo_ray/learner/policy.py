@@ -15,9 +15,10 @@ from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from torch.nn.attention import varlen
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM, GenerationConfig
 from transformers.integrations import HfDeepSpeedConfig
 
+from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import BUCKET_ELEMENTS
 from expo_ray.config.schema import Config, LearnerConfig
 from expo_ray.learner.micro_batches import Entropy, Layout
@@ -321,15 +322,29 @@ def load_reference(config: Config, engine: Any, lm: Any) -> Any:
 
 
 def _load(config: Config) -> Any:
+    """Loads the base model.
+
+    Raises:
+        ConfigError: its files lack tensors, which transformers would draw at random with no more than a warning.
+    """
     learner = config.learner
     # Packed rows need torch's own attention in its form for sequences of any lengths, which there is for cards only.
     varying = learner.batching == "packed" and learner.attention == "sdpa" and config.profile.device == "cuda"
-    lm = AutoModelForCausalLM.from_pretrained(
+    lm, found = AutoModelForCausalLM.from_pretrained(
         config.model.path,
         dtype=DTYPES[learner.dtype],
         attn_implementation=VARLEN if varying else learner.attention,
         trust_remote_code=config.model.trust_remote_code,
+        output_loading_info=True,
+        generation_config=GenerationConfig(),  # learners do not generate: the model's own is not read, whatever it has
     )
+    if lacking := sorted(found["missing_keys"]):
+        raise ConfigError(
+            f"model.path={config.model.path}: its weights lack {lacking[0]} ({len(lacking)} of the tensors of "
+            f"{type(lm).__name__}), which would be drawn at random: copy config.json and weights from one source"
+        )
+    if unused := sorted(found["unexpected_keys"]):
+        print(f"{len(unused)} tensors of {config.model.path} are not used ({unused[0]}, ...)", flush=True)
     if varying and not lm._supports_attention_backend:
         raise ValueError(
             f"learner.batching=packed: {type(lm).__name__} of model.path={config.model.path} has an attention of its "

@@ -142,6 +142,51 @@ def test_the_models_own_dropout_is_off(tmp_path, capsys):
     assert torch.equal(training, still)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.6},
+        {"do_sample": False, "top_p": 0.9},
+        {"max_new_tokens": -1},
+        {"cache_implementation": "mine"},
+    ],
+)
+def test_generation_settings_as_people_have_them_do_not_keep_a_model_from_loading(tiny_models, tmp_path, settings):
+    """transformers warns of the first two, and refuses to load a model with the others."""
+    import json
+    import shutil
+
+    from expo_ray.learner.policy import _load
+
+    config = Config()
+    config.model.path = str(shutil.copytree(tiny_models["tied"], tmp_path / "model"))
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    assert _load(config).num_parameters() > 0
+
+
+def test_weights_that_lack_a_tensor_are_not_loaded(tmp_path):
+    """In a file whose names the checks before the start do not read."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from expo_ray.config.errors import ConfigError
+    from expo_ray.learner.policy import _load
+
+    shape = Qwen2Config(
+        vocab_size=90, hidden_size=16, num_hidden_layers=2, intermediate_size=16, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    state = Qwen2ForCausalLM(shape).state_dict()
+    shape.save_pretrained(tmp_path)
+    config = Config()
+    config.model.path = str(tmp_path)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert torch.equal(_load(config).lm_head.weight.float(), state["lm_head.weight"])
+    del state["lm_head.weight"]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"lack lm_head.weight \(1 of the tensors of Qwen2ForCausalLM\)"):
+        _load(config)
+
+
 @pytest.mark.parametrize("terms", [{"conditioned"}, {"policy", "conditioned"}, set()])
 @pytest.mark.parametrize("ranks, budget, packed", [(1, 60, False), (3, 60, False), (2, 200, True), (4, 1, True)])
 def test_exactly_the_samples_that_need_it_are_scored(terms, ranks, budget, packed):
