@@ -199,7 +199,7 @@ class SyncConfig:
     bucket_mib: int = key(64, at_least=1)  # size of one message
     timeout_s: float = key(300.0, at_least=1)  # bound on one sync
     probe_prompts: int = key(4, at_least=1)  # sequences of the proof
-    probe_tokens: int = key(48, at_least=1)  # tokens of each
+    probe_tokens: int = key(48, at_least=2)  # tokens of each
     tolerance: float = key(1e-3, at_least=0)  # nats, the largest difference of a probe token
     mean_tolerance: float = key(1e-3, at_least=0)  # nats, the mean difference of an engine's probe tokens
     digest_every: int = key(0, at_least=0)  # every k-th sync also compares the bits of every tensor; 0: never

@@ -7,6 +7,7 @@ import numpy as np
 from expo_ray.config.schema import Config
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.messages import Prompt, SyncProof
+from expo_ray.prompts.loading import longest_sequence
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.runtime.waits import ActorFailed, WaitExpired
 from expo_ray.sync import SyncError
@@ -29,11 +30,11 @@ class WeightSync:
     def __init__(self, config: Config, learners: LearnerGroup, rollouts: RolloutFleet, prompts: list[Prompt]) -> None:
         self.config, self.learners, self.rollouts = config, learners, rollouts
         candidates = [np.concatenate([p.free_ids, p.gold_ids if p.gold_ids is not None else []]) for p in prompts]
-        sync = config.sync
+        sync, context = config.sync, longest_sequence(prompts, config.rollout.max_completion_tokens)
         self.probes = choose_probes(
             [[int(token) for token in ids] for ids in candidates],
             count=sync.probe_prompts,
-            tokens=sync.probe_tokens,
+            tokens=min(sync.probe_tokens, context - 1),  # the engine samples one token after each
             seed=config.seed,
         )
         self._connected: dict[str, Any] = {}
@@ -56,7 +57,7 @@ class WeightSync:
         Raises:
             SyncProofFailed: an engine holds another version, or gives a probe token another log-probability.
             LearnersLost: a learner rank is gone, or hangs.
-            ActorFailed: a worker was lost more often than trainer.max_restarts.
+            ActorFailed: a worker was lost more often than trainer.max_restarts, or refused the probe.
         """
         # The whole sync is one turn: the sampling thread may start one of its own (`refresh`) at any time.
         with self.learners.turn:
@@ -69,6 +70,8 @@ class WeightSync:
             try:
                 proof = self._attempt(members, weight_version)
             except (ActorFailed, WaitExpired) as error:
+                if isinstance(error, ActorFailed) and error.actor in members and error.refused:
+                    raise
                 self._connected = {}
                 lost = self._at_fault(members, error)
                 if not lost:

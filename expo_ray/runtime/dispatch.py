@@ -79,7 +79,7 @@ class Fleet:
             One answer for each request, in their order.
 
         Raises:
-            ActorFailed: a worker was lost more often than trainer.max_restarts.
+            ActorFailed: a worker was lost more often than trainer.max_restarts, or refused a request.
             WaitExpired: nobody is left and no replacement came up in time.
         """
         waiting = deque(range(len(requests)))
@@ -94,6 +94,8 @@ class Fleet:
                 try:
                     answers[job.request] = self.waiter.take(ref, job.name, what)
                 except ActorFailed as error:
+                    if error.refused:
+                        raise
                     waiting.appendleft(job.request)
                     self.lose(job.name, str(error), job.worker)
             if not ready:

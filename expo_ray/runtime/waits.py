@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from expo_ray.config.errors import InputError
 from expo_ray.runtime.process import Place, log_path
 
 FETCH_S = 300.0
@@ -16,6 +17,9 @@ FETCH_S = 300.0
 TAIL_BYTES = 4096
 PROGRESS_BAR = re.compile(r"\[(\d+:)+\d\d[<,]")
 """The times in one of tqdm's bars, such as `[00:03<00:01, 2.1it/s]`."""
+
+
+REFUSALS = (ValueError, TypeError, NotImplementedError)
 
 
 class ActorFailed(RuntimeError):
@@ -30,6 +34,11 @@ class ActorFailed(RuntimeError):
     def __init__(self, sentence: str, actor: str, cause: BaseException | None = None) -> None:
         super().__init__(sentence)
         self.actor, self.cause = actor, cause
+
+    @property
+    def refused(self) -> bool:
+        """Whether the actor refused the request itself, as its replacement would, too."""
+        return isinstance(self.cause, REFUSALS)
 
 
 class WaitExpired(RuntimeError):
@@ -110,10 +119,13 @@ class Waiter:
 
         Raises:
             ActorFailed: the actor raised, or is gone.
+            InputError: the actor raised one: starting it again cannot help.
         """
         try:
             return ray.get(ref, timeout=FETCH_S)
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise error.cause from error
             log = f" (its log: {log_path(self.log_folder, name)})" if self.log_folder is not None else ""
             sentence = f"{what}: {name} failed: {error.cause!r}{log}"
             raise ActorFailed(sentence, name, error.cause) from error

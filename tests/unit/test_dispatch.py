@@ -7,6 +7,7 @@ import pytest
 import ray.exceptions
 from simulated_ray import NEVER, Clock, Ref
 
+from expo_ray.config.errors import ConfigError
 from expo_ray.runtime import dispatch, waits
 from expo_ray.runtime.dispatch import Fleet
 from expo_ray.runtime.process import Place
@@ -112,6 +113,34 @@ def test_one_that_is_lost_too_often_ends_it(clock):
 
     with pytest.raises(ActorFailed, match="w-0 was lost too often: squaring: w-0 died: the process is gone"):
         run(AtOnce({"w-0": Worker(clock, dies=True)}, replace, Waiter(), 10, 10), 3)
+
+
+@pytest.mark.parametrize(
+    ("cause", "raised"),
+    [
+        (ValueError("The decoder prompt is longer than the context"), ActorFailed),
+        (NotImplementedError("this model does not generate"), ActorFailed),
+        (ConfigError("model.path=x: its weights lack lm_head.weight"), ConfigError),
+    ],
+)
+def test_what_can_only_fail_again_is_not_tried_again(clock, cause, raised):
+    class Refuses(Worker):
+        def ask(self, request: int) -> Ref:
+            return Ref(self.clock.now + 1, ray.exceptions.RayTaskError("ask", "a traceback", cause))
+
+    fleet = AtOnce({"w-0": Refuses(clock)}, lambda name, reason: pytest.fail("started again"), Waiter(), 10, 10)
+    with pytest.raises(raised, match=str(cause)):
+        run(fleet, 3)
+    assert clock.now == 1.0
+
+
+def test_other_errors_of_a_worker_are_tried_on_a_replacement(clock):
+    class Stumbles(Worker):
+        def ask(self, request: int) -> Ref:
+            return Ref(self.clock.now + 1, ray.exceptions.RayTaskError("ask", "a traceback", OSError("disk full")))
+
+    fleet = AtOnce({"w-0": Stumbles(clock)}, lambda name, reason: Worker(clock), Waiter(), 10, 10)
+    assert run(fleet, 3) == [0, 1, 4]
 
 
 def test_replacements_that_do_not_start_are_a_bounded_wait(clock):

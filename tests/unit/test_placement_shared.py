@@ -11,6 +11,7 @@ from expo_ray.driver.weights import WeightSync
 from expo_ray.messages import Problem, Prompt
 from expo_ray.rollout.engine import EngineLoop
 from expo_ray.rollout.worker import RolloutWorker
+from expo_ray.runtime.waits import ActorFailed
 from expo_ray.sync.proof import Probe, SyncProofFailed
 
 
@@ -93,6 +94,36 @@ def test_every_kth_sync_compares_bits_before_the_engine_samples_again():
     with pytest.raises(SyncProofFailed, match=r"rollout-0 does not hold .* version 6: 1 of 1 tensors .* first w"):
         pushed(6, every=3, held=(1, 2))
     pushed(7, every=3, held=(1, 2))
+
+
+@pytest.mark.parametrize(("most", "longest"), [(1, 9), (2, 10), (64, 18)])
+def test_a_probe_leaves_room_for_the_token_that_the_engine_samples_after_it(most, longest):
+    """The engines' context is the longest prompt, here 9 tokens, and the longest completion."""
+    config = Config()
+    config.rollout.max_completion_tokens = most
+    ids = np.arange(9, dtype=np.int32)
+    prompts = [Prompt(Problem("p", "q", ("1",)), ids, ids, gold_ids=ids)] * 4
+    sync = WeightSync(config, SimpleNamespace(), SimpleNamespace(), prompts)
+    assert {len(probe) for probe in sync.probes} == {longest}
+
+
+def test_a_refused_probe_ends_the_sync_at_once():
+    def probe(members, sequences):
+        raise ActorFailed("probing: rollout-0 failed", "rollout-0", ValueError("longer than the context"))
+
+    rollouts = SimpleNamespace(
+        members=lambda: {"rollout-0": "handle"},
+        wake=lambda members, part: None,
+        lose=lambda *_: pytest.fail("started again"),
+        probe=probe,
+    )
+    learners = SimpleNamespace(
+        turn=EngineLoop(None, 1.0)._door, connect=lambda m: None, send=lambda v: (8, 0.1), score=lambda pairs: []
+    )
+    ids = np.arange(9, dtype=np.int32)
+    sync = WeightSync(Config(), learners, rollouts, [Prompt(Problem("p", "q", ("1",)), ids, ids)] * 4)
+    with pytest.raises(ActorFailed, match="rollout-0 failed"):
+        sync.push(1)
 
 
 @pytest.mark.parametrize(
