@@ -208,6 +208,10 @@ FOLDERS = {
         lambda f: weights(f, lambda n: n.replace("embed_tokens", "tok")),
         "have names such as",
     ),
+    "tied, with the output layer only": (
+        lambda f: weights(f, lambda n: "lm_head.weight" if n == EMBEDDING else n),
+        "where qwen2 needs model.embed_tokens.weight",
+    ),
     "a tensor missing": (
         lambda f: weights(f, lambda n: n if n != ATTENTION else None),
         f"the weights lack {ATTENTION} (1 of",
