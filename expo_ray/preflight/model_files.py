@@ -188,13 +188,13 @@ def weight_problems(folder: Path, shape: ModelShape | None, training: bool = Tru
                 "there): copy both again from one source"
             )
             return
-    tensors = {tensor: value for header in headers.values() for tensor, value in header.items()}
-    odd = [name for name, value in tensors.items() if name.endswith("weight") and value.get("dtype") not in FLOATS]
+    weights = {tensor: value for header in headers.values() for tensor, value in header.items()}
+    odd = [name for name, value in weights.items() if name.endswith("weight") and value.get("dtype") not in FLOATS]
     if odd and training:
-        yield quantised_problem(folder, f"{odd[0]} is {tensors[odd[0]].get('dtype')}")
-    elif tensors and not odd:
+        yield quantised_problem(folder, f"{odd[0]} is {weights[odd[0]].get('dtype')}")
+    elif weights and not odd:
         yield from (
-            f"model.path={folder}: {problem}" for problem in _misfits(_json(folder, "config.json"), shape, tensors)
+            f"model.path={folder}: {problem}" for problem in _misfits(_json(folder, "config.json"), shape, weights)
         )
 
 
