@@ -7,7 +7,6 @@ import numpy as np
 from expo_ray.config.schema import Config
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.messages import Prompt, SyncProof
-from expo_ray.prompts.loading import longest_sequence
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.runtime.waits import ActorFailed, WaitExpired
 from expo_ray.sync import SyncError
@@ -30,11 +29,12 @@ class WeightSync:
     def __init__(self, config: Config, learners: LearnerGroup, rollouts: RolloutFleet, prompts: list[Prompt]) -> None:
         self.config, self.learners, self.rollouts = config, learners, rollouts
         candidates = [np.concatenate([p.free_ids, p.gold_ids if p.gold_ids is not None else []]) for p in prompts]
-        sync, context = config.sync, longest_sequence(prompts, config.rollout.max_completion_tokens)
+        sync, longest = config.sync, max(max(len(p.free_ids), len(p.conditioned_ids)) for p in prompts)
+        room = longest + config.rollout.max_completion_tokens - 1  # the engine samples one token after each probe
         self.probes = choose_probes(
             [[int(token) for token in ids] for ids in candidates],
             count=sync.probe_prompts,
-            tokens=min(sync.probe_tokens, context - 1),  # the engine samples one token after each
+            tokens=min(sync.probe_tokens, room),
             seed=config.seed,
         )
         self._connected: dict[str, Any] = {}
