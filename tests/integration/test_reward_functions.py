@@ -89,7 +89,7 @@ def test_two_functions_and_a_judge_that_fails_now_and_then(server, reader, tmp_p
     folder = tmp_path / "run"
     command = [
         sys.executable, "-m", "expo_ray.train", f"model.path={reader}", "data=reasoning_gym", "algo=grpo",
-        "profile=cpu",
+        "profile=cpu", "model.prompt_style=base",
         "data.tasks=[chain_sum,leg_counting]", "data.levels=[1]", "data.eval_levels=[1]", "data.max_problems=16",
         "rollout.samples_per_prompt=4", "rollout.max_prompt_tokens=1500", "rollout.max_completion_tokens=24",
         "trainer.steps=2", "trainer.prompts_per_step=8", "eval.before=false", "eval.max_problems=2",
