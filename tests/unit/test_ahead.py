@@ -8,6 +8,7 @@ from expo_ray.config.schema import Config
 from expo_ray.driver.groups import Ahead
 from expo_ray.driver.record import StepRecord
 from expo_ray.driver.stopping import LimitExceeded, check_staleness, staleness
+from expo_ray.messages import Group
 from expo_ray.rollout.requests import LengthBook
 from tests.unit.test_lengths import group
 
@@ -20,6 +21,8 @@ class FakeCollector:
     def __init__(self, fails_at: int = -1) -> None:
         self.version, self.begun, self.fails_at = 0, {}, fails_at
         self.lengths = LengthBook()
+        self.stream = self
+        self.learned: list[int] = []
         self.free = threading.Event()
         self.free.set()
 
@@ -32,6 +35,11 @@ class FakeCollector:
         record.count({"tokens/generated": 5.0})
         with record.phase("generate"):
             return [group(f"p{step}", [step + 1], [])]
+
+    def learn(self, step: int, groups: list[Group]) -> None:
+        """The stream's: pass rates are learned from each step's groups, in the order of the steps."""
+        assert [g.rollout.prompt.problem.uid for g in groups] == [f"p{step}"]
+        self.learned.append(step)
 
 
 def ahead(async_steps: int, collector: FakeCollector) -> Ahead:
@@ -57,6 +65,7 @@ def test_every_step_is_sampled_once_with_weights_no_older_than_allowed(async_ste
     collector = FakeCollector()
     assert train(ahead(async_steps, collector), collector) == [f"p{step}" for step in range(STEPS)]
     assert collector.begun == {step: max(0, step - async_steps) for step in range(STEPS)}
+    assert collector.learned == list(range(STEPS))
 
 
 def test_background_times_have_their_own_names():

@@ -145,7 +145,7 @@ def test_the_code_that_the_pages_name_exists():
     named = set()
     for page in PAGE.parent.glob("*.md"):
         named |= set(re.findall(r"`([a-z_]+)\.(\w+)(?:\.\w+)*`", page.read_text()))
-    groups_and_types = {*groups(), "trainer", "verifier", "eval", "prompts", "self"}
+    groups_and_types = {*groups(), "trainer", "verifier", "reward", "eval", "prompts", "self"}
     code = {(module, name) for module, name in named if module not in groups_and_types}
     assert len(code) > 15 and {module for module, _ in code} <= modules
     for module, name in code:
