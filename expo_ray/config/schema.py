@@ -186,7 +186,7 @@ class LearnerConfig:
     share_prompts: bool = key(False, on_resume="reported")  # a packed row computes a prompt of several samples once
     gradient_checkpointing: bool | None = key(None, on_resume="reported")  # store few activations; null: if a card must
     attention: str = key("sdpa")  # transformers' attn_implementation; sdpa: torch's, varlen_attn for packed rows
-    compile: bool = key(False, on_resume="reported")  # torch.compile of norms, rotary embedding, MLPs and scores; cuda
+    compile: bool = key(False, on_resume="reported", actors=True)  # compile norms, rotary embedding, MLPs, scores; cuda
     logits_chunk_tokens: int = key(1024, at_least=1)  # tokens whose logits exist at once
 
 

@@ -19,7 +19,7 @@ from expo_ray.algorithms import make_algorithm
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import Config
-from expo_ray.driver.actors import Actors
+from expo_ray.driver.actors import Actors, _same
 from expo_ray.learner import policy
 from expo_ray.learner.micro_batches import lay_out
 from expo_ray.learner.policy import DTYPES, VARLEN, TokenScorer, deepspeed_config, varlen_attention
@@ -255,6 +255,15 @@ def test_compiled_parts_compute_the_same_from_few_graphs():
     assert found["loss/total"][0] == pytest.approx(sums["loss/total"][0], rel=1e-6)
     assert largest_difference({n: p.grad for n, p in lm.named_parameters()}, gradient) < 2e-6
     assert 4 <= graphs <= 12, "norm, MLP, rotary embedding and scores, for a few kinds of sizes"
+
+
+def test_a_run_that_compiles_shares_no_actors_with_one_that_does_not():
+    """What was compiled is a class of the process, which a later run of the same process would use."""
+    plans = [
+        check_config(compose_config(["experiment=math_l5_qwen2.5_3b", "cluster=4xh100", "dry_run=true", *change]))
+        for change in (["algo.beta=0.1"], ["algo.beta=0.2"], ["learner.compile=false"])
+    ]
+    assert _same(plans[0], plans[1]) and not _same(plans[0], plans[2])
 
 
 class Peak(TorchDispatchMode):
