@@ -89,7 +89,7 @@ class WeightReceiver:
         """Digests what the engine computes with, by the checkpoint's names (expo_ray.sync.proof).
 
         Raises:
-            RuntimeError: the model is not one whose parameters can be traced to those names.
+            NotImplementedError: the model is not one whose parameters can be traced to those names.
         """
         self.engine.take_stream()
         with span("digest"):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from expo_ray.config.schema import Config
 from expo_ray.driver.actors import strategy
@@ -12,6 +13,7 @@ from expo_ray.messages import Problem, Prompt
 from expo_ray.rollout.engine import EngineLoop
 from expo_ray.rollout.worker import RolloutWorker
 from expo_ray.runtime.waits import ActorFailed
+from expo_ray.sync.gloo import loading
 from expo_ray.sync.proof import Probe, SyncProofFailed
 
 
@@ -124,6 +126,14 @@ def test_a_refused_probe_ends_the_sync_at_once():
     sync = WeightSync(Config(), learners, rollouts, [Prompt(Problem("p", "q", ("1",)), ids, ids)] * 4)
     with pytest.raises(ActorFailed, match="rollout-0 failed"):
         sync.push(1)
+
+
+def test_an_engine_whose_layers_are_not_known_is_not_started_again_for_its_digests(monkeypatch):
+    """A model of the hub: its architecture is not known before it is loaded."""
+    monkeypatch.setattr(loading, "direct_loader", lambda model: None)
+    with pytest.raises(Exception, match=r"cannot compare Linear tensor by tensor: use sync\.digest_every=0") as caught:
+        loading.held_digests(torch.nn.Linear(1, 1))
+    assert ActorFailed("comparing: rollout-0 failed", "rollout-0", caught.value).refused
 
 
 @pytest.mark.parametrize(

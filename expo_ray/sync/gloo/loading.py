@@ -172,11 +172,12 @@ def held_digests(model: torch.nn.Module) -> dict[str, Digest]:
     """Digests a model's weights by their names in a checkpoint.
 
     Raises:
-        RuntimeError: they cannot be traced to such names.
+        NotImplementedError: they cannot be traced to such names. It counts as a refusal: a replacement of the engine
+            would have the same layers.
     """
     loader = direct_loader(model)
     if loader is None:
-        raise RuntimeError(
+        raise NotImplementedError(
             f"sync.digest_every cannot compare {type(model).__name__} tensor by tensor: use sync.digest_every=0"
         )
     with torch.no_grad():
