@@ -106,10 +106,14 @@ NEEDS = (
             "learner.compile",
             "rollout.gpu_memory_utilization",
             "profile.deterministic",
-            "sync.receiver",
         ),
         lambda c: c.profile.device == "cuda",
         "with profile=cpu",
+    ),
+    Need(
+        ("sync.receiver",),
+        lambda c: c.profile.device == "cuda" and c.sync.backend != "gloo",
+        "with profile=cpu or sync.backend=gloo, whose receiver is our own",
     ),
     Need(
         ("reward.functions", "reward.weights"),

@@ -260,6 +260,13 @@ def test_what_must_know_an_engines_layers_is_refused_where_it_cannot(key, remedy
     assert "not of MixtralForCausalLM" in sentence and sentence.endswith(f"use sync.{remedy}")
 
 
+def test_gloo_has_one_receiver(model):
+    sizes = ["rollout.max_prompt_tokens=64", "rollout.max_completion_tokens=64", "algo=grpo", f"model.path={model}"]
+    card = ["profile=gpu", "learner.ranks=1", "dry_run=true", *sizes, "sync.backend=gloo"]
+    check_config(compose_config(card), CARDS)
+    assert "sync.receiver=live does nothing with" in refused([*card, "sync.receiver=live"], CARDS)
+
+
 def test_a_float32_head_needs_weights_of_another_type(model):
     common = ["profile=cpu", f"model.path={model}", "model.head_dtype=float32"]
     assert "does nothing with rollout.dtype=float32 and learner.dtype=float32" in refused(common)
