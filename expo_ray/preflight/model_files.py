@@ -148,6 +148,8 @@ LONGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 OUTPUTS = ("lm_head.weight", "embed_out.weight", "output.weight")
+OTHER_OUTPUT = re.compile(r"^\D*(head|out)\D*\.weight$")
+"""A name outside the numbered layers."""
 PLAIN = ("llama", "qwen2", "qwen3", "mistral")
 """Model types whose tensors are known exactly; their output layer is untied unless config.json ties it."""
 LINEAR = (
@@ -292,7 +294,9 @@ def _misfits(config: dict[str, Any], shape: ModelShape | None, tensors: Header) 
         )
         return
     tied = config.get("tie_word_embeddings", not plain)
-    if not tied and not any(name.endswith(OUTPUTS) for name in tensors):
+    # Other types have other names for it: output_layer.weight (ChatGLM), head.weight (RWKV), ff_out.weight (OLMo).
+    other = not plain and any(OTHER_OUTPUT.search(name) for name in tensors)
+    if not (tied or other or any(name.endswith(OUTPUTS) for name in tensors)):
         yield (
             "config.json does not tie the output layer to the embeddings (tie_word_embeddings), but the weights have "
             "no lm_head.weight, so it would be drawn at random: copy the missing file, or set tie_word_embeddings to "

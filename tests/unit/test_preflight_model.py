@@ -156,6 +156,17 @@ FOLDERS = {
         ),
         None,
     ),
+    "an unknown type with another name for its output layer": (
+        lambda f: (
+            rewrite(f, model_type="chatglm", tie_word_embeddings=False),
+            weights(f, lambda n: n.replace("lm_head.", "transformer.output_layer.")),
+        ),
+        None,
+    ),
+    "an unknown type without an output layer": (
+        lambda f: rewrite(f, model_type="chatglm", tie_word_embeddings=False),
+        "no lm_head.weight, so it would be drawn at random",
+    ),
     "Gemma 3 with its vision tower": (
         lambda f: (f / "config.json").write_text(
             json.dumps(
