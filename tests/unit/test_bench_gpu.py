@@ -231,6 +231,15 @@ def test_the_check_of_packed_attention_tells_a_right_kernel_from_a_wrong_one(mon
     machine.packed_attention("cpu", torch.float32)
     errors = told(capsys.readouterr().out)
     assert len(errors) == 8 and max(errors.values()) < 1e-5
+
+    def without_sharing(query, key, *rest, **how):
+        return kernel(query, key, *rest, **how) * (1 if len(query) == len(key) else np.nan)
+
+    monkeypatch.setattr(varlen, "varlen_attn", without_sharing)
+    machine.packed_attention("cpu", torch.float32)
+    errors = told(capsys.readouterr().out)
+    assert np.isnan(errors["varlen_shared_error"]) and errors["varlen_error"] < 1e-5
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
     causal = False
     with pytest.raises(SystemExit, match="the kernel varlen is off by"):
         machine.packed_attention("cpu", torch.float32)
