@@ -235,8 +235,9 @@ def _knobs(plan: Plan, kind: str) -> Knobs:
         case "host memory":
             waits = if_not(not config.trainer.checkpoint_async, {"trainer.checkpoint_async": False})
             device = if_not(not learner.offload_optimizer, {"learner.offload_optimizer": False})
+            stays = if_not(not learner.offload_between_updates, {"learner.offload_between_updates": False})
             logits: Knobs = [[{"learner.logits_chunk_tokens": 64}]]
-            return [*waits, *zero, ranks, workers, *cache, *device, *logits, *adapters]
+            return [*waits, *stays, *zero, ranks, workers, *cache, *device, *logits, *adapters]
         case "learner's card":
             more: list[Values] = [{"learner.ranks": learner.ranks + n} for n in range(1, there.gpus - plan.gpus + 1)]
             return [*zero, *offload, more, *adapters, [{"learner.logits_chunk_tokens": 256}]]

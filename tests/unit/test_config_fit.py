@@ -66,6 +66,13 @@ def test_what_does_not_help_is_not_named():
         assert ([override] in said) == (not list(misfits(plan))), override
 
 
+def test_an_optimizer_that_moves_to_a_small_host_may_stay_on_the_card():
+    card = ["experiment=math_l5_qwen2.5_3b", "cluster=1xh100", "learner.offload_between_updates=true"]
+    sentence = sentence_of([*card, "trainer.checkpoint_async=false"], machine(gpus=1, memory=40, card=79))
+    assert "GiB of host memory" in sentence
+    assert ["learner.offload_between_updates=false"] in named(sentence)
+
+
 def test_a_model_that_can_never_fit_is_told_what_would():
     sentence = sentence_of(["profile=cpu"], machine(memory=30))
     found = re.search(r"GiB of host memory.*use a smaller model.path, ([\w.-]+) at most$", sentence)
