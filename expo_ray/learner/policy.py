@@ -129,7 +129,7 @@ def varlen_attention(
         cu_seq_lens_k: Layout.key_starts; None: as for the queries.
         max_length_k: Layout.longest_keys.
         seen_keys: Layout.keys; None: each sequence sees itself only.
-        others: what the kernel cannot do, None each; the rest is of no concern to an attention.
+        others: ignored, except what the kernel cannot compute (`softcap` and the like), which must be None.
 
     Returns:
         [1, T, heads, size], and None in place of the attention's weights.
@@ -140,9 +140,10 @@ def varlen_attention(
     wanted = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     wanted += ["attention_dropout"] * bool(dropout) + ["a mask"] * (attention_mask is not None)
     if wanted or cu_seq_lens_q is None:
-        what = f"{type(module).__name__} asks for {', '.join(wanted)}" if wanted else "the rows are padded"
-        raise ValueError(f"learner.batching=packed: {what}, which torch's varlen_attn has not: use padded")
-    # torch 2.11 takes grouped heads as they are, 2.13 wants to be asked.
+        asked = f"asks for {', '.join(wanted)}, which torch's varlen_attn does not compute"
+        what = asked if wanted else "is not given where the sequences of a packed row begin"
+        raise ValueError(f"learner.batching=packed: {type(module).__name__} {what}: use learner.batching=padded")
+    # torch 2.11 takes grouped heads as they are, 2.13 only with `enable_gqa`.
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     if seen_keys is not None:
