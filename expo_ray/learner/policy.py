@@ -351,6 +351,12 @@ def _load(config: Config) -> Any:
             f"learner.batching=packed: {type(lm).__name__} of model.path={config.model.path} has an attention of its "
             "own: use learner.batching=padded"
         )
+    if learner.batching == "packed" and (mixed := {type(m).__name__ for m in lm.modules() if isinstance(m, nn.Conv1d)}):
+        # Mamba, gated delta rule and the like: what they carry along a row does not stop where a sequence ends.
+        raise ValueError(
+            f"learner.batching=packed: {type(lm).__name__} of model.path={config.model.path} has layers ({min(mixed)}) "
+            "that would mix the sequences of a row: use learner.batching=padded"
+        )
     lm.config.use_cache = False
     _stop_dropout(lm)
     if config.model.head_dtype == "float32":
