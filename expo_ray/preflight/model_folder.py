@@ -107,12 +107,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.path={folder} has no config.json: give a Hugging Face model folder")
     config = _json(folder, "config.json")
-    return config.get("text_config") or config
+    text = config.get("text_config")
+    return text if isinstance(text, dict) and text else config
 
 
 def _from_json(config: dict[str, Any]) -> ModelShape | None:
     needed = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size", "num_attention_heads")
-    if any(not isinstance(config.get(key), int) for key in needed):
+    if any(not isinstance(config.get(key), int) or config[key] < 1 for key in needed):
         return None
     heads = config["num_attention_heads"]
     return ModelShape(
@@ -132,8 +133,12 @@ def _from_json(config: dict[str, Any]) -> ModelShape | None:
 def architecture(path: str) -> str | None:
     """The class that config.json names, such as Qwen2ForCausalLM; None without a folder or a name."""
     folder = Path(path)
-    listed = _json(folder, "config.json").get("architectures") if folder.is_dir() else None
-    return str(listed[0]) if isinstance(listed, list) and listed else None
+    return next(iter(_architectures(_json(folder, "config.json"))), None) if folder.is_dir() else None
+
+
+def _architectures(config: dict[str, Any]) -> list[str]:
+    listed = config.get("architectures") or []
+    return [str(name) for name in listed] if isinstance(listed, list) else [str(listed)]
 
 
 def generation_ends(model_path: str) -> tuple[int, ...]:
@@ -194,7 +199,7 @@ def config_problems(folder: Path, training: bool) -> Iterator[str]:
         training: whether learners load it; an engine alone can use quantised weights.
     """
     config = _json(folder, "config.json")
-    names = [str(name) for name in config.get("architectures") or ()]
+    names = _architectures(config)
     custom = "AutoModelForCausalLM" in (config.get("auto_map") or {})
     if config.get("is_encoder_decoder"):
         yield (
@@ -208,7 +213,8 @@ def config_problems(folder: Path, training: bool) -> Iterator[str]:
         )
     quantised = config.get("quantization_config") or _json(folder, "quantize_config.json")
     if training and quantised:
-        yield quantised_problem(folder, str(quantised.get("quant_method") or f"{quantised.get('bits', '?')} bits"))
+        facts = quantised if isinstance(quantised, dict) else {}
+        yield quantised_problem(folder, str(facts.get("quant_method") or f"{facts.get('bits', '?')} bits"))
 
 
 def quantised_problem(folder: Path, how: str) -> str:

@@ -191,6 +191,11 @@ FOLDERS = {
     ),
     "GPTQ": (lambda f: rewrite(f, quantization_config={"quant_method": "gptq", "bits": 4}), "is quantised (gptq)"),
     "GPTQ of old": (lambda f: (f / "quantize_config.json").write_text('{"bits": 4}'), "is quantised (4 bits)"),
+    "quantised by a bare word": (lambda f: rewrite(f, quantization_config="awq"), "is quantised (? bits)"),
+    "an architecture without a list": (lambda f: rewrite(f, architectures="Qwen2ForCausalLM"), None),
+    "an encoder without a list": (lambda f: rewrite(f, architectures="BertForMaskedLM"), "says architectures=BertFor"),
+    "a text model that is a word": (lambda f: rewrite(f, text_config="qwen2"), None),
+    "no attention heads": (lambda f: rewrite(f, num_attention_heads=0), None),
     "integers without a word": (lambda f: weights(f, str, "I32"), "is I32), and quantised weights cannot be trained"),
     "fewer layers than said": (
         lambda f: rewrite(f, num_hidden_layers=3),
