@@ -263,13 +263,13 @@ class VerifierPool:
         if fresh := sorted(tasks - set(self._tasks)):
             self._tasks += fresh
             self._restart_parent()
-            self._processes.clear()
 
     def _restart_parent(self) -> None:
+        """Its end kills the processes that it forked; what becomes of the items that some hold is up to `_step`."""
         self._parent.close()
         self._parent = _Parent(self.config, self._tasks)
-        for process in self._processes:
-            process.kill()
+        for process in [process for process in self._processes if not process.held]:
+            self._drop(process)
 
     def _drop(self, process: _Process) -> None:
         process.kill()

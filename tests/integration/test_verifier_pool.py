@@ -17,6 +17,7 @@ import pytest
 from expo_ray.config.schema import VerifierConfig
 from expo_ray.verifier import sandbox, wire
 from expo_ray.verifier.actor import VerifierActor
+from expo_ray.verifier.pool import VerifierPool, VerifierStartError, _Parent
 from expo_ray.verifier.tasks import Task
 
 ME = "tests.integration.test_verifier_pool"
@@ -197,6 +198,24 @@ def test_the_cpu_limit_is_hard(actor: VerifierActor) -> None:
     assert _one(actor, "more-cpu").extracted.startswith("refused")
     soft, hard = resource.prlimit(actor.ping()["pids"][0], resource.RLIMIT_CPU)
     assert soft == hard != resource.RLIM_INFINITY
+
+
+def test_items_under_way_survive_the_loss_of_the_warmed_parent(monkeypatch) -> None:
+    pool = VerifierPool(VerifierConfig(name=f"{ME}:Probe", processes=2, timeout_s=20.0))
+    fork, lost = _Parent.fork, [True]
+
+    def lost_once(parent: _Parent):
+        if len(pool._processes) == 1 and lost:
+            lost.clear()
+            raise VerifierStartError("it is gone")
+        return fork(parent)
+
+    monkeypatch.setattr(_Parent, "fork", lost_once)
+    try:
+        verdicts = pool.judge([("sleep 2", ("sleep 2",), {}), ("die", ("x",), {}), ("fine", ("fine",), {})])
+    finally:
+        pool.close()
+    assert not lost and [verdict.outcome for verdict in verdicts] == ["correct", "wrong", "correct"]
 
 
 def test_a_forged_reply_is_not_believed(actor: VerifierActor) -> None:
