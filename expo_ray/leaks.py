@@ -27,7 +27,7 @@ _VALUE = re.compile(
 
 _WORDS = r"""
 the: (?:(?:the|our|this|its|that|your|an?|his|her) )?
-sort: (?:(?:final|correct|right|true|actual|exact|numerical|proper|same|overall|total) )*
+sort: (?:(?:final|correct|right|true|actual|exact|numerical|proper|same|overall|total) ){0,4}
 right: (?:final )?(?:correct|right|true|actual|proper)(?: final| numerical)?
 answer: <sort>answer\b(?! ?(?:choices?|options?|sheets?|forms?|blanks?|box)\b)
 result: <sort>(?:answer|result|solution|outcome|conclusion)\b

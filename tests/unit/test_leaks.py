@@ -103,7 +103,15 @@ def test_phrase_is_found_across_lines_case_and_quotes():
     assert mentions_given_answer("") is None
 
 
-@pytest.mark.parametrize("piece", ["we know ", "the answer ", "as given ", "the correct ", "$", "\\(", "(", " ", "1"])
+@pytest.mark.parametrize(
+    "piece", ["we know ", "the answer ", "as given ", "the correct ", "true final ", "$", "\\(", "(", " ", "1"]
+)
 def test_hostile_text_is_searched_to_the_end(piece):
     """A rule that takes quadratic time would not finish these; they take about a second of CPU time each."""
     assert mentions_given_answer(piece * MAX_CHARACTERS + " the given answer") is None
+
+
+def test_a_row_of_adjectives_is_followed_for_four_words():
+    """Without a bound, a text of nothing but "final final final" takes half a minute: each word begins a row."""
+    assert mentions_given_answer("the given final correct true exact answer") == "given final correct true exact answer"
+    assert mentions_given_answer("the given final correct true exact right answer") is None
