@@ -39,10 +39,18 @@ _DENIED = {
     "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268), "open_tree": (428, 428),
     "move_mount": (429, 429), "fsopen": (430, 430), "mount_setattr": (442, 442),
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "pidfd_send_signal": (424, 424), "clone": (56, 220),
-    "fork": (57, None), "vfork": (58, None), "clone3": (435, 435),
+    "fork": (57, None), "vfork": (58, None), "clone3": (435, 435), "pidfd_getfd": (438, 438), "mq_open": (240, 180),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None),
+    "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
 }  # fmt: skip
 _OPENS = {"open": (2, None, 1), "openat": (257, 56, 2)}
 """Numbers, and which argument holds the flags."""
+_PRLIMIT = (302, 261)
+"""Limits of a process: its own may be read, those of others not be set."""
+_X32 = 0x40000000
+"""Added to the number of a call, it is the same call by the x32 interface of x86_64."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -110,7 +118,7 @@ def deny_system_calls() -> bool:
     if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
         return False
     column, architecture = _ARCHITECTURES[platform.machine()]
-    load, jump_if_equal, jump_if_bits, give = 0x20, 0x15, 0x45, 0x06
+    load, jump_if_equal, jump_if_at_least, jump_if_bits, give = 0x20, 0x15, 0x35, 0x45, 0x06
 
     def instruction(code: int, if_true: int, if_false: int, value: int) -> bytes:
         return struct.pack("HBBI", code, if_true, if_false, value)
@@ -119,14 +127,15 @@ def deny_system_calls() -> bool:
     refuse = instruction(give, 0, 0, SECCOMP_EPERM)
     # A foreign architecture is refused as a whole: its call numbers mean something else.
     program = [instruction(load, 0, 0, 4), instruction(jump_if_equal, 1, 0, architecture), refuse]
-    program.append(instruction(load, 0, 0, 0))
+    program += [instruction(load, 0, 0, 0), instruction(jump_if_at_least, 0, 1, _X32), refuse]
     for number in denied:
         program += [instruction(jump_if_equal, 0, 1, number), refuse]
     for *numbers, argument in _OPENS.values():
         if (number := numbers[column]) is not None:
             program += [instruction(jump_if_equal, 0, 4, number), instruction(load, 0, 0, 16 + 8 * argument)]
             program += [instruction(jump_if_bits, 0, 1, _WRITING), refuse, instruction(load, 0, 0, 0)]
-    program.append(instruction(give, 0, 0, SECCOMP_ALLOW))
+    program += [instruction(jump_if_equal, 0, 3, _PRLIMIT[column]), instruction(load, 0, 0, 16)]
+    program += [instruction(jump_if_equal, 1, 0, 0), refuse, instruction(give, 0, 0, SECCOMP_ALLOW)]
     code = ctypes.create_string_buffer(b"".join(program))
     filter_program = _FilterProgram(len(program), ctypes.addressof(code))
     libc = _libc()

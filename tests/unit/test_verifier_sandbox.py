@@ -1,7 +1,11 @@
 """Each layer of the isolation alone, attacked from inside by a process that has entered only that one (1 s)."""
 
+import ctypes
+import errno
 import json
 import os
+import platform
+import resource
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -94,6 +98,31 @@ def test_seccomp_alone_refuses_changing(victim: Path) -> None:
     done = attacked(sandbox.deny_system_calls, victim)
     assert not any(done[name] for name in ("truncate", "chmod", "rename", "unlink", "create", "library"))
     assert victim.read_text() == "gold answers"
+
+
+CALLS = {
+    "pidfd_getfd": (438, 0, 0, 0),  # the files that another process of this user has opened
+    "shmget": (29, 1, 1, 0o1600),  # its shared memory, and its keys
+    "keyctl": (250, 0, -3, 0),
+    "prlimit64 of the parent": (302, os.getpid(), resource.RLIMIT_NOFILE, 0),
+    "getpid by x32": (sandbox._X32 | 39, 0, 0, 0),
+    "prlimit64 of itself": (302, 0, resource.RLIMIT_NOFILE, 0),
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86_64")
+def test_seccomp_refuses_calls_that_reach_other_processes_and_the_second_interface() -> None:
+    works(sandbox.deny_system_calls)
+
+    def error(number: int, *arguments: int) -> int:
+        libc = sandbox._libc()
+        return ctypes.get_errno() if libc.syscall(number, *arguments) == -1 else 0
+
+    def found() -> bool:
+        sandbox.deny_system_calls()
+        return [error(*call) == errno.EPERM for call in CALLS.values()] == [True] * 5 + [False]
+
+    assert sandbox._succeeds(found)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
