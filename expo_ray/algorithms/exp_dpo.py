@@ -19,6 +19,8 @@ from expo_ray.messages import Group, Term, TrainingBatch
 SAMPLED_WITH = ("model.path", "rollout.temperature", "rollout.top_p", "rollout.top_k")
 CHOSEN_WITH = CHOICE_KEYS - ANY_KEYS | {"explanation_scope", "explanation_threshold"}
 """Settings that a stored pair says it was made with. With other ones among the latter it is not used again."""
+SCORED_AT_ONCE = 512
+"""Completions of one call of the learners, which `trainer.wait_s` bounds: a data set has thousands of pairs."""
 
 
 class ExpDpo(Algorithm):
@@ -100,7 +102,8 @@ class ExpDpo(Algorithm):
         assert self._folder and self._score and self._made_with, "begin() and attach() come before the first step"
         temperature = self.config.rollout.temperature
         sequences = [(np.array(q, np.int32), np.array(c, np.int32)) for q, c in self.pairs.unscored()]
-        scores = self._score(sequences, temperature)
+        parts = [sequences[first : first + SCORED_AT_ONCE] for first in range(0, len(sequences), SCORED_AT_ONCE)]
+        scores = [values for part in parts for values in self._score(part, temperature)]
         sums = [float(values.sum(dtype=np.float64)) for values in scores]
         self.pairs.set_reference(sums, self._made_with.model, temperature)
         self.pairs.write(self._folder / "pairs.jsonl")
