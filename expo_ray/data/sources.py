@@ -247,6 +247,8 @@ def parts_of(data: DataConfig, key: str) -> list[DataConfig]:
         names.append(source_name(entry))
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"data.{key} has two entries called '{twice}': give each a name of its own")
+    if level := next((name for name in names if name in ("all", "?") or name.isdigit()), None):
+        raise ConfigError(f"data.{key} has an entry called '{level}', as a level is in the tables: give another name")
     return parts
 
 

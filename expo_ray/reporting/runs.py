@@ -87,7 +87,7 @@ def _with_sets(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def level_title(level: str) -> str:
     """How tables name a level ("1" to "5" or "?"), "all", or an evaluation set."""
-    return f"level {level}" if len(level) == 1 else level
+    return f"level {level}" if level == "?" or level.isdigit() else level
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:

@@ -82,6 +82,7 @@ def test_several_sets_are_summarised_each_on_its_own_and_together():
     shown = _with_sets(summary)["pass_at_k"]  # what charts and tables of the report take
     assert list(shown) == ["1", "all", "easy", "hard"] and shown["hard"] == {"1": 0.25, "2": 0.5}
     assert [level_title(level) for level in shown] == ["level 1", "all", "easy", "hard"]
+    assert [level_title(level) for level in ("b", "12", "?")] == ["b", "level 12", "level ?"]
 
 
 def test_without_problems_there_are_no_scores():

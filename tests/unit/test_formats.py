@@ -416,6 +416,14 @@ def test_two_sources_of_one_name_are_refused():
         parts_of(DataConfig(name="file", sources=[dict(path="x/a.csv"), dict(path="y/a.jsonl")]), "sources")
 
 
+@pytest.mark.parametrize("entry", [dict(path="x/5.jsonl"), dict(path="a.jsonl", name="all")])
+@pytest.mark.parametrize("key", ["sources", "eval_sources"])
+def test_a_source_with_the_name_of_a_level_is_refused(key, entry):
+    """Tables and the report would show the pass@k of its held-out problems as that level's."""
+    with pytest.raises(ConfigError, match=r"called '(5|all)', as a level is in the tables: give another name"):
+        parts_of(DataConfig(name="file", **{key: [entry]}), key)
+
+
 def test_sources_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     written = "data.sources=[{path: a.jsonl, weight: 2}, {path: 'b c.csv'}]"
