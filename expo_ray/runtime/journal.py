@@ -23,6 +23,8 @@ from expo_ray.runtime.process import Place
 OWNER = "owner.json"
 BEAT_S, SILENT_S = 5.0, 30.0
 """An owner writes its file again every 5 s. One of another machine that does not for 30 s is gone."""
+AGAIN_S = 1.0
+"""Between the two interrupts that end a run which lost its folder."""
 SAME_START_S = 2.0
 """A process's time of start is computed from the clock, which may be set meanwhile."""
 LONG_AGO_S = 600.0
@@ -173,7 +175,9 @@ def _beat(path: Path, me: dict[str, Any], ended: threading.Event) -> None:
         if (found := _read(path)) and not _is(found, me):
             # This process did not run for a while (it was suspended, say), and another one took the folder.
             print(f"the run ends: {path} names {found.get('pid')} on {found.get('host')}", file=sys.stderr, flush=True)
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            if not ended.wait(AGAIN_S):  # a run stops at once then, and writes no checkpoint to what is not its own
+                os.kill(os.getpid(), signal.SIGINT)
             return
         beat += 1
         try:
@@ -217,12 +221,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _age(path: Path) -> float:
-    """Seconds since the file was written, by the clock of its file system."""
+    """Seconds since the file was written, by the clock of its file system; 0 where that cannot be known."""
     probe = path.with_name(f".{OWNER}.{os.getpid()}.probe")
     try:
         probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime
-    except FileNotFoundError:
+        try:
+            return probe.stat().st_mtime - path.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError:  # the owner's file is gone, or the folder is another user's, whose checkpoints may be read only
         return 0.0
-    finally:
-        probe.unlink(missing_ok=True)

@@ -121,6 +121,18 @@ def test_an_owner_on_another_machine_is_known_by_its_beat(tmp_path, monkeypatch,
     assert owner_of(tmp_path) is None and capsys.readouterr().err == ""
 
 
+def test_the_owner_of_a_folder_that_cannot_be_written_is_known_by_its_beat(tmp_path, monkeypatch):
+    """A neighbour's run may be another user's."""
+
+    def refused(*_args, **_keys):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(journal, "SILENT_S", 0.1)
+    write_whole(tmp_path / OWNER, json.dumps({"host": "node7", "pid": 4, "started": 1.0, "machine": ["node7"]}))
+    monkeypatch.setattr(Path, "touch", refused)
+    assert owner_of(tmp_path) is None
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
 def test_what_is_no_owners_file_owns_nothing(tmp_path, text):
     (tmp_path / OWNER).write_text(text)
@@ -131,6 +143,7 @@ def test_what_is_no_owners_file_owns_nothing(tmp_path, text):
 
 def test_a_run_that_lost_its_folder_ends_and_one_whose_file_is_gone_writes_it_again(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "BEAT_S", 0.05)
+    monkeypatch.setattr(journal, "AGAIN_S", 0.05)
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(journal.os, "kill", lambda *arguments: killed.append(arguments))
     with owned(tmp_path):
@@ -138,7 +151,8 @@ def test_a_run_that_lost_its_folder_ends_and_one_whose_file_is_gone_writes_it_ag
         wait_for((tmp_path / OWNER).exists)
         taken = {"host": "node7", "pid": 4, "started": 1.0, "machine": ["node7"], "beat": 0}
         write_whole(tmp_path / OWNER, json.dumps(taken))
-        wait_for(lambda: killed == [(os.getpid(), signal.SIGTERM)])
+        wait_for(lambda: len(killed) == 2)
+    assert killed == [(os.getpid(), signal.SIGINT)] * 2  # StopSignal: the second one ends a run without a checkpoint
     assert json.loads((tmp_path / OWNER).read_text()) == taken
 
 
