@@ -151,7 +151,8 @@ def _function_metrics(groups: list[Group], config: Config) -> dict[str, float]:
     for name, scores in found.items():
         values = [score.value for score in scores if score.value is not None]
         failed = sum(bool(score.failure) for score in scores)
-        of = {"failed": float(failed), "undecided": float(len(scores) - len(values) - failed)}
+        undecided = sum(score.value is None and not score.failure for score in scores)
+        of = {"failed": float(failed), "undecided": float(undecided)}
         of |= {"mean": float(np.mean(values))} if values else {}
         of |= {"ms": float(np.mean([score.ms for score in scores]))} if scores else {}
         metrics |= {f"reward/{name}/{what}": value for what, value in of.items()}

@@ -244,6 +244,14 @@ def test_each_function_has_its_metrics_and_stands_in_the_samples():
     assert lines[0]["rewards"]["verifier"]["value"] == 1.0
 
 
+def test_a_failure_that_counts_as_wrong_is_not_undecided():
+    config = with_rewards(["verifier", "brevity"])
+    config.verifier.count_failures_as_wrong = True
+    metrics = group_metrics([scored(["correct", "timeout"], brevity=[0.5, 0.5])], config)
+    shown = {name: metrics[f"reward/verifier/{name}"] for name in ("mean", "failed", "undecided")}
+    assert shown == {"mean": 0.5, "failed": 1.0, "undecided": 0.0}
+
+
 def test_the_report_repeats_the_advantages_from_the_samples():
     config = with_rewards(["verifier", "brevity"], [2.0, 0.5])
     config.rollout.samples_per_prompt, config.rollout.explanations_per_prompt = 3, 1
