@@ -81,7 +81,8 @@ class ExpDpo(Algorithm):
         self.refresh.trained(step)
         if self.refresh.period != 1:
             self._remember(groups, made)
-        if step == 0 and self.refresh.period == 0 and len(self.pairs):
+        # A report, which repeats what was trained on, has no folder and no learners.
+        if step == 0 and self.refresh.period == 0 and len(self.pairs) and self._folder is not None:
             counts["pairs/scored"] = float(self._score_and_store())
         pairs: list[Pair] = []
         without = 0

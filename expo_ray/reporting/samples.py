@@ -11,6 +11,7 @@ from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.base import Algorithm, Properties
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.config.keys import defaults, facts_of, flat, value_of
 from expo_ray.config.schema import Config, VerifierConfig
 from expo_ray.files import JsonLines
 from expo_ray.messages import Completion, Group, IntArray, Outcome, Problem, Prompt, Rollout, Score, Verdict
@@ -24,9 +25,14 @@ NAN = float("nan")
 
 
 def config_of(loaded: Any) -> Config:
-    """Converts a run's configuration to the schema, dropping unknown keys and filling in defaults."""
+    """Converts a run's configuration to the schema: unknown keys are dropped, absent ones are what runs did then."""
     config = Config()
-    _fill(config, OmegaConf.to_container(loaded, resolve=False))
+    values = OmegaConf.to_container(loaded, resolve=False)
+    _fill(config, values)
+    for key in defaults().keys() - flat(values).keys():
+        if (then := facts_of(key).formerly) is not None:
+            group, _, name = key.rpartition(".")
+            setattr(value_of(config, group), name, then)
     config.algo.dpo_pairs_path = None
     return config
 
@@ -65,6 +71,7 @@ class Replay:
         reason = self._unknown(lines, algorithm, int(step))
         if reason:
             return None, reason
+        algorithm.restate = lambda _, ids: (ids, "")  # the target is another text, made of the same line
         group, properties = _group(lines, self.config.verifier), _properties(lines)
         batch = algorithm.training_batch([group], int(step), properties)
         found: list[list[tuple[str, float]]] = [[] for _ in lines]

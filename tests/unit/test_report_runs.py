@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from algorithm_cases import group
+from omegaconf import OmegaConf
 from report_cases import metric_lines, sample_line, write_run
 
 from expo_ray.algorithms import make_algorithm
@@ -150,6 +151,36 @@ def test_uses_told_from_the_file_are_those_of_the_training_batch(name, scope):
         ]
         assert uses == expected
         assert sum(map(len, uses)) == len(batch.samples)
+
+
+@pytest.mark.parametrize(
+    ("keys", "explained"),
+    [
+        (dict(name="exp_grpo"), [[("sft", 0.0)], [("sft", 0.0)], []]),
+        (dict(name="exp_grpo", explanation_answer="own", explanation_cut_off="keep"), [[("sft", 0.0)]] * 3),
+        (dict(name="explanation_sft"), [[("sft", 0.0)], [("sft", 0.0)], []]),
+        (dict(name="exp_dpo"), [[("chosen", 0.0)], [("chosen", 0.0)], []]),
+        (dict(name="exp_dpo", dpo_refresh="offline"), [[("chosen", 0.0)], [("chosen", 0.0)], []]),
+        # A run of a version without these two keys.
+        (dict(name="exp_grpo", explanation_answer=None, explanation_cut_off=None), [[("sft", 0.0)]] * 3),
+    ],
+)
+def test_wrong_and_cut_off_explanations_are_used_as_they_were(tmp_path, keys, explained):
+    config = Config()
+    for name, value in keys.items():
+        setattr(config.algo, name, value if value is not None else getattr(config.algo, name))
+    config.rollout.samples_per_prompt, config.rollout.explanations_per_prompt = 2 * samples_completions(config), 3
+    texts = [("it follows that x is 5", "correct"), ("it follows that x is 6", "wrong"), ("so x", "no_answer")]
+    whole = group(["correct", "wrong"] if samples_completions(config) else [], explanations=texts)
+    object.__setattr__(whole.rollout.explanations[2], "finish_reason", "length")
+    lines = [{"step": 0} | line for line in sample_lines([whole], None, config)]
+    written = OmegaConf.to_container(OmegaConf.structured(config))
+    kept = {name: value for name, value in written["algo"].items() if keys.get(name, "") is not None}
+    folder = write_run(tmp_path / "a", samples=lines)
+    OmegaConf.save(OmegaConf.create(written | {"algo": kept}), folder / "config.yaml")
+    (prompt,) = read_samples(read_run(folder), 100).prompts
+    uses = [[(term, value) for term, value in sample["uses"]] for sample in prompt["samples"]]
+    assert uses[-3:] == explained
 
 
 def test_what_cannot_be_known_is_not_told():
