@@ -80,6 +80,7 @@ def _setting_problems(config: Config, training: bool) -> Iterator[str]:
     yield from _lora(config)
     if training:
         yield from _sequence_clip(config)
+        yield from _programs(config)
         yield from _idle(config)
     yield from _run_folder(config)
     yield from _model_path(config)
@@ -218,6 +219,17 @@ def _sequence_clip(config: Config) -> Iterator[str]:
         yield (
             f"algo.policy_loss=gspo never reaches the clip range algo.clip_low={algo.clip_low:g} "
             f"algo.clip_high={algo.clip_high:g}: use algo.clip_low=3e-4 algo.clip_high=4e-4"
+        )
+
+
+def _programs(config: Config) -> Iterator[str]:
+    algo = config.algo
+    only_right = algo.explanation_filter and algo.explanation_cut_off == "drop"
+    explained = algorithm_class(algo.name).explanations != "none" and config.rollout.explanations_per_prompt > 0
+    if config.verifier.name == "python_tests" and explained and algo.explanation_answer == "gold" and not only_right:
+        yield (
+            "algo.explanation_answer=gold cannot replace a wrong program: with verifier=python_tests the gold answer "
+            "is its tests; use algo.explanation_filter=true, or algo.explanation_answer=own"
         )
 
 

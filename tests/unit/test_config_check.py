@@ -122,6 +122,10 @@ def test_a_misspelled_fact_of_a_key_is_an_error():
         (["rollout.top_k=50"], ["rollout.top_k=50", "rollout.top_k=0"]),
         (["algo=exp_dpo", "rollout.explanations_per_prompt=0"], ["exp_dpo", "rollout.explanations_per_prompt=1"]),
         (
+            ["algo=exp_dpo", "verifier=python_tests", "data=jsonl", "data.path=x.jsonl"],
+            ["algo.explanation_answer=gold cannot replace a wrong program", "algo.explanation_filter=true"],
+        ),
+        (
             ["rollout.explanations_per_prompt=0", "algo.kl_conditioned_coef=0.5"],
             ["algo.kl_conditioned_coef=0.5", "rollout.explanations_per_prompt=1"],
         ),
