@@ -18,7 +18,7 @@ from expo_ray.preflight.model_files import has_template
 from expo_ray.preflight.model_folder import ModelShape
 from expo_ray.preflight.placement import Node, placeable
 from expo_ray.preflight.plan import Plan, plan_for
-from expo_ray.preflight.values import check_config
+from expo_ray.preflight.values import check_config, program_problems
 from expo_ray.rewards.functions import check_columns
 from expo_ray.verifier import sandbox
 
@@ -62,6 +62,9 @@ def check_run(config: Config) -> Checked:
         check_start(plan)
         check_hub(config)
     check_columns(config, lambda: problems.training)
+    if data.verifier_key and problems.local(False):
+        for sentence in program_problems(config, {problem.task for problem in problems.training}):
+            raise ConfigError(sentence)
     golds, taken = tuple(problems.golds), tuple(problems.taken)
     return Checked(replace(plan, golds=golds, taken=taken, gap=sandbox.gap()), problems)
 

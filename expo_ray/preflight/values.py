@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from expo_ray.config.algorithms import algorithm_class, samples_completions
@@ -80,7 +80,7 @@ def _setting_problems(config: Config, training: bool) -> Iterator[str]:
     yield from _lora(config)
     if training:
         yield from _sequence_clip(config)
-        yield from _programs(config)
+        yield from program_problems(config, [config.verifier.name])
         yield from _idle(config)
     yield from _run_folder(config)
     yield from _model_path(config)
@@ -222,14 +222,15 @@ def _sequence_clip(config: Config) -> Iterator[str]:
         )
 
 
-def _programs(config: Config) -> Iterator[str]:
+def program_problems(config: Config, tasks: Iterable[str]) -> Iterator[str]:
+    """Refuses gold answers as the end of an explanation where one of the verifier's `tasks` has tests for them."""
     algo = config.algo
     only_right = algo.explanation_filter and algo.explanation_cut_off == "drop"
     explained = algorithm_class(algo.name).explanations != "none" and config.rollout.explanations_per_prompt > 0
-    if config.verifier.name == "python_tests" and explained and algo.explanation_answer == "gold" and not only_right:
+    if "python_tests" in tasks and explained and algo.explanation_answer == "gold" and not only_right:
         yield (
             "algo.explanation_answer=gold cannot replace a wrong program: with verifier=python_tests the gold answer "
-            "is its tests; use algo.explanation_filter=true, or algo.explanation_answer=own"
+            "holds tests; use algo.explanation_filter=true, or algo.explanation_answer=own"
         )
 
 

@@ -17,6 +17,7 @@ from expo_ray.config.compose import compose_config, groups
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import defaults, facts_of
 from expo_ray.config.resources import Resources
+from expo_ray.preflight.checks import check_run
 from expo_ray.preflight.values import check_config
 
 TWO_CORES = Resources("this machine", 1, 2, 8, 0, 0)
@@ -275,3 +276,27 @@ def test_a_float32_head_needs_weights_of_another_type(model):
     common = ["profile=cpu", f"model.path={model}", "model.head_dtype=float32"]
     assert "does nothing with rollout.dtype=float32 and learner.dtype=float32" in refused(common)
     check_config(compose_config([*common, "learner.dtype=bfloat16"]), TWO_CORES)
+
+
+def test_records_graded_by_tests_are_no_target_either(tmp_path, monkeypatch):
+    """Of a file that mixes tasks: a wrong program's target would end in the text of its tests."""
+    monkeypatch.setattr("expo_ray.preflight.checks.check_longest", lambda *_: None)  # the toy model reads no words
+    records = [
+        {"question": f"p{i}", "answer": "assert f() == 1" if i % 2 else "7", "by": "python_tests" if i % 2 else "math"}
+        for i in range(20)
+    ]
+    (file := tmp_path / "mixed.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    mixed = [
+        "rollout.max_prompt_tokens=64",
+        "rollout.max_completion_tokens=64",
+        "data=jsonl",
+        f"data.path={file}",
+        "data.verifier_key=by",
+        "verifier=math",
+        "model=toy",
+        "profile=cpu",
+        "dry_run=true",
+    ]
+    with pytest.raises(ConfigError, match="cannot replace a wrong program"):
+        check_run(compose_config([*mixed, f"run_dir={tmp_path}/run"]))
+    check_run(compose_config([*mixed, f"run_dir={tmp_path}/run", "algo.explanation_answer=own"]))
