@@ -365,7 +365,7 @@ def tests_of(gold: str, meta: dict[str, Any]) -> dict[str, Any] | list[str]:
     """A record's tests: a dictionary of `inputs` and `outputs` (and `fn_name`), or a list of Python texts.
 
     Raises:
-        BadTests: neither; there is none; as many inputs as outputs are not there.
+        BadTests: neither; there is none; as many inputs as outputs are not there; no assert would run.
     """
     tests: Any = next((meta[column] for column in TEST_COLUMNS if meta.get(column)), None)
     text = gold if tests is None else tests
@@ -377,6 +377,11 @@ def tests_of(gold: str, meta: dict[str, Any]) -> dict[str, Any] | list[str]:
     if isinstance(tests, str):
         tests = [tests]
     if isinstance(tests, list) and all(isinstance(test, str) for test in tests) and "assert" in "".join(tests):
+        if not _asserts_anything("\n".join(tests), meta.get("entry_point") is not None):
+            raise BadTests(
+                "nothing calls the functions or classes that hold a record's asserts: call them, or define check and "
+                f"give entry_point; the tests are {tests[0]!r:.80}"
+            )
         return tests
     if isinstance(tests, dict):
         inputs: Any = tests.get("inputs")
@@ -388,6 +393,28 @@ def tests_of(gold: str, meta: dict[str, Any]) -> dict[str, Any] | list[str]:
         f"a record's tests are {tests!r:.80}: give inputs and outputs as lists of texts, or a list of assert "
         f"statements, in one of the columns {', '.join(TEST_COLUMNS)}"
     )
+
+
+def _asserts_anything(source: str, with_entry: bool) -> bool:
+    """Whether running the tests can fail an assert; methods of unittest and functions of pytest need a runner."""
+    try:
+        left: list[ast.AST] = [ast.parse(source)]
+    except (SyntaxError, ValueError):
+        return True  # `_compiled` says what is wrong
+    defined, called = set(), set()
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+            continue
+        if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+            continue  # the tests are no main program
+        if isinstance(node, ast.Assert | ast.Raise):
+            return True
+        if isinstance(node, ast.Call):
+            called.add(getattr(node.func, "id", getattr(node.func, "attr", "")))
+        left += ast.iter_child_nodes(node)
+    return bool(called & defined) or any("assert" in name for name in called) or (with_entry and "check" in defined)
 
 
 def _texts(meta: dict[str, Any], columns: tuple[str, ...]) -> list[str]:

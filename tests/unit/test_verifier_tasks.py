@@ -2,6 +2,7 @@
 
 import pytest
 
+from expo_ray.rewards.python_tests import BadTests, tests_of
 from expo_ray.verifier.tasks import MathTask, Task, make_task, task_problem
 
 
@@ -136,3 +137,34 @@ def test_a_task_that_does_not_exist_has_a_neighbour() -> None:
 
 def test_import_path_finds_the_built_in_class() -> None:
     assert isinstance(make_task("expo_ray.verifier.tasks:MathTask", {}), MathTask)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(f(1), 2)",
+        "def test_f():\n    assert f(1) == 2\nif __name__ == '__main__':\n    test_f()",
+        "import random\nrandom.seed(0)\ndef test_f():\n    assert f(1) == 2",
+    ],
+)
+@pytest.mark.parametrize("entry", [{}, {"entry_point": "f"}])
+def test_asserts_that_nothing_runs_are_refused(test: str, entry: dict) -> None:
+    """Any code would pass such tests."""
+    with pytest.raises(BadTests, match="nothing calls"):
+        tests_of("", {"test": test, **entry})
+
+
+def test_asserts_that_run_are_taken() -> None:
+    check = "def check(candidate):\n    assert candidate(1) == 2"
+    for test in (
+        "assert f(1) == 2",
+        "for i in range(3):\n    if i:\n        assert f(i) == 2 * i",
+        "def test_f():\n    assert f(1) == 2\ntest_f()",
+        "from numpy.testing import assert_equal\nassert_equal(f(1), 2)",
+        "if f(1) != 2:\n    raise AssertionError('assert')",
+        f"{check}\ncheck(f)",
+    ):
+        assert tests_of("", {"test": test}) == [test]
+    assert tests_of("", {"test": check, "entry_point": "f"}) == [check]
+    with pytest.raises(BadTests, match="nothing calls"):
+        tests_of("", {"test": check})
