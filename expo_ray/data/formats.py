@@ -98,9 +98,10 @@ def files_of(path: str, key: str) -> list[Path]:
     found = [each for each in found if not any(part.startswith(".") for part in each.relative_to(file).parts)]
     if not found:
         raise DataError(f"{key}={path} is a folder without such a file: give a folder with {KINDS}")
-    splits = {split: each for each in found if (split := _split_of(each)) is not None}
+    places = [each.relative_to(file) for each in found]
+    splits = {split: place for place in places if (split := _split_of(place)) is not None}
     if len(splits) > 1:
-        names = " and ".join(each.name for each in splits.values())
+        names = " and ".join(map(str, splits.values()))
         raise DataError(f"{key}={path} holds several splits ({names}): give data.hub={path}, or a glob of one split")
     return found
 
@@ -160,9 +161,10 @@ def _format(file: Path) -> str | None:
     return FORMATS.get(_suffix(file))
 
 
-def _split_of(file: Path) -> str | None:
-    words = file.name.lower().replace("-", ".").replace("_", ".").split(".")
-    return next((split for split in _SPLITS if split in words), None)
+def _split_of(place: Path) -> str | None:
+    """The split that a file's name states, else the nearest of its folders."""
+    parts = [part.lower().replace("-", ".").replace("_", ".").split(".") for part in reversed(place.parts)]
+    return next((split for words in parts for split in _SPLITS if split in words), None)
 
 
 def _read_file(file: Path, key: str, bad: list[str] | None) -> Iterator[Record]:

@@ -133,6 +133,15 @@ def test_folders_and_globs_are_read_in_the_order_of_their_names(tmp_path):
     assert pairs(load(tmp_path / "**" / "*.jsonl.gz")) == EXPECTED
 
 
+def test_a_folder_with_a_folder_for_each_split_is_not_read_as_one(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        (tmp_path / "data" / split / "0000.jsonl").write_text(LINES)
+    with pytest.raises(DataError, match=r"holds several splits \(\w+/0000.jsonl and \w+/0000.jsonl\): give data.hub="):
+        load(tmp_path / "data")
+    assert pairs(load(tmp_path / "data" / "train")) == EXPECTED
+
+
 def test_saved_data_sets_and_a_local_folder_as_hub(tmp_path):
     rows = Dataset.from_list(RECORDS)
     rows.save_to_disk(str(tmp_path / "saved"))
