@@ -112,7 +112,7 @@ class Problems:
     def _load(self, held_out: bool) -> list[Problem]:
         data = self.data
         levels = data.eval_levels if held_out else data.levels
-        if data.name in GENERATED and data.path is None:
+        if data.name in GENERATED and data.path is None and not (held_out and data.eval_path is not None):
             if data.name == "toy":
                 made = _toy(data, held_out, levels, self.seed)
             else:

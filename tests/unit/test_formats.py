@@ -405,6 +405,12 @@ def test_several_evaluation_sets_are_read_whole_and_named(tmp_path):
     assert [p.source for p in problems.held_out] == ["easy"] * 3 + ["very hard"] * 2
 
 
+def test_generated_problems_are_evaluated_on_a_file_if_one_is_given(tmp_path):
+    own = source(tmp_path, "own", 5)
+    held_out = Problems(DataConfig(name="toy", eval_path=own, question_key="question", **KEYS), 0).held_out
+    assert [p.question for p in held_out] == [f"own {i}?" for i in range(5)]
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
