@@ -242,7 +242,7 @@ def parts_of(data: DataConfig, key: str) -> list[DataConfig]:
         except OmegaConfBaseException as error:
             raise ConfigError(f"{shown}: {str(error).splitlines()[0]}") from error
         if key == "eval_sources" and part.path:
-            part = replace(part, path=None, eval_path=part.path)
+            part = replace(part, path=None, eval_path=part.eval_path or part.path)
         parts.append(part)
         names.append(source_name(entry))
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -411,6 +411,13 @@ def test_generated_problems_are_evaluated_on_a_file_if_one_is_given(tmp_path):
     assert [p.question for p in held_out] == [f"own {i}?" for i in range(5)]
 
 
+def test_a_source_with_held_out_problems_of_its_own_is_evaluated_on_those(tmp_path):
+    """As `evaluate` makes evaluation sets of a training run's sources."""
+    entries = [dict(path=source(tmp_path, "trained", 5), eval_path=source(tmp_path, "kept", 2))]
+    data = DataConfig(name="file", question_key="question", eval_sources=entries, **KEYS)
+    assert [p.question for p in Problems(data, 0).held_out] == ["kept 0?", "kept 1?"]
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
