@@ -42,7 +42,8 @@ class PromptStream:
         sources = list(dict.fromkeys(prompt.problem.source for prompt in prompts))
         self._members = [[i for i, prompt in enumerate(prompts) if prompt.problem.source == s] for s in sources]
         weights = np.array([prompts[members[0]].problem.weight for members in self._members])
-        self._bounds: NDArray[np.float64] = np.concatenate([[0.0], np.cumsum(weights) / weights.sum()])
+        sums = np.cumsum(weights)  # np.sum rounds otherwise, and a last bound above 1 would be a prompt too many
+        self._bounds: NDArray[np.float64] = np.concatenate([[0.0], sums / sums[-1]])
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._index = {prompt.problem.uid: i for i, prompt in enumerate(prompts)} if resample != "none" else {}
         known = [prompt.problem.pass_rate for prompt in prompts] if resample != "none" else []

@@ -47,6 +47,15 @@ def test_spare_prompts_are_not_the_steps_own_and_none_is_drawn_twice():
     assert uids(again.spare(3, 2, 3)) == drawn[2:5] and uids(again.spare(4, 0, 6)) != drawn
 
 
+def test_a_step_has_its_number_of_prompts_whatever_the_weights_of_its_sources():
+    weights = [1.5, 2.0, 2.0, 2.2, 2.2, 0.3, 0.3, 2.0, 2.2, 2.0]
+    prompts = [
+        replace(p, problem=replace(p.problem, source=f"s{i}", weight=weights[i]))
+        for i, p in enumerate(make_prompts(10))
+    ]
+    assert [len(PromptStream(prompts, 255, seed=1).prompts(step)) for step in range(3)] == [255] * 3
+
+
 def test_sources_get_their_shares_of_every_step_and_each_has_its_own_epochs():
     """Against an independent count: after any number of steps each source has had its share, within three prompts."""
     sizes, weights, per_step = {"a": 7, "b": 30, "c": 5}, {"a": 1.0, "b": 2.5, "c": 0.5}, 6
