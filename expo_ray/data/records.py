@@ -141,7 +141,7 @@ def problem_of(record: Record, data: DataConfig, level_needed: bool) -> Problem:
         raise _lacks(record, data.uid_key, "data.uid_key")
     kind = value_at(record.fields, data.kind_key, None) if data.kind_key else None
     key = answer_key(record, data)
-    read = {data.question_key, key, data.solution_key, data.level_key, data.kind_key, data.verifier_key, *uids}
+    read = {data.question_key, key, data.solution_key, data.level_key, data.kind_key}
     if data.preset != "none" or data.name == SOURCE:  # only the record itself says by which name a column was read
         read = set()
     return Problem(

@@ -22,6 +22,8 @@ from expo_ray.algorithms.rewards import group_advantages, group_metrics, has_sig
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import Config, DataConfig, RewardConfig
+from expo_ray.data.formats import Record
+from expo_ray.data.records import problem_of
 from expo_ray.driver.record import sample_lines
 from expo_ray.driver.stopping import LimitExceeded, check_failures
 from expo_ray.messages import Problem, Score
@@ -304,6 +306,12 @@ def test_a_column_that_the_data_lacks_is_refused_before_the_start():
     check_columns(config, lambda: [replace(problem, meta={"nowhere": 1})])
     assert load("my_rewards:trl").columns() == ["answer"]
     assert record_of(problem, config.data) == {"uid": "p1", "problem": "1+1?", "answer": "2", "level": 3, "lang": "en"}
+
+
+def test_a_record_has_its_columns_that_name_the_problem_and_its_task_too():
+    data = DataConfig(name="jsonl", question_key="question", uid_key="id", verifier_key="task")
+    fields = {"question": "1+1?", "answer": "2", "id": 7, "task": "math", "unique_id": "u"}
+    assert record_of(problem_of(Record("f", "line", 1, fields), data, False), data) == {"uid": "7", **fields}
 
 
 @pytest.mark.parametrize(

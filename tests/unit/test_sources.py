@@ -42,7 +42,7 @@ def test_a_record_becomes_a_problem(tmp_path):
 def test_meta_holds_every_column_that_no_key_took(tmp_path):
     tests = {"inputs": ["1\n"], "outputs": ["2\n"]}
     (found,) = load(write(tmp_path, problem(unique_id="a/1", tests=tests, source="contest", hard=None)))
-    assert found.meta == {"tests": tests, "source": "contest", "hard": None}
+    assert found.meta == {"unique_id": "a/1", "tests": tests, "source": "contest", "hard": None}
     (kept,) = load(write(tmp_path, problem(level=2), name="other.jsonl"), level_key=None)
     assert kept.meta == {"level": 2}
 
