@@ -29,7 +29,7 @@ class Identity:
     weights: str = ""
     """What lies inside the model's weight files."""
     problems: str = ""
-    """Texts of the training problems, solutions included."""
+    """Texts of the training problems, with their solutions, tasks and the columns that are read."""
     stop_ids: list[int] = field(default_factory=list)
     """Token ids that end a completion. This and the two before are empty in states of earlier versions."""
 
@@ -49,6 +49,10 @@ def identify(model_path: str, prompts: Sequence[Prompt], stop_ids: Sequence[int]
         if problem.source or problem.pass_rate is not None:  # what a step draws depends on them
             ids.update(repr((problem.weight, problem.pass_rate)).encode())
         texts.update(repr((problem.uid, problem.question, problem.answers, problem.solution)).encode())
+        # Tests of code, and what reward functions read. A generated task's metadata may hold sets, which have no order.
+        columns = {name: value for name, value in problem.meta.items() if name != "typed_metadata"}
+        if problem.task or columns:
+            texts.update(repr((problem.task, columns)).encode())
     model, weights = _model(model_path)
     return Identity(model, ids.hexdigest(), weights, texts.hexdigest(), list(stop_ids))
 

@@ -196,6 +196,8 @@ def test_identity_follows_content_and_not_the_path(tmp_path):
     solved = replace(prompt, problem=replace(prompt.problem, solution="s"))
     assert identify(str(model), [solved]).prompts == first.prompts
     assert identify(str(model), [solved]).problems != first.problems
+    for change in ({"meta": {"tests": "assert f(1) == 2"}}, {"task": "gsm8k"}):  # they decide about rewards
+        assert identify(str(model), [replace(prompt, problem=replace(prompt.problem, **change))]) != first
     assert identify(str(model), [prompt], [1]) == replace(first, stop_ids=[1])
 
 
