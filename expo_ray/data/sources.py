@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import fields, replace
@@ -26,6 +27,7 @@ TOY_PROBLEMS = {False: 4000, True: 500}
 """Number of the toy task's training (False) and held-out (True) problems; `max_problems` lowers the former."""
 MOST_WITHOUT_ANSWER = 0.01
 """Share of the records that may lack a gold answer; they are left out. With more, the data is refused."""
+_FINGERPRINT = re.compile("[0-9a-f]{16}")
 _SPLIT_SEED = 2507
 """Chooses the held-out share of a local file. It does not depend on `seed`, so that seeds can be compared."""
 GENERATED = ("toy", "reasoning_gym")
@@ -263,8 +265,9 @@ def read_pass_rates(file: str) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for record in read_records(file, "data.pass_rates"):
-        rate, name = record.fields.get("pass_rate"), record.fields.get("question", record.fields.get("uid"))
-        rate = _number(rate)
+        rate, name = _number(record.fields.get("pass_rate")), record.fields.get("question", record.fields.get("uid"))
+        if not _FINGERPRINT.fullmatch(str(name)):  # the text of a question
+            name = record.fields.get("uid", name)
         if rate is None or not 0 <= rate <= 1 or name is None:
             raise DataError(
                 f"{record.where}: {record.fields!r:.80} is not a problem's pass rate: give data.pass_rates the "

@@ -469,6 +469,13 @@ def test_generated_problems_are_chosen_by_their_pass_rates_too(tmp_path):
     assert Problems(data, 0).training == [replace(p, pass_rate=n / 9) for n, p in enumerate(everything[:5])]
 
 
+def test_pass_rates_may_stand_beside_the_text_of_their_question(tmp_path):
+    file, rates = source(tmp_path, "own", 2), tmp_path / "rates.jsonl"
+    lines = [{"uid": p.uid, "question": p.question, "pass_rate": i} for i, p in enumerate(load(file))]
+    rates.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [p.question for p in load(file, pass_rates=str(rates), pass_rate=[0.0, 0.5])] == ["own 0?"]
+
+
 def test_problems_are_chosen_by_their_pass_rates(tmp_path):
     file, rates = source(tmp_path, "own", 6), tmp_path / "pass_rates.jsonl"
     whole = load(file)
