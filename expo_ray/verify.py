@@ -69,7 +69,9 @@ def to_item(record: Record, task: str) -> Item:
         DataError: it has no usable `response` and `answer`.
     """
     fields = record.fields
-    if not isinstance(fields.get("response"), str):
+    response = fields.get("response", 0)
+    response = "" if response is None else response  # an empty cell of a table
+    if not isinstance(response, str):
         raise DataError(f"{record.where}: key 'response' is missing or not a text: write the response there")
     answers = gold_texts(record, "answer")
     if not answers:
@@ -77,7 +79,7 @@ def to_item(record: Record, task: str) -> Item:
     meta = fields.get("meta")
     read = ("question",) if task in WITHOUT_META else set(fields) - {"response", "answer", "meta"}
     columns = {name: plain(fields[name]) for name in fields if name in read}
-    return fields["response"], answers, columns | (plain(meta) if isinstance(meta, dict) else {})
+    return response, answers, columns | (plain(meta) if isinstance(meta, dict) else {})
 
 
 def verify_items(items: list[Item], config: VerifierConfig, show: bool) -> Iterator[list[Verdict]]:

@@ -22,6 +22,7 @@ from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import DataConfig
 from expo_ray.data.sources import Problems, parts_of
 from expo_ray.prompts.loading import at_most_per_level
+from expo_ray.verify import read_items
 
 RECORDS = [
     {"question": "Was ist 1+1? „Zwei“", "answer": "2"},
@@ -467,6 +468,11 @@ def test_generated_problems_are_chosen_by_their_pass_rates_too(tmp_path):
     rates.write_text("".join(json.dumps({"uid": p.uid, "pass_rate": n / 9}) + "\n" for n, p in enumerate(everything)))
     data = DataConfig(name="toy", max_problems=10, pass_rates=str(rates), pass_rate=[0.0, 0.5])
     assert Problems(data, 0).training == [replace(p, pass_rate=n / 9) for n, p in enumerate(everything[:5])]
+
+
+def test_an_empty_response_in_a_table_is_verified_like_another(tmp_path):
+    (tmp_path / "a.csv").write_text('response,answer\n"",3\n\\boxed{3},3\n')
+    assert [item[0] for item in read_items(tmp_path / "a.csv", skip_bad=False)[1]] == ["", "\\boxed{3}"]
 
 
 def test_pass_rates_may_stand_beside_the_text_of_their_question(tmp_path):
