@@ -28,7 +28,7 @@ GRACE_S = 1.0
 PAUSE_S = 0.5
 """Before the first retry; each further one waits twice as long, so that a busy service gets time."""
 MAX_KILLS = 3
-"""Hanging or dying calls of one function in a request, after which its other completions are not tried."""
+"""Hanging or dying calls of one function in a row, after which its other completions are not tried."""
 WAIT_SHARE = 0.8
 """Of trainer.wait_s, the bound on one request: what is left then has failed, and the actor is not taken for lost."""
 
@@ -89,7 +89,7 @@ class RewardActor(ActorProcess):
         waiting = dict(items)
         while waiting:
             if self._kills >= MAX_KILLS or not deadline.left:
-                hung = f"not tried after {MAX_KILLS} calls that hung or died"
+                hung = f"not tried after {MAX_KILLS} calls in a row that hung or died"
                 why = hung if deadline.left else "trainer.wait_s ended"
                 found |= {index: Score(None, why) for index in waiting}
                 return
@@ -103,7 +103,7 @@ class RewardActor(ActorProcess):
                     break
                 index, value, failure, ms = reply
                 del waiting[index]
-                found[index] = Score(value, failure, ms)
+                found[index], self._kills = Score(value, failure, ms), 0
             else:
                 return
             self._kills += 1
@@ -134,7 +134,8 @@ class RewardActor(ActorProcess):
             )
         if not isinstance(forms := self._receive(START_S), list):
             self.close()
-            raise RuntimeError(f"the process for {', '.join(self.names)} is not ready within {START_S:.0f} s")
+            what = "ended as it started; the log has its error" if forms is None else f"is not ready in {START_S:.0f} s"
+            raise RuntimeError(f"the process that calls {', '.join(self.names)} {what}")
         self._batched: list[bool] = forms
 
     def _receive(self, wait_s: float) -> Any:

@@ -171,7 +171,17 @@ def test_an_async_call_that_hangs_costs_itself_only(actor):
 def test_a_function_that_always_hangs_is_given_up_soon(actor):
     scores = actor("hostile", retries=5, timeout_s=0.05).score(0, [item("hang")] * 50)
     assert {score.value for score in scores} == {None}
-    assert scores[-1].failure == "not tried after 3 calls that hung or died"
+    assert scores[-1].failure == "not tried after 3 calls in a row that hung or died"
+
+
+def test_calls_that_die_now_and_then_cost_the_others_nothing(actor):
+    scores = actor("hostile", retries=0).score(0, [item("die"), item("ok")] * 4)
+    assert [score.value for score in scores] == [None, 1.0] * 4
+
+
+def test_a_process_that_cannot_import_its_functions_says_so():
+    with pytest.raises(RuntimeError, match="calls my_rewards:neither ended as it started; the log has its error"):
+        RewardActor(RewardConfig(functions=["my_rewards:neither"]), 100.0)
 
 
 def test_a_request_is_answered_within_its_bound(actor):
