@@ -107,7 +107,7 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
 def _prompts(plan: "Plan", tokenizer: Any) -> list["Prompt"]:
     from expo_ray.config.errors import DataError
     from expo_ray.data.sources import Problems
-    from expo_ray.prompts.loading import at_most_per_level, build_prompts, make_builder
+    from expo_ray.prompts.loading import at_most_per_level, build_prompts, carried, make_builder
 
     config = plan.config
     problems = at_most_per_level(Problems(config.data, config.seed, config.verifier).held_out, config.eval.max_problems)
@@ -119,6 +119,7 @@ def _prompts(plan: "Plan", tokenizer: Any) -> list["Prompt"]:
     if config.eval.max_problems:
         print(f"{len(problems)} problems (eval.max_problems={config.eval.max_problems} a level)", file=sys.stderr)
     builder = make_builder(tokenizer, config)
+    problems = [carried(problem, config) for problem in problems]
     return build_prompts(problems, builder, config.rollout.max_prompt_tokens, plan.context)
 
 

@@ -66,11 +66,11 @@ def load_prompts(
         raise DataError(f"data.path={config.data.path}: no problem is left after data.levels={config.data.levels}")
     most = config.rollout.max_prompt_tokens
     held_out = at_most_per_level(problems.held_out, config.eval.max_problems)
-    training, held_out = ([_carried(problem, config) for problem in part] for part in (problems.training, held_out))
+    training, held_out = ([carried(problem, config) for problem in part] for part in (problems.training, held_out))
     return build_prompts(training, builder, most, context), build_prompts(held_out, builder, most, context)
 
 
-def _carried(problem: Problem, config: Config) -> Problem:
+def carried(problem: Problem, config: Config) -> Problem:
     """The problem, without the record's other columns if nobody reads them: it travels to the engines and back."""
     unread = (problem.task or config.verifier.name) in WITHOUT_META and not own_functions(config.reward)
     return replace(problem, meta={}) if unread and problem.meta else problem

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from evaluation_cases import graded, prompt, right, wrong
@@ -11,9 +12,11 @@ from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config
 from expo_ray.data.formats import read_records
 from expo_ray.data.records import fingerprint, with_preset
+from expo_ray.evaluate import _prompts
 from expo_ray.evaluation.evaluator import summarise
 from expo_ray.evaluation.samples import SampleFile
 from expo_ray.evaluation.settings import expand, settle, store
+from expo_ray.world.tokenizer import build_tokenizer
 
 PROMPTS = [prompt(f"p{i}", i % 5 + 1, "Algebra" if i % 2 else "Geometry") for i in range(7)]
 SAMPLES, CHUNK = 3, 2
@@ -205,6 +208,14 @@ def test_what_is_written_wins_over_what_is_implied(tmp_path):
     assert composed.rollout.max_completion_tokens == 40
     assert composed.run_name == "mine"
     assert compose_config(expand(["data=toy", "verifier=math", "profile=cpu"])).verifier.name == "math"
+
+
+def test_an_evaluation_does_not_depend_on_columns_that_nobody_reads(tmp_path):
+    file = write(tmp_path, {"question": "3+4", "answer": "7", "note": "x"})
+    config = compose_config(expand([f"data={file}", "model=toy", "profile=cpu", "verifier=toy"]))
+    config.data.eval_path = config.data.path
+    plan = SimpleNamespace(config=config, context=None)
+    assert [prompt.problem.meta for prompt in _prompts(plan, build_tokenizer())] == [{}]
 
 
 def test_choices_stay_choices_and_bring_their_verifier(tmp_path):
