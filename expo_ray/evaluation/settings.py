@@ -15,7 +15,7 @@ from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import defaults, facts_of, value_of
 from expo_ray.config.schema import Config, DataConfig
 from expo_ray.data.formats import FORMATS, read_records
-from expo_ray.data.records import with_preset
+from expo_ray.data.records import QUESTIONS, USUAL, with_preset
 from expo_ray.files import write_whole
 from expo_ray.messages import Prompt
 from expo_ray.preflight.estimate import sequences_at_once
@@ -102,7 +102,7 @@ def expand(arguments: list[str]) -> list[str]:
         key, equals, value = argument.partition("=")
         path = Path(value).expanduser()
         if key == "data" and equals and value not in groups()["data"] and _names_a_file(path):
-            implied += _keys_of(path)
+            implied += _keys_of(path, arguments)
         elif key == "model" and equals and value not in groups()["model"] and path.is_dir():
             implied.append(f"model.path={_quoted(path)}")
         else:
@@ -115,10 +115,13 @@ def _names_a_file(path: Path) -> bool:
     return path.exists() or any(suffix in FORMATS for suffix in path.suffixes) or len(path.parts) > 1
 
 
-def _keys_of(file: Path) -> list[str]:
-    """The overrides for a file, by the columns of its first record (data.preset=auto)."""
+def _keys_of(file: Path, arguments: list[str]) -> list[str]:
+    """The overrides for a file, by the columns of its first record (data.preset=auto) and the keys that were given."""
     first = next(read_records(str(file), "data"))
-    taken, _ = with_preset(DataConfig(name="file", preset="auto"), first)
+    given = dict(argument.removeprefix("data.").split("=", 1) for argument in arguments if "=" in argument)
+    chosen: dict[str, Any] = {key: given[key] for key in USUAL if key in given}
+    preset = given["preset"] if given.get("preset") in ("none", *QUESTIONS) else "auto"
+    taken, _ = with_preset(DataConfig(name="file", preset=preset, **chosen), first)
     return [
         "data=file",
         f"data.path={_quoted(file)}",

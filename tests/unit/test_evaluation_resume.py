@@ -12,6 +12,7 @@ from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config
 from expo_ray.data.formats import read_records
 from expo_ray.data.records import fingerprint, with_preset
+from expo_ray.data.sources import Problems
 from expo_ray.evaluate import _prompts
 from expo_ray.evaluation.evaluator import summarise
 from expo_ray.evaluation.samples import SampleFile
@@ -208,6 +209,15 @@ def test_what_is_written_wins_over_what_is_implied(tmp_path):
     assert composed.rollout.max_completion_tokens == 40
     assert composed.run_name == "mine"
     assert compose_config(expand(["data=toy", "verifier=math", "profile=cpu"])).verifier.name == "math"
+
+
+def test_a_bare_file_may_have_any_columns_if_the_keys_are_given(tmp_path):
+    file = write(tmp_path, {"q": "1+1?", "a": "1+1\n#### 2"})
+    keys = ["data.question_key=q", "data.answer_key=a", "data.answer_from=hashes"]
+    config = compose_config(expand([f"data={file}", *keys, "model=toy", "profile=cpu"]))
+    assert config.verifier.name == "gsm8k"
+    config.data.eval_path = config.data.path
+    assert [p.answers for p in Problems(config.data, 0).held_out] == [("2",)]
 
 
 def test_an_evaluation_does_not_depend_on_columns_that_nobody_reads(tmp_path):
