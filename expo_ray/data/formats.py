@@ -145,6 +145,8 @@ def read_data_set(name: str, config: str | None, split: str, key: str) -> Iterat
                 if split not in found:
                     raise ValueError(f"it has the splits {', '.join(found)}")
                 found = found[split]
+            elif split:  # training and held-out problems would be the same
+                raise ValueError(f"it has no splits, so give data.path={name}")
         else:
             found = load_dataset(name, config, split=split or "train")
         number = 0

@@ -147,6 +147,9 @@ def test_saved_data_sets_and_a_local_folder_as_hub(tmp_path):
     rows = Dataset.from_list(RECORDS)
     rows.save_to_disk(str(tmp_path / "saved"))
     assert pairs(load(tmp_path / "saved")) == EXPECTED
+    for held_out in (False, True):  # both would be the whole of it
+        with pytest.raises(DataError, match=r"cannot be loaded \(it has no splits, so give data.path="):
+            load(None, held_out, hub=str(tmp_path / "saved"))
     rows.select([2, 0]).save_to_disk(str(tmp_path / "chosen"))  # with an index beside its rows
     assert pairs(load(tmp_path / "chosen")) == [EXPECTED[2], EXPECTED[0]]
     DatasetDict(train=rows, test=rows.select([1])).save_to_disk(str(tmp_path / "both"))
