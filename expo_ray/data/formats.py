@@ -239,7 +239,7 @@ def _object(line: str | bytes, where: str) -> dict[str, Any]:
         value = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8 text ({error}): give {KINDS}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise DataError(f"{where} is not JSON ({error}): write one JSON object per line") from error
     if not isinstance(value, dict):
         raise DataError(f"{where} is not a JSON object but {type(value).__name__}: write one JSON object per line")

@@ -297,6 +297,7 @@ REFUSED = {
     "an empty question": ("a.csv", "question,answer\n,2\n", "line 2: key 'question' is not a text, or is empty"),
     "other columns": ("a.csv", "question;answer\n1;2\n", r"line 2 lacks .* \(it has: question;answer\)"),
     "no records": ("a.json", "[]", "is empty"),
+    "a number without end": ("a.jsonl", f'{LINES}{{"question": "?", "answer": {"1" * 5000}}}', "line 4 is not JSON"),
     "two lists": ("a.json", '{"a": [{"x": 1}], "b": [{"x": 1}]}', r"holds several lists of records \(a, b\)"),
     "a number": ("a.json", "5", "is int, not an array of JSON objects"),
     "texts": ("a.json", '["x"]', "record 1 is not a JSON object but str"),
