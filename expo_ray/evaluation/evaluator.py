@@ -103,13 +103,14 @@ def summarise(groups: list[Group], samples: int, task: str = "math") -> Evaluati
     Args:
         groups: one for each problem.
         samples: completions in each group.
-        task: name of the verifier task, by which answers count as the same vote (majority@k).
+        task: verifier task of problems that name none, by which answers count as the same vote (majority@k).
     """
     return Evaluation(samples, groups, [_scored(group, task) for group in groups])
 
 
 def _scored(group: Group, task: str) -> ProblemScores:
-    return score_problem(samples_of(group), task, group.rollout.prompt.problem.source)
+    problem = group.rollout.prompt.problem
+    return score_problem(samples_of(group), problem.task or task, problem.source)
 
 
 def _parts(scored: list[ProblemScores], names: list[str]) -> dict[str, Scores]:

@@ -58,10 +58,10 @@ class SampleFile:
         """Scores all samples, reading one problem at a time.
 
         Args:
-            task: name of the verifier task, by which answers count as the same vote.
+            task: verifier task of problems that name none, by which answers count as the same vote.
         """
-        pairs = zip(self.prompts, self._problems(), strict=True)
-        return Evaluation(self.samples, [], [score_problem(of, task, p.problem.source) for p, of in pairs])
+        pairs = zip((prompt.problem for prompt in self.prompts), self._problems(), strict=True)
+        return Evaluation(self.samples, [], [score_problem(of, p.task or task, p.source) for p, of in pairs])
 
     def pass_rates(self, evaluation: Evaluation) -> list[dict[str, Any]]:
         """The lines of pass_rates.jsonl: how often each problem was solved, for `data.pass_rates`."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,16 @@ def whole(tmp_path):
     file = SampleFile(tmp_path / "whole.jsonl", PROMPTS, SAMPLES, CHUNK)
     fill(file)
     return file
+
+
+def test_answers_are_the_same_vote_by_their_own_problems_task(tmp_path):
+    asked = prompt("p")
+    asked = replace(asked, problem=replace(asked.problem, task="math"))
+    mixed = [graded(asked, [right("1/2"), right("0.5"), wrong("3"), wrong("3")])]
+    file = SampleFile(tmp_path / "mixed.jsonl", [asked], 4, 1)
+    file.append(mixed)
+    for found in (summarise(mixed, 4, "choice"), file.evaluation("choice")):
+        assert found.scored[0].majority_at_k[-1] == 0.5  # two votes each
 
 
 def test_chunks_hold_all_prompts_once(whole):
