@@ -56,7 +56,7 @@ def calls(monkeypatch) -> Counter:
 
     count(checks, "check_config", "checks")
     count(sources, "read_records", "problem files")
-    count(model_folder, "_read_config", "config.json")
+    count(model_folder, "read_config", "config.json")
     return found
 
 

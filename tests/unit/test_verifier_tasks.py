@@ -2,7 +2,8 @@
 
 import pytest
 
-from expo_ray.rewards.python_tests import BadTests, tests_of
+from expo_ray.rewards import python_tests
+from expo_ray.rewards.python_tests import BadTests
 from expo_ray.verifier.tasks import MathTask, Task, make_task, task_problem
 
 
@@ -151,7 +152,7 @@ def test_import_path_finds_the_built_in_class() -> None:
 def test_asserts_that_nothing_runs_are_refused(test: str, entry: dict) -> None:
     """Any code would pass such tests."""
     with pytest.raises(BadTests, match="nothing calls"):
-        tests_of("", {"test": test, **entry})
+        python_tests.tests_of("", {"test": test, **entry})
 
 
 def test_asserts_that_run_are_taken() -> None:
@@ -164,7 +165,7 @@ def test_asserts_that_run_are_taken() -> None:
         "if f(1) != 2:\n    raise AssertionError('assert')",
         f"{check}\ncheck(f)",
     ):
-        assert tests_of("", {"test": test}) == [test]
-    assert tests_of("", {"test": check, "entry_point": "f"}) == [check]
+        assert python_tests.tests_of("", {"test": test}) == [test]
+    assert python_tests.tests_of("", {"test": check, "entry_point": "f"}) == [check]
     with pytest.raises(BadTests, match="nothing calls"):
-        tests_of("", {"test": check})
+        python_tests.tests_of("", {"test": check})
