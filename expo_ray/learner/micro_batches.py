@@ -225,4 +225,4 @@ def _starts(lengths: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, np.int64))
+    return torch.from_numpy(np.array(array, np.int64))
