@@ -23,7 +23,7 @@ from typing import Any
 
 import expo_ray
 from bench.gpu import machine, parts, pipeline
-from bench.gpu.setting import Setting, end_owned, owned, told
+from bench.gpu.setting import Setting, end_owned, figures_in, owned
 from expo_ray.files import write_whole
 
 Work = Callable[[Setting, float], None]
@@ -152,7 +152,7 @@ def _run(setting: Setting, name: str, bound: float, figures: dict[str, dict[str,
                 code = child.wait(timeout=LOOK_S)
             except subprocess.TimeoutExpired:
                 code = "time" if time.monotonic() - began > bound else None
-            figures[name] = {"code": code, "seconds": round(time.monotonic() - began, 1), **told(_text(log))}
+            figures[name] = {"code": code, "seconds": round(time.monotonic() - began, 1), **figures_in(_text(log))}
             _write(setting, figures)
         end_owned(owner)
         child.wait()

@@ -57,7 +57,7 @@ def tell(**figures: object) -> None:
     print(MARK + json.dumps(figures), flush=True)
 
 
-def told(text: str) -> dict[str, Any]:
+def figures_in(text: str) -> dict[str, Any]:
     """All figures in a stage's output; the last one of a name counts."""
     found: dict[str, Any] = {}
     for line in text.splitlines():

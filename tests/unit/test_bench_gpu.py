@@ -20,7 +20,7 @@ from torch.nn.attention import varlen
 from bench.gpu import __main__ as runner
 from bench.gpu import machine, parts, pipeline
 from bench.gpu.coin import Coin
-from bench.gpu.setting import MARK, OWNER, Setting, end_owned, owned, told
+from bench.gpu.setting import MARK, OWNER, Setting, end_owned, figures_in, owned
 from expo_ray.config.compose import compose_config
 from expo_ray.messages import Completion, Rollout
 from expo_ray.preflight.values import check_config
@@ -118,7 +118,7 @@ def test_eager_follows_where_the_compiled_pipeline_did_not_get_to_its_proof(sett
 
 
 def test_a_cut_line_of_figures_is_left_out(capsys):
-    assert told(f'x\n{MARK}{{"a": 1}}\n{MARK}{{"b": ') == {"a": 1}
+    assert figures_in(f'x\n{MARK}{{"a": 1}}\n{MARK}{{"b": ') == {"a": 1}
     assert "cut off" in capsys.readouterr().err
 
 
@@ -229,7 +229,7 @@ def test_the_check_of_packed_attention_tells_a_right_kernel_from_a_wrong_one(mon
 
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     machine.packed_attention("cpu", torch.float32)
-    errors = told(capsys.readouterr().out)
+    errors = figures_in(capsys.readouterr().out)
     assert len(errors) == 8 and max(errors.values()) < 1e-5
 
     def without_sharing(query, key, *rest, **how):
@@ -237,7 +237,7 @@ def test_the_check_of_packed_attention_tells_a_right_kernel_from_a_wrong_one(mon
 
     monkeypatch.setattr(varlen, "varlen_attn", without_sharing)
     machine.packed_attention("cpu", torch.float32)
-    errors = told(capsys.readouterr().out)
+    errors = figures_in(capsys.readouterr().out)
     assert np.isnan(errors["varlen_shared_error"]) and errors["varlen_error"] < 1e-5
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     causal = False
@@ -321,7 +321,7 @@ def test_the_engines_stage_compares_with_bare_vllm_then_syncs_both_ways_and_comp
     monkeypatch.setattr("expo_ray.sync.sender.WeightSender", Sender)
     monkeypatch.setattr(parts, "measured_worker", lambda: FakeWorker)
     parts.engine(rehearsal, 60.0)
-    figures = told(capsys.readouterr().out)
+    figures = figures_in(capsys.readouterr().out)
     assert (
         figures["sampling1"]["tokens"] == 4 * 4 * 4 and figures["sampling1"]["bare_s"] == 0.5
     )  # prompts, samples, tokens
