@@ -22,6 +22,8 @@ MNT_DETACH, CAPABILITY_VERSION = 2, 0x20080522
 NOBODY = 65534
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 SECCOMP_MODE_FILTER, SECCOMP_ALLOW, SECCOMP_EPERM = 2, 0x7FFF0000, 0x00050000 | 1
+PROBE_S = 30
+"""Bound on finding out whether a layer of isolation can be had."""
 ITEMS_OF_CPU = 100
 """CPU time that a process has in its life, in limits of one item; it retires at half of it."""
 
@@ -200,10 +202,12 @@ def _no_socket(*_args: object, **_kwargs: object) -> None:
 
 
 def _succeeds(action: Callable[[], bool]) -> bool:
-    """Whether an action succeeds, found out in a process of its own."""
+    """Whether an action succeeds within PROBE_S, found out in a process of its own."""
     pid = os.fork()
     if pid == 0:
         failed = True
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(PROBE_S)  # ends this process, and with it the wait below
         try:
             failed = not action()
         finally:

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,3 +153,8 @@ def test_a_gap_is_said(layers: list[str], gap: str | None) -> None:
     assert sandbox.gap(layers) == gap
     text = plan_text(replace(make_plan(compose_config([])), gap=sandbox.gap(layers)))
     assert text.count("ISOLATION") == bool(gap)
+
+
+def test_finding_out_what_can_be_had_has_a_bound(monkeypatch):
+    monkeypatch.setattr(sandbox, "PROBE_S", 1)
+    assert not sandbox._succeeds(lambda: bool(time.sleep(60)) or True)
