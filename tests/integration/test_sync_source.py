@@ -108,7 +108,9 @@ def test_after_a_round_that_broke_what_it_had_loaded_is_forgotten():
         apply_model=calls.append,
     )
     worker = WeightReceiver()
-    worker.engine = SimpleNamespace(llm=llm, pause=lambda: None)
+    worker.engine = SimpleNamespace(
+        llm=llm, pause=lambda: None, take_stream=lambda: None, finish_computing=lambda: None
+    )
     worker.start_weight_update()
     assert calls == ["start"]
     worker.start_weight_update()  # the round before was never finished

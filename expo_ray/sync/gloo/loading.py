@@ -285,6 +285,8 @@ def direct_loader(model: torch.nn.Module) -> DirectLoader | None:
         for leaf, parameter in layer._parameters.items():
             if parameter is None:
                 continue
+            if parameter.device.type == "meta":
+                return None  # a reload that broke left it without memory, which the next reload allocates
             rows = _rows(layer, parameter)
             owner, _, own = path.rpartition(".")
             stems = [f"{owner}.{part}" for part in mapping[own]] if own in mapping else [path]
