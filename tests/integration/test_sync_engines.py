@@ -195,7 +195,7 @@ def test_without_mending_the_tied_head_stays_old(
     engine = engines["rollout-0"]
     call(one, "load", paths["tied"], 1)
     call(one, "connect", {"rollout-0": engine})
-    call(one, "train", 1)
+    call(one, "train", 9)  # to weights that no test before has sent
     ray.get(engine.load_through.remote(reload=True, mended=False), timeout=WAIT_S)
     with pytest.raises(SyncProofFailed, match="rollout-0 does not hold the learner's weights"):
         sync_and_prove(one, {"rollout-0": engine}, 1)
