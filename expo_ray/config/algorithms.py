@@ -4,10 +4,9 @@ A name is either a key of `ALGORITHMS` or the path of a class outside the packag
 (docs/algorithms/your_own.md). Both are loaded the same way, when they are first asked for.
 """
 
-import importlib
 from typing import Literal
 
-from expo_ray.config.errors import ConfigError, did_you_mean
+from expo_ray.config.errors import ConfigError, did_you_mean, import_own
 from expo_ray.config.schema import Config
 
 ALGORITHMS = {
@@ -70,11 +69,7 @@ def algorithm_class(name: str) -> type[AlgorithmFacts]:
             f"algo.name={name} is not an algorithm{did_you_mean(name, ALGORITHMS)} "
             f"(choices: {', '.join(ALGORITHMS)}, or package.module:Class)"
         )
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:  # whatever a user's module raises while it is imported
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConfigError(f"algo={name}: {module} cannot be imported from the working directory ({reason})") from error
+    found = import_own(module, f"algo={name}")
     cls = getattr(found, attribute, None)
     if cls is None:
         raise ConfigError(

@@ -6,7 +6,6 @@ A function's parameters are filled by their names, so that its signature alone s
 
 import asyncio
 import ctypes
-import importlib
 import inspect
 import json
 import math
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from expo_ray.config.errors import ConfigError, did_you_mean
+from expo_ray.config.errors import ConfigError, did_you_mean, import_own
 from expo_ray.config.schema import Config, DataConfig, RewardConfig, VerifierConfig
 from expo_ray.messages import Outcome, Problem, Verdict
 from expo_ray.verifier import wire
@@ -145,11 +144,7 @@ def load(name: str) -> RewardFunction:
             f"{where} is neither '{VERIFIER}' nor module:function: write my_file:accuracy for the function accuracy in "
             "my_file.py of the working directory"
         )
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:  # whatever a user's module raises while it is imported
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConfigError(f"{where}: {module} cannot be imported from the working directory ({reason})") from error
+    found = import_own(module, where)
     call = getattr(found, attribute, None)
     if not callable(call):
         raise ConfigError(
