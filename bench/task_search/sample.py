@@ -1,0 +1,82 @@
+"""Samples both prompts of every problem with vLLM alone, so that it runs wherever vLLM does."""
+
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+def sample(
+    model: str, prompts: Path, out: Path, free: int, conditioned: int, tokens: int, problems: int, seconds: float
+) -> None:
+    """Writes each problem's samples at temperature 1, task-level by task-level; what `out` already has is kept.
+
+    Args:
+        model: a Hugging Face folder.
+        prompts: the file of `prompts`.
+        out: gets a line for each problem.
+        free: completions of the free prompt.
+        conditioned: completions of the answer-conditioned prompt.
+        tokens: most new tokens of a completion.
+        problems: problems of each level; 0: all.
+        seconds: no further level begins after this time.
+    """
+    began = time.monotonic()
+    rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    done = {json.loads(line)["id"] for line in out.read_text("utf-8").splitlines()} if out.exists() else set()
+    llm = _engine(model, max(len(ids) for row in rows for ids in (row["free_ids"], row["conditioned_ids"])) + tokens)
+    for (task, level), of_level in itertools.groupby(rows, lambda row: (row["task"], row["level"])):
+        chosen = [row for row in list(of_level)[: problems or None] if row["id"] not in done]
+        if not chosen or time.monotonic() - began > seconds:
+            continue
+        start = time.monotonic()
+        found = [
+            {"id": row["id"], "free": of_free, "conditioned": of_conditioned}
+            for row, of_free, of_conditioned in zip(
+                chosen,
+                _samples(llm, chosen, "free_ids", free, tokens),
+                _samples(llm, chosen, "conditioned_ids", conditioned, tokens),
+                strict=True,
+            )
+        ]
+        with out.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in found)
+        print(f"{task}/{level}: {len(chosen)} problems in {time.monotonic() - start:.1f} s", flush=True)
+
+
+def _engine(model: str, context: int) -> Any:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    import torch
+    import vllm
+
+    on_card = torch.cuda.is_available()
+    return vllm.LLM(
+        model=model,
+        dtype="bfloat16" if on_card else "float32",
+        enforce_eager=True,
+        max_model_len=context,
+        max_num_seqs=512 if on_card else 128,
+        seed=0,
+        generation_config="vllm",
+        disable_log_stats=True,
+        **({} if on_card else {"distributed_executor_backend": "uni"}),
+    )
+
+
+def _samples(llm: Any, rows: list[dict[str, Any]], key: str, count: int, tokens: int) -> list[list[dict[str, Any]]]:
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(n=count, temperature=1.0, max_tokens=tokens, stop_token_ids=row["stop_ids"]) for row in rows
+    ]
+    outputs = llm.generate([{"prompt_token_ids": row[key]} for row in rows], params, use_tqdm=False)
+    return [
+        [
+            {"text": each.text, "tokens": len(each.token_ids), "stopped": each.finish_reason == "stop"}
+            for each in output.outputs
+        ]
+        for output in outputs
+    ]

@@ -1,0 +1,99 @@
+"""The search for a task: made problems against their own statements, grading, and the table's arithmetic."""
+
+import json
+import random
+import re
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from bench.task_search.__main__ import main
+from bench.task_search.grade import Graded, table, wilson
+from bench.task_search.levels import LEVELS
+from bench.task_search.made import MAKERS, subset_sum
+from expo_ray.verifier.tasks import make_task
+
+MADE = [level for level in LEVELS if level.task in MAKERS]
+
+
+@pytest.mark.parametrize("level", MADE, ids=lambda level: level.name)
+def test_made_solutions_check_the_answer_and_are_graded_as_right(level):
+    task = make_task("math", {"name": "math"})
+    problems = level.problems(40, seed=3)
+    assert len({problem.question for problem in problems}) == len(problems)
+    for problem in problems:
+        for left, right in re.findall(r"([\d*+^ -]*\d) = (\d+(?: [*+] \d+)*)(?![\d*+])", problem.solution):
+            assert eval(left.replace("^", "**")) == eval(right), problem.solution
+        said = task.extract(problem.solution)
+        assert said is not None and task.grade(said, problem.answers[0], {})[0]
+
+
+def test_a_subset_is_the_only_one_with_its_sum():
+    for seed in range(20):
+        question, answer, _ = subset_sum(random.Random(seed), 9, 3)
+        *numbers, wanted = map(int, re.findall(r"\d+", question.split("numbers")[1]))
+        fitting = [set(of) for of in combinations(numbers, 3) if sum(of) == wanted]
+        assert fitting == [set(map(int, answer.split(", ")))]
+
+
+def test_the_problems_of_a_level_follow_from_the_seed():
+    for level in MADE[0], LEVELS[-1]:
+        assert level.problems(3, seed=1) == level.problems(5, seed=1)[:3] != level.problems(3, seed=2)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 40), (1, 40), (20, 40), (40, 40), (7, 9)])
+def test_the_interval_is_wilsons(right, count):
+    wanted = binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson(right / count, count) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+
+
+def graded(free: list[list[bool]], told: list[list[tuple[bool, bool, bool]]]) -> list[Graded]:
+    """Samples of one level: right or not of each free one; right, stopped and leaking of each explanation."""
+    found = []
+    for index, (of_free, of_told) in enumerate(zip(free, told, strict=True)):
+        row = {"id": str(index), "task": "made", "level": 2}
+        found += [Graded(row, "free", "", 10, True, right, None) for right in of_free]
+        found += [
+            Graded(row, "conditioned", "", 30, s, r, "the answer is given" if leaks else None)
+            for r, s, leaks in of_told
+        ]
+    return found
+
+
+def test_the_table_counts_what_a_run_could_train_on():
+    explained = [(True, True, False), (True, True, True), (True, False, False), (False, True, False)]
+    cells = table(graded([[False] * 8] * 24 + [[True] + [False] * 7], [explained] * 25)).splitlines()[-1].split(" | ")
+    assert cells[:2] == ["| made/2", "25"]
+    assert [cell.split()[0] for cell in cells[2:6]] == ["0.01", "0.04", "0.75", "0.25"]
+    assert cells[6:] == ["0.25", "0.25", "30", "told |"]
+
+
+def test_a_level_that_is_solved_freely_does_not_qualify():
+    told = [[(True, True, False)]] * 10
+    assert table(graded([[False] * 8] * 10, told)).endswith("| told, usable |")
+    assert table(graded([[False] * 8] * 9 + [[False] * 7 + [True]], told)).endswith("|  |")
+
+
+def test_samples_are_graded_by_the_task_of_their_problem(tmp_path: Path, capsys):
+    gym = next(level for level in LEVELS if level.name == "countdown/1").problems(1, seed=0)[0]
+    made = MADE[0].problems(1, seed=0)[0]
+    prompts, samples = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
+    for uid, problem in (("a", gym), ("b", made)):
+        row = {
+            "id": uid, "task": problem.kind, "level": problem.level, "verifier": problem.task,
+            "question": problem.question, "answer": problem.answers[0], "meta": problem.meta,
+        }  # fmt: skip
+        texts = [f"\\boxed{{{problem.answers[0]}}}", f"The given answer is {problem.answers[0]}.", "\\boxed{1+1}"]
+        drawn = [{"text": text, "tokens": 9, "stopped": True} for text in texts]
+        with prompts.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        with samples.open("a") as file:
+            file.write(json.dumps({"id": uid, "free": drawn[2:], "conditioned": drawn}) + "\n")
+    assert main(["grade", "--prompts", str(prompts), "--samples", str(samples)]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [[cells[0], cells[2][:4], cells[4][:4], cells[5][:4], cells[6]] for cells in rows] == [
+        ["| countdown/1", "0.00", "0.67", "0.33", "0.33"],
+        ["| factors/1", "0.00", "0.67", "0.33", "0.33"],
+    ]
