@@ -18,7 +18,7 @@ FloatArray = NDArray[np.float32]
 Outcome = Literal["correct", "wrong", "no_answer", "timeout", "error"]
 """The verifier's result for one answer; `timeout` and `error` do not count as `wrong` (see expo_ray.verifier)."""
 
-Term = Literal["policy", "sft", "chosen", "rejected", "conditioned"]
+Term = Literal["policy", "sft", "chosen", "rejected", "conditioned", "distill"]
 """The part of an objective that a training sample belongs to (see expo_ray.algorithms)."""
 
 
@@ -135,6 +135,16 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Likeliest:
+    """The k likeliest next tokens at each of T places, most likely first, under the policy that scored them."""
+
+    ids: IntArray
+    """[T, k]"""
+    logprobs: FloatArray
+    """[T, k] nats"""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingSample:
     """One token sequence of the update: `prompt_ids` is context, each id of `completion_ids` is scored."""
 
@@ -145,6 +155,10 @@ class TrainingSample:
     """Factor on the loss of each of its tokens. It includes the batch-wide normaliser, so that the sum is the same
     however the batch is cut into micro-batches and ranks."""
     advantage: float = 0.0
+    token_advantages: FloatArray | None = None
+    """[T] takes the place of `advantage`, token by token; zeros leave tokens out of the policy term."""
+    teacher: Likeliest | None = None
+    """What a teacher would write at each of its T places, to be distilled; k is the same in the whole batch."""
     rollout_logprobs: FloatArray | None = None
     """[T] from the engine; None if the term has no importance ratio."""
     unit: int = -1

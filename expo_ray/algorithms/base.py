@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 from expo_ray.algorithms.explanations import Restate
 from expo_ray.algorithms.properties import SampleProperties
@@ -12,16 +12,28 @@ from expo_ray.algorithms.rewards import has_signal
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.algorithms import AlgorithmFacts
 from expo_ray.config.schema import AlgoConfig, Config
-from expo_ray.messages import FloatArray, Group, IntArray, Prompt, Term, TrainingBatch
+from expo_ray.messages import FloatArray, Group, IntArray, Likeliest, Prompt, Term, TrainingBatch
 
 Properties = list[list[SampleProperties]]
 """For each group, one entry for each of its explanations, in their order."""
 
 
 class Score(Protocol):
-    """`(context ids, scored ids)` pairs -> their tokens' log-probabilities under the policy, in nats."""
+    """`(context ids, scored ids)` pairs -> what the learners' policy makes of them, in nats; a single call for many.
 
-    def __call__(self, sequences: list[tuple[IntArray, IntArray]], temperature: float = 1.0) -> list[FloatArray]: ...
+    [T] log-probabilities of each pair's scored ids; with `likeliest` k > 0 the k likeliest tokens in the place of each.
+    `reference`: under the reference policy, instead of the current one (`Algorithm.scores_reference`).
+    """
+
+    @overload
+    def __call__(
+        self, sequences: list[tuple[IntArray, IntArray]], temperature: float = 1.0, reference: bool = False
+    ) -> list[FloatArray]: ...
+
+    @overload
+    def __call__(
+        self, sequences: list[tuple[IntArray, IntArray]], temperature: float, reference: bool, likeliest: int
+    ) -> list[Likeliest]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +63,19 @@ class Algorithm(AlgorithmFacts):
     empty: no reference policy is loaded."""
     stores_reference: bool = False
     """Whether samples usually bring that sum: the reference policy is loaded only when one of them does not."""
+    scores_reference: bool = False
+    """Whether the driver's instance scores with the reference policy, which is then loaded at the start."""
     needs_entropy: bool = False
     """Whether `loss` reads `PolicyTokens.entropy` at every step, without `algo.entropy_bonus`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.restate: Restate | None = None
+
+    @property
+    def loads_reference(self) -> bool:
+        """Whether the learners load the reference policy at the start."""
+        return self.scores_reference or (bool(self.reference_terms) and not self.stores_reference)
 
     def begin(self, inputs: Inputs) -> list[str]:
         """Hands the driver's instance the run's inputs, once, before any actor starts.

@@ -3,9 +3,10 @@
 The GRPO family's loss has a policy term, KL terms, an entropy bonus and the ExP-SFT term, summed over tokens:
 
     loss = - sum_policy w (c_t J_t - kl_coef k_t + entropy_bonus H_t)  -  sum_sft w log pi
-           + sum_conditioned w kl_conditioned_coef k_t
+           + sum_conditioned w kl_conditioned_coef k_t  +  sum_taught w distill_coef D_t
 
-w is the sample's weight, which holds the batch-wide normaliser (and beta, for the ExP-SFT term).
+w is the sample's weight, which holds the batch-wide normaliser (and beta, for the ExP-SFT term). Taught are the tokens
+of any sample that brings its teacher; D_t is `divergence`.
 """
 
 from __future__ import annotations
@@ -26,22 +27,26 @@ LOG_RATIO_BOUND = 20.0
 """Log ratios are clamped to [-20, 20] before exp, as in verl: float32 overflows at 88, and inf * 0 is NaN. Beyond the
 bound a ratio has no gradient; the tokens are counted."""
 
+SMALLEST_REST = 1e-6
+"""A smaller probability of all other tokens together counts as this one: in float32 it is rounding error."""
+
 Metrics = dict[str, "tuple[Tensor, Tensor]"]
 
 
 def grpo_loss(tokens: PolicyTokens, algo: AlgoConfig) -> LossOutput:
-    """Loss of a micro-batch of policy, sft and conditioned samples, in nats (see the module's docstring).
+    """Loss of a micro-batch of policy, sft, conditioned and distill samples, in nats (see the module's docstring).
 
     Raises ValueError for a sample of another term.
     """
-    unknown = set(tokens.term) - {"policy", "sft", "conditioned"}
+    unknown = set(tokens.term) - {"policy", "sft", "conditioned", "distill"}
     if unknown:
         raise ValueError(f"the GRPO loss has no term for samples of {sorted(unknown)}")
     policy, metrics = _policy_terms(tokens, algo)
     sft, sft_metrics = _sft_term(tokens)
     conditioned, conditioned_metrics = _conditioned_term(tokens, algo)
-    loss = policy + sft + conditioned
-    metrics |= sft_metrics | conditioned_metrics
+    distilled, distill_metrics = _distill_term(tokens, algo)
+    loss = policy + sft + conditioned + distilled
+    metrics |= sft_metrics | conditioned_metrics | distill_metrics
     metrics["loss/total"] = (loss.detach(), loss.new_zeros(()))
     return LossOutput(loss, metrics)
 
@@ -59,7 +64,7 @@ def _policy_terms(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metri
         algo.importance_correction,
         algo.importance_cap,
     )
-    result = surrogate(logprobs, old, tokens.advantage[sample], sample, len(tokens.term), algo)
+    result = surrogate(logprobs, old, tokens.advantage[chosen], sample, len(tokens.term), algo)
     policy = -(weight * factor * result.objective).sum()
     loss = policy
     count = chosen.sum()
@@ -213,6 +218,69 @@ def _conditioned_term(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, M
         "loss/kl_conditioned": (loss.detach(), loss.new_zeros(())),
         "kl/conditioned": (estimate.detach().sum(), chosen.sum()),
     }
+
+
+def _distill_term(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metrics]:
+    """sum w distill_coef D_t over the tokens that have a teacher."""
+    import torch
+
+    if tokens.teacher_logprobs is None or tokens.likely_logprobs is None:
+        return tokens.logprobs.sum() * 0.0, {}
+    taught = ~torch.isnan(tokens.teacher_logprobs[:, 0])
+    student, teacher = tokens.likely_logprobs[taught], tokens.teacher_logprobs[taught]
+    found, clipped = divergence(student, teacher, algo.distill_divergence, algo.distill_clip)
+    loss = algo.distill_coef * (tokens.weight[tokens.sample_of_token[taught]] * found).sum()
+    count = taught.sum()
+    return loss, {
+        "loss/distill": (loss.detach(), loss.new_zeros(())),
+        "distill/divergence": (found.detach().sum(), count),
+        "distill/clipped": (clipped.sum(), count),
+        "distill/teacher_mass": (teacher.exp().sum(), count),
+    }
+
+
+def divergence(student: Tensor, teacher: Tensor, kind: str, clip: float) -> tuple[Tensor, Tensor]:
+    """[N] divergence in nats, with gradient through `student`, and [N] the share of its entries that were clipped.
+
+    With q the policy's probabilities, p the teacher's, both of the teacher's k likeliest tokens and of all others
+    together as one more entry, and m = (p + q) / 2, the sum over the k + 1 entries of
+
+      reverse_kl   q log(q / p)
+      forward_kl   p log(p / q)
+      jsd          (p log(p / m) + q log(q / m)) / 2
+
+    If k is the size of the vocabulary, that is the divergence itself; otherwise it is a lower bound of it (the rest is
+    merged). With `clip` > 0 an entry counts at most `clip`, and one beyond it has no gradient (pointwise clipping,
+    OPSD, arXiv 2601.18734).
+
+    Args:
+        student: [N, k] log-probabilities of the teacher's k likeliest tokens, with gradient.
+        teacher: [N, k] the teacher's.
+        kind: algo.distill_divergence.
+        clip: algo.distill_clip; 0: off.
+    """
+    import torch
+
+    q, p = _with_rest(student), _with_rest(teacher)
+    if kind == "reverse_kl":
+        entries = q.exp() * (q - p)
+    elif kind == "forward_kl":
+        entries = p.exp() * (p - q)
+    else:
+        middle = torch.logaddexp(p, q) - torch.log(q.new_tensor(2.0))
+        entries = (p.exp() * (p - middle) + q.exp() * (q - middle)) / 2
+    clipped = entries.detach() > clip if clip else torch.zeros_like(entries, dtype=torch.bool)
+    if clip:
+        entries = entries.clamp(max=clip)
+    return entries.sum(-1), clipped.to(entries.dtype).mean(-1)
+
+
+def _with_rest(logprobs: Tensor) -> Tensor:
+    """[N, k + 1] the log-probability of all other tokens together as a last entry."""
+    import torch
+
+    rest = (1.0 - logprobs.exp().sum(-1, keepdim=True)).clamp(min=SMALLEST_REST)
+    return torch.cat([logprobs, rest.log()], dim=-1)
 
 
 def dpo_loss(tokens: PolicyTokens, dpo_beta: float) -> LossOutput:

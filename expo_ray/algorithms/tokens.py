@@ -40,13 +40,17 @@ class PolicyTokens:
     weight: Tensor
     """[S] TrainingSample.weight."""
     advantage: Tensor
-    """[S]"""
+    """[N] TrainingSample.token_advantages, or its sample's `advantage`."""
     unit: Tensor
     """[S] int64, TrainingSample.unit."""
     reference_sum: Tensor
     """[S] stored sum of the reference's log-probabilities; NaN if none is stored."""
     exact_logprobs: Tensor | None = None
     """[N] `old_logprobs` without dropout, which are compared with the engine's; None: they are the same."""
+    teacher_logprobs: Tensor | None = None
+    """[N, k] TrainingSample.teacher's; NaN for samples that have none; None if none of them has."""
+    likely_logprobs: Tensor | None = None
+    """[N, k] the current policy's at the ids of the teacher's k likeliest tokens, with gradient; None as above."""
 
 
 @dataclass(frozen=True, slots=True)

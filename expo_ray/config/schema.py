@@ -89,6 +89,13 @@ class AlgoConfig:
     dpo_refresh: str = key("online", "offline", "online", "iterative")  # offline: pairs made once, by the base model
     dpo_refresh_steps: int = key(8, at_least=1)  # dpo_refresh=iterative: pairs are made again every k steps
     dpo_pairs_path: str | None = key(None)  # dpo_refresh=offline: a file of stored pairs to use again
+    teacher: str = key("current", "current", "reference")  # weights of the teacher that is told more; reference: fixed
+    teacher_context: str = key("answer", "answer", "solution")  # what the teacher of opsd is told besides the question
+    distill_coef: float = key(1.0, at_least=0)  # weight of the distillation from the teacher
+    policy_coef: float = key(0.0, at_least=0)  # opsd, sdpo: weight of GRPO's policy term beside it; 1 is GRPO's own
+    distill_divergence: str = key("jsd", "jsd", "reverse_kl", "forward_kl", "sampled")  # sampled: an advantage a token
+    distill_top_k: int = key(100, at_least=1)  # tokens of the teacher's distribution that are compared one by one
+    distill_clip: float = key(0.0, at_least=0)  # bound on each token's entry in the divergence; 0: off
     properties_every: int = key(2, at_least=0, between_runs="measuring")  # measure both ExPO properties; 0: never
 
 

@@ -53,17 +53,19 @@ class LearnerGroup:
         tokens = sum(len(sample.completion_ids) for sample in batch.samples)
         return UpdateReport(metric_means(merge_metrics(answers)), tokens, time.monotonic() - began)
 
-    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]], temperature: float = 1.0) -> list[np.ndarray]:
-        """Log-probabilities under the current policy of `(context ids, scored ids)` pairs.
-
-        Returns:
-            For each pair [T] float32 nats.
-        """
+    def score(
+        self,
+        sequences: list[tuple[np.ndarray, np.ndarray]],
+        temperature: float = 1.0,
+        reference: bool = False,
+        likeliest: int = 0,
+    ) -> list[Any]:
+        """Log-probabilities of `(context ids, scored ids)` pairs: see `algorithms.base.Score`."""
         if not sequences:
             return []
-        found: dict[int, np.ndarray] = {}
-        shares = self.all("score", f"scoring {len(sequences)} sequences", ray.put(sequences), temperature)
-        for share in shares:
+        found: dict[int, Any] = {}
+        what = f"scoring {len(sequences)} sequences"
+        for share in self.all("score", what, ray.put(sequences), temperature, reference, likeliest):
             found.update(share)
         return [found[i] for i in range(len(sequences))]
 

@@ -68,10 +68,10 @@ class AdaptersOffReference:
 
     @torch.no_grad()
     def __call__(
-        self, layout: Layout, temperature: float, entropy: Entropy, most_scored: int
+        self, layout: Layout, temperature: float, entropy: Entropy, most_scored: int, likeliest: int = 0
     ) -> tuple[Tensor, Tensor | None]:
         with adapters_off(self.lm):
-            return self.engine(layout, temperature, entropy, most_scored)
+            return self.engine(layout, temperature, entropy, most_scored, likeliest)
 
 
 def merged_entries(lm: Any) -> list[Entry]:

@@ -128,7 +128,7 @@ class Layout:
     position_ids: Tensor  # [B, L] int64
     rows: Tensor  # [N] row of the hidden state that predicts each scored token
     columns: Tensor  # [N] its column: one before the token
-    targets: Tensor  # [N] the scored token ids
+    targets: Tensor  # [N] the scored token ids, or [N, 1 + k] with further ids to score in each one's place
     sample_of_token: Tensor  # [N] index of the sequence in [0, S)
     starts: Tensor | None = None  # [S + 1] int32: where each sequence of a packed row begins, and the row's length
     longest: int = 0  # tokens of the longest sequence of a packed row

@@ -43,7 +43,7 @@ class TokenScorer(nn.Module):
         self.token_scores: Callable[..., tuple[Tensor, Tensor | None]] = token_scores
 
     def forward(
-        self, layout: Layout, temperature: float, entropy: Entropy, most_scored: int
+        self, layout: Layout, temperature: float, entropy: Entropy, most_scored: int, likeliest: int = 0
     ) -> tuple[Tensor, Tensor | None]:
         """Scores a micro-batch.
 
@@ -53,9 +53,11 @@ class TokenScorer(nn.Module):
             entropy: whether the entropy is computed, and with a gradient.
             most_scored: the largest N of any rank in this round. Every rank makes as many chunks as this needs,
                 because at ZeRO-3 each use of the output layer is a collective call.
+            likeliest: k > 0: finds the k likeliest tokens in each place instead of scoring the targets.
 
         Returns:
-            [N] log-probabilities and [N] entropies, or None in their place, both float32 nats.
+            Log-probabilities in the shape of the targets and [N] entropies, or None in their place, both float32 nats.
+            With `likeliest`: [N, k] log-probabilities and [N, k] ids; k is at most the size of the vocabulary.
         """
         decoder, packed = self.lm.base_model, {}
         if layout.starts is not None and self.lm.config._attn_implementation == VARLEN:
@@ -67,6 +69,9 @@ class TokenScorer(nn.Module):
         picked = hidden.last_hidden_state[layout.rows, layout.columns]
         count = max(1, -(-max(most_scored, len(picked)) // self.chunk_tokens))
         chunks = list(zip(picked.tensor_split(count), layout.targets.tensor_split(count), strict=True))
+        if likeliest:
+            found = [self._likeliest(h, temperature, likeliest) for h, _ in chunks]
+            return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
         again = len(chunks) > 1 and torch.is_grad_enabled()
         scored = [
             checkpoint(self._score, h, t, temperature, entropy, use_reentrant=False)
@@ -82,11 +87,18 @@ class TokenScorer(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         return self.token_scores(self.lm.get_output_embeddings()(hidden), targets, temperature, entropy)
 
+    def _likeliest(self, hidden: Tensor, temperature: float, count: int) -> tuple[Tensor, Tensor]:
+        log_softmax = (self.lm.get_output_embeddings()(hidden).float() / temperature).log_softmax(-1)
+        found = log_softmax.topk(min(count, log_softmax.shape[-1]), dim=-1)
+        return found.values, found.indices
+
 
 def token_scores(logits: Tensor, targets: Tensor, temperature: float, entropy: Entropy) -> tuple[Tensor, Tensor | None]:
-    """[N] log-probabilities of the targets, and [N] entropies if asked for, of logits [N, V]; in float32 nats."""
+    """Log-probabilities of targets [N] or [N, C] in their shape, and [N] entropies if asked for, of logits [N, V]; in
+    float32 nats."""
     log_softmax = (logits.float() / temperature).log_softmax(-1)
-    logprobs = log_softmax.gather(-1, targets[:, None])[:, 0]
+    wanted = targets[:, None] if targets.ndim == 1 else targets
+    logprobs = log_softmax.gather(-1, wanted).reshape(targets.shape)
     if entropy == "none":
         return logprobs, None
     source = log_softmax if entropy == "gradient" else log_softmax.detach()

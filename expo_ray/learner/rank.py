@@ -86,8 +86,8 @@ class LearnerRank(ActorProcess):
         algorithm = make_algorithm(config)
         self.engine, self.lm = load_policy(config)
         self.writer = BackgroundWriter.install(self.engine)
-        load = partial(load_reference, config, self.engine, self.lm) if algorithm.reference_terms else None
-        reference = load() if load is not None and not algorithm.stores_reference else None
+        load = partial(load_reference, config, self.engine, self.lm)
+        reference = load() if algorithm.loads_reference else None
         self.updater = Updater(config, algorithm, self.engine, reference, self.rank, self.ranks, load)
         bucket = config.sync.bucket_mib << 20
         entries = None
@@ -128,10 +128,16 @@ class LearnerRank(ActorProcess):
         self._yield_card()
         return sums | {"update/learning_rate": (rate, 1.0)}
 
-    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]], temperature: float = 1.0) -> dict[int, np.ndarray]:
-        """Log-probabilities of this rank's share of `(context ids, scored ids)` pairs."""
+    def score(
+        self,
+        sequences: list[tuple[np.ndarray, np.ndarray]],
+        temperature: float = 1.0,
+        reference: bool = False,
+        likeliest: int = 0,
+    ) -> dict[int, Any]:
+        """Log-probabilities of this rank's share of `(context ids, scored ids)` pairs (Updater.score)."""
         with span("score", sequences=len(sequences)):
-            found = self.updater.score(sequences, temperature)
+            found = self.updater.score(sequences, temperature, reference, likeliest)
         self._yield_card()
         return found
 

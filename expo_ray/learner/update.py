@@ -1,7 +1,7 @@
 """One update of the policy: score, sum the algorithm's losses over micro-batches, take the optimizer step."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from expo_ray.algorithms.base import Algorithm
 from expo_ray.algorithms.tokens import MetricSums, PolicyTokens, merge_metrics
 from expo_ray.config.schema import Config, LearnerConfig
 from expo_ray.learner.micro_batches import Entropy, Layout, deal, lay_out, most_scored, shortest_unit
-from expo_ray.messages import TrainingBatch, TrainingSample
+from expo_ray.messages import Likeliest, TrainingBatch, TrainingSample
 from expo_ray.runtime.spans import span
 
 
@@ -61,7 +61,7 @@ class Updater:
             is loaded only when a sample needs it.
         rank: this rank.
         ranks: number of ranks.
-        load_reference: loads it then; a collective call.
+        load_reference: loads it then; a collective call. Anything may ask to be scored by it (`score`).
     """
 
     def __init__(
@@ -127,10 +127,11 @@ class Updater:
         for number, cut in enumerate(shares[self.rank]):
             chosen = cut or spare
             places = [chosen.index(i) for i in compared[self.rank][number]]
-            layout = self._layout([samples[i] for i in chosen])
-            found.append(
-                MicroBatch([samples[i] for i in chosen], layout, most[number], not cut, places, most_compared[number])
-            )
+            mine = [samples[i] for i in chosen]
+            layout = self._layout(mine)
+            if (taught := _teacher_ids(mine)) is not None:
+                layout.targets = torch.cat([layout.targets[:, None], torch.from_numpy(taught).to(self.device)], dim=1)
+            found.append(MicroBatch(mine, layout, most[number], not cut, places, most_compared[number]))
         return found
 
     def accumulate(self, micro_batches: list[MicroBatch], measure_entropy: bool = True) -> MetricSums:
@@ -145,8 +146,7 @@ class Updater:
             entropy_is = "gradient"
         for index, micro in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            logprobs, entropy = self._score(self.engine, micro, entropy_is)
-            output = self.algorithm.loss(self._policy_tokens(micro, logprobs, entropy))
+            output = self.algorithm.loss(self._policy_tokens(micro, *self._score(self.engine, micro, entropy_is)))
             # DeepSpeed averages gradients over ranks, but the samples' weights are made for a sum.
             self.engine.backward(output.loss * (0.0 if micro.idle else self.ranks))
             if not micro.idle:
@@ -163,11 +163,23 @@ class Updater:
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if own is None else own
 
-    def score(self, sequences: list[tuple[np.ndarray, np.ndarray]], temperature: float = 1.0) -> dict[int, np.ndarray]:
+    def score(
+        self,
+        sequences: list[tuple[np.ndarray, np.ndarray]],
+        temperature: float = 1.0,
+        reference: bool = False,
+        likeliest: int = 0,
+    ) -> dict[int, Any]:
         """Log-probabilities of this rank's share of `(context ids, scored ids)` pairs.
 
+        Args:
+            sequences: those of all ranks.
+            temperature: the logits are divided by it.
+            reference: by the reference policy, which is loaded if it is not there, instead of the current one.
+            likeliest: k > 0: of the k likeliest tokens in each place instead of the scored ones.
+
         Returns:
-            Index of each sequence of the share -> [T] float32 nats.
+            Index of each sequence of the share -> [T] float32 nats, or its `Likeliest`.
         """
         lengths = [len(context) + len(ids) for context, ids in sequences]
         alone = [-1] * len(sequences)
@@ -175,16 +187,19 @@ class Updater:
         shortest = int(np.argmin(lengths))
         most = most_scored(shares, [len(ids) for _, ids in sequences], [shortest])
         self.engine.eval()
-        found: dict[int, np.ndarray] = {}
+        model = self._loaded_reference() if reference else self.engine
+        found: dict[int, Any] = {}
         for cut, most_of_round in zip(shares[self.rank], most, strict=True):
             chosen = cut or [shortest]
             layout = lay_out([sequences[i][0] for i in chosen], [sequences[i][1] for i in chosen], self.packed)
             with torch.no_grad():
-                logprobs, _ = self.engine(layout.to(self.device), temperature, "none", most_of_round)
-            values = logprobs.float().cpu().numpy()
-            ends = np.cumsum([len(sequences[i][1]) for i in chosen])
+                logprobs, ids = model(layout.to(self.device), temperature, "none", most_of_round, likeliest)
+            ends = np.cumsum([len(sequences[i][1]) for i in chosen])[:-1]
+            values: list[Any] = np.split(logprobs.float().cpu().numpy(), ends)
+            if ids is not None:
+                values = list(map(Likeliest, np.split(ids.int().cpu().numpy(), ends), values))
             if cut:
-                found.update(zip(chosen, np.split(values, ends[:-1]), strict=True))
+                found.update(zip(chosen, values, strict=True))
         return found
 
     def _layout(self, samples: list[TrainingSample]) -> Layout:
@@ -196,8 +211,8 @@ class Updater:
         """Computes the log-probabilities that stay fixed during the update: the reference policy's and, for several
         steps on one batch or with dropout, the policy's before the first of them, without dropout."""
         self.engine.eval()
-        if self.reference is None and self.load_reference is not None and any(m.compared for m in micro_batches):
-            self.reference = self.load_reference()
+        if self.load_reference is not None and any(m.compared for m in micro_batches):
+            self._loaded_reference()
         for micro in micro_batches:
             # Whether a model is called must not depend on this rank's samples: every call is a collective one.
             with torch.no_grad():
@@ -207,6 +222,12 @@ class Updater:
                     micro.old_logprobs = self._score(self.engine, micro, "none")[0]
                 elif self.drops_out:
                     micro.exact_logprobs = self._score(self.engine, micro, "none")[0]
+
+    def _loaded_reference(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        if self.reference is None:
+            assert self.load_reference is not None, "there is no reference policy to load"
+            self.reference = self.load_reference()
+        return self.reference
 
     def _reference_logprobs(self, reference: Callable[..., tuple[Tensor, Tensor | None]], micro: MicroBatch) -> Tensor:
         """[N] nats; 0 for samples whose term does not need them, which is most of a batch."""
@@ -219,10 +240,14 @@ class Updater:
 
     def _score(
         self, model: Callable[..., tuple[Tensor, Tensor | None]], micro: MicroBatch, entropy: Entropy
-    ) -> tuple[Tensor, Tensor | None]:
-        return model(micro.layout, self.config.rollout.temperature, entropy, micro.most_scored)
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """[N] log-probabilities, [N] entropies if asked for, and [N, k] log-probabilities at the teacher's ids."""
+        scored, entropies = model(micro.layout, self.config.rollout.temperature, entropy, micro.most_scored)
+        return (scored, entropies, None) if scored.ndim == 1 else (scored[:, 0], entropies, scored[:, 1:])
 
-    def _policy_tokens(self, micro: MicroBatch, logprobs: Tensor, entropy: Tensor | None) -> PolicyTokens:
+    def _policy_tokens(
+        self, micro: MicroBatch, logprobs: Tensor, entropy: Tensor | None, likely: Tensor | None
+    ) -> PolicyTokens:
         samples = micro.samples
         return PolicyTokens(
             logprobs=logprobs,
@@ -236,7 +261,9 @@ class Updater:
             sample_of_token=micro.layout.sample_of_token,
             term=[s.term for s in samples],
             weight=self._floats([s.weight for s in samples]),
-            advantage=self._floats([s.advantage for s in samples]),
+            advantage=self._floats(np.concatenate([_token_advantages(s) for s in samples])),
+            teacher_logprobs=None if likely is None else self._floats(_teacher_logprobs(samples, likely.shape[1])),
+            likely_logprobs=likely,
             unit=torch.tensor([s.unit for s in samples], dtype=torch.int64, device=self.device),
             reference_sum=self._floats(
                 [float("nan") if s.reference_logprob is None else s.reference_logprob for s in samples]
@@ -268,6 +295,36 @@ def _rollout_logprobs(samples: Iterable[TrainingSample]) -> np.ndarray:
     return np.concatenate(
         [
             np.full(len(s.completion_ids), np.nan, np.float32) if s.rollout_logprobs is None else s.rollout_logprobs
+            for s in samples
+        ]
+    )
+
+
+def _token_advantages(sample: TrainingSample) -> np.ndarray:
+    if sample.token_advantages is None:
+        return np.full(len(sample.completion_ids), sample.advantage, np.float32)
+    if len(sample.token_advantages) != len(sample.completion_ids):
+        raise ValueError(
+            f"a sample of {len(sample.completion_ids)} tokens has {len(sample.token_advantages)} token_advantages"
+        )
+    return sample.token_advantages
+
+
+def _teacher_ids(samples: Sequence[TrainingSample]) -> np.ndarray | None:
+    """[N, k] int64 ids of the teacher's likeliest tokens, 0 for samples without one; None if none has a teacher."""
+    widths = {s.teacher.ids.shape[1] for s in samples if s.teacher is not None}
+    if not widths:
+        return None
+    if len(widths) > 1:
+        raise ValueError(f"a micro-batch has teachers with {sorted(widths)} likeliest tokens; the number must be one")
+    blank = [np.zeros((len(s.completion_ids), *widths), np.int64) for s in samples]
+    return np.concatenate([b if s.teacher is None else s.teacher.ids for s, b in zip(samples, blank, strict=True)])
+
+
+def _teacher_logprobs(samples: Iterable[TrainingSample], width: int) -> np.ndarray:
+    return np.concatenate(
+        [
+            np.full((len(s.completion_ids), width), np.nan, np.float32) if s.teacher is None else s.teacher.logprobs
             for s in samples
         ]
     )

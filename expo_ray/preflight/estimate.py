@@ -79,7 +79,7 @@ def _update(config: Config, shape: ModelShape) -> float:
     samples = config.trainer.prompts_per_step * (completions_per_prompt(config) + targets_per_prompt(config))
     again = recomputes(config, shape, config.cluster.gpu_memory_gib)
     passes = 2 + (2 if config.model.lora.rank else 4) + (2 if again else 0)
-    if _needs_reference(config):
+    if make_algorithm(config).loads_reference:
         passes += 2  # the reference policy's forward pass
     return samples * _length(config) * passes * shape.parameters / _speed(config)
 
@@ -277,7 +277,7 @@ def _learner_parts(config: Config, shape: ModelShape) -> Parts:
         # From stage 2 on DeepSpeed accumulates in float32. Below, bfloat16 ones are copied to float32 for the step.
         before = size if size == 4 else size + 4 / (ranks if stage == 1 else 1)
         parts["gradients"] = trained * (4 / ranks if stage >= 2 else before) / GIB
-    if _needs_reference(config) and not config.model.lora.rank:
+    if make_algorithm(config).loads_reference and not config.model.lora.rank:
         parts["reference policy"] = shape.parameters * size / (ranks if stage == 3 else 1) / GIB
     if gpu and stage:
         # Two, so that one is filled while the other is reduced; at stage 3 one, which is kept.
@@ -296,11 +296,6 @@ def other_memory(name: str, config: Config) -> MemoryEstimate:
     """Memory of a verifier or a reward actor with its processes, or of the driver with Ray's own."""
     processes = {"verifier": 1 + config.verifier.processes, "reward": 2}.get(name, 1)
     return MemoryEstimate(host={"processes": processes * PROCESS_GIB[name]})
-
-
-def _needs_reference(config: Config) -> bool:
-    algorithm = make_algorithm(config)
-    return bool(algorithm.reference_terms) and not algorithm.stores_reference
 
 
 def _activations(config: Config, shape: ModelShape, recompute: bool) -> float:

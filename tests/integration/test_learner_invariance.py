@@ -15,7 +15,7 @@ from expo_ray.algorithms.tokens import PolicyTokens
 from expo_ray.config.resources import GIB
 from expo_ray.config.schema import Config
 from expo_ray.learner.rank import LearnerRank
-from expo_ray.messages import TrainingBatch, TrainingSample
+from expo_ray.messages import Likeliest, TrainingBatch, TrainingSample
 from expo_ray.preflight.estimate import CONTEXT_GIB, learner_memory, resting_gib
 from expo_ray.preflight.model_folder import model_shape
 from expo_ray.runtime.process import environment
@@ -89,13 +89,16 @@ def storages() -> dict[int, int]:
 
 
 def make_batch(seed: int = 0) -> TrainingBatch:
-    """Fifteen samples of very different lengths: policy with advantages, and SFT."""
+    """Fifteen samples of very different lengths: policy with an advantage or one for each token, and SFT. Six of both
+    have a teacher as well."""
     random = np.random.default_rng(seed)
     samples = []
     for index in range(15):
         prompt = random.integers(3, VOCABULARY, random.integers(1, 9)).astype(np.int32)
         completion = random.integers(3, VOCABULARY, random.integers(1, 40)).astype(np.int32)
         policy = index % 3 < 2
+        ids = np.argsort(random.random((len(completion), VOCABULARY)))[:, :3].astype(np.int32)
+        teacher = Likeliest(ids, np.log(random.dirichlet(np.ones(4), len(completion))[:, :3]).astype(np.float32))
         samples.append(
             TrainingSample(
                 prompt_ids=prompt,
@@ -103,6 +106,8 @@ def make_batch(seed: int = 0) -> TrainingBatch:
                 term="policy" if policy else "sft",
                 weight=1.0 / (15 * len(completion)),
                 advantage=float(random.normal()) if policy else 0.0,
+                token_advantages=random.normal(size=len(completion)).astype(np.float32) if index % 3 == 1 else None,
+                teacher=teacher if index % 3 == 0 or index == 2 else None,
                 rollout_logprobs=random.normal(-3, 0.1, len(completion)).astype(np.float32) if policy else None,
             )
         )
@@ -183,7 +188,13 @@ def reference_gradient(config: Config, batch: TrainingBatch) -> dict[str, np.nda
             sample_of_token=torch.zeros(len(logprobs), dtype=torch.int64),
             term=[sample.term],
             weight=torch.tensor([sample.weight]),
-            advantage=torch.tensor([sample.advantage]),
+            advantage=torch.full_like(logprobs.detach(), sample.advantage)
+            if sample.token_advantages is None
+            else torch.tensor(sample.token_advantages),
+            teacher_logprobs=None if sample.teacher is None else torch.tensor(sample.teacher.logprobs),
+            likely_logprobs=None
+            if sample.teacher is None
+            else log_softmax.gather(-1, torch.tensor(sample.teacher.ids.astype(np.int64))),
             unit=torch.tensor([-1]),
             reference_sum=torch.tensor([float("nan")]),
         )

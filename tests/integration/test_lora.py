@@ -296,7 +296,7 @@ def test_the_gradient_is_that_of_plain_peft(record):
             sample_of_token=torch.zeros(len(logprobs), dtype=torch.int64),
             term=[sample.term],
             weight=torch.tensor([sample.weight]),
-            advantage=torch.tensor([sample.advantage]),
+            advantage=torch.full_like(reference, sample.advantage),
             unit=torch.tensor([-1]),
             reference_sum=torch.tensor([float("nan")]),
         )

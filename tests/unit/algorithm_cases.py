@@ -76,15 +76,14 @@ class Arrays:
     reference: list[np.ndarray]
     term: list[Term]
     weight: np.ndarray
-    advantage: np.ndarray
+    advantage: list[np.ndarray]
     unit: np.ndarray
     reference_sum: np.ndarray
 
     def take(self, chosen: list[int]) -> "Arrays":
-        lists = {
-            k: [getattr(self, k)[i] for i in chosen] for k in ("logprobs", "entropy", "old", "rollout", "reference")
-        }
-        arrays = {k: getattr(self, k)[chosen] for k in ("weight", "advantage", "unit", "reference_sum")}
+        names = ("logprobs", "entropy", "old", "rollout", "reference", "advantage")
+        lists = {k: [getattr(self, k)[i] for i in chosen] for k in names}
+        arrays = {k: getattr(self, k)[chosen] for k in ("weight", "unit", "reference_sum")}
         return Arrays(**lists, **arrays, term=[self.term[i] for i in chosen])
 
     def tokens(self) -> PolicyTokens:
@@ -103,15 +102,15 @@ class Arrays:
             sample_of_token=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
             term=list(self.term),
             weight=torch.tensor(self.weight),
-            advantage=torch.tensor(self.advantage),
+            advantage=flat(self.advantage),
             unit=torch.tensor(self.unit),
             reference_sum=torch.tensor(self.reference_sum),
         )
 
 
 def random_arrays(terms: list[Term], seed: int = 0, spread: float = 0.5) -> Arrays:
-    """Samples of 1 to 9 tokens whose ratios fall inside and outside usual clip ranges. Only policy samples have
-    the engine's log-probabilities; units pair neighbours."""
+    """Samples of 1 to 9 tokens, each with an advantage, whose ratios fall inside and outside usual clip ranges. Only
+    policy samples have the engine's log-probabilities; units pair neighbours."""
     random = np.random.default_rng(seed)
     lengths = random.integers(1, 10, size=len(terms))
     current = [random.normal(-1.5, 0.5, n) for n in lengths]
@@ -125,7 +124,9 @@ def random_arrays(terms: list[Term], seed: int = 0, spread: float = 0.5) -> Arra
         reference=[c + random.normal(0, spread, len(c)) for c in current],
         term=list(terms),
         weight=random.uniform(0.01, 0.3, len(terms)),
-        advantage=np.array([random.normal() if t == "policy" else 0.0 for t in terms]),
+        advantage=[
+            random.normal(size=n) if t == "policy" else np.zeros(n) for n, t in zip(lengths, terms, strict=True)
+        ],
         unit=np.arange(len(terms)) // 2,
         reference_sum=np.full(len(terms), np.nan),
     )

@@ -34,7 +34,7 @@ def formula(batch: Arrays, algo, frozen: list[np.ndarray]) -> float:
 
 
 def objective(batch: Arrays, i: int, t: int, algo, frozen: list[np.ndarray]) -> float:
-    advantage, low, high = batch.advantage[i], 1 - algo.clip_low, 1 + algo.clip_high
+    advantage, low, high = batch.advantage[i][t], 1 - algo.clip_low, 1 + algo.clip_high
     if algo.policy_loss == "cispo":
         ratio = np.exp(frozen[i][t] - batch.old[i][t])
         return min(max(ratio, low), high) * advantage * batch.logprobs[i][t]
@@ -173,7 +173,7 @@ def test_first_update_has_ratio_one_and_no_clipping():
 def test_no_signal_leaves_only_the_sft_gradient():
     """Advantages 0, no KL: the gradient is minus the weight on sft tokens and exactly 0 elsewhere."""
     batch = random_arrays(TERMS, 7)
-    batch.advantage[:] = 0.0
+    batch.advantage = [np.zeros(len(values)) for values in batch.advantage]
     tokens = batch.tokens()
     grpo_loss(tokens, config_with().algo).loss.backward()
     weights = np.concatenate(
@@ -211,7 +211,7 @@ def test_a_log_ratio_beyond_float32_is_bounded_and_counted(policy_loss, advantag
         sample_of_token=torch.tensor([0, 0, 1, 1]),
         term=["policy", "policy"],
         weight=torch.tensor([0.25, 0.25]),
-        advantage=torch.tensor([advantage, advantage]),
+        advantage=torch.full((4,), advantage),
         unit=torch.tensor([-1, -1]),
         reference_sum=torch.full((2,), torch.nan),
     )

@@ -25,7 +25,7 @@ from expo_ray.learner.micro_batches import lay_out
 from expo_ray.learner.policy import DTYPES, VARLEN, TokenScorer, deepspeed_config, varlen_attention
 from expo_ray.learner.rank import LearnerRank
 from expo_ray.learner.update import Updater
-from expo_ray.messages import TrainingBatch, TrainingSample
+from expo_ray.messages import Likeliest, TrainingBatch, TrainingSample
 from expo_ray.preflight.estimate import learner_memory
 from expo_ray.preflight.model_folder import KNOWN
 from expo_ray.preflight.values import check_config
@@ -70,8 +70,19 @@ def batch(count: int = 9, step: int = 0) -> TrainingBatch:
         prompt, completion = (draw.integers(1, VOCABULARY, n).astype(np.int32) for n in draw.integers(1, 30, 2))
         term = "sft" if index % 4 == 3 else "policy"
         old = draw.normal(-3, 0.1, len(completion)).astype(np.float32) if term == "policy" else None
-        samples.append(TrainingSample(prompt, completion, term, 0.1 / len(completion), float(draw.normal()), old))
+        sample = TrainingSample(
+            prompt, completion, term, 0.1 / len(completion), float(draw.normal()), rollout_logprobs=old
+        )
+        samples.append(taught(sample, draw) if index % 3 == 0 else sample)
     return TrainingBatch(step, samples)
+
+
+def taught(sample: TrainingSample, draw: np.random.Generator) -> TrainingSample:
+    """The sample with a teacher's four likeliest tokens, and with an advantage for each token."""
+    tokens = len(sample.completion_ids)
+    ids = np.argsort(draw.random((tokens, VOCABULARY)))[:, :4].astype(np.int32)
+    teacher = Likeliest(ids, np.log(draw.dirichlet(np.ones(5), tokens)[:, :4]).astype(np.float32))
+    return replace(sample, teacher=teacher, token_advantages=draw.normal(size=tokens).astype(np.float32))
 
 
 def updated(lm, packed: bool, budget: int = 80, data: TrainingBatch | None = None, **algo):
