@@ -70,16 +70,27 @@ def rewards_differ(rewards: Sequence[float] | Rewards) -> bool:
     return bool(len(counted) > 1 and np.ptp(counted) > EQUAL_REWARDS)
 
 
-def group_advantages(rewards: Sequence[float] | Rewards, divide_by_std: bool) -> Rewards:
-    """[G] A_i = (R_i - mean) / std, or R_i - mean (Dr. GRPO). NaN stays NaN and does not enter mean and std.
+def group_advantages(rewards: Sequence[float] | Rewards, kind: str) -> Rewards:
+    """[G] advantages by `algo.advantage`. NaN stays NaN and does not count in G, mean and std.
 
-    std divides by G and has nothing added to it, as in the paper's formula. Equal rewards give exactly 0.
+    grpo     (R_i - mean) / std; std divides by G and has nothing added to it, as in the paper's formula
+    dr_grpo  R_i - mean                                          (Dr. GRPO, arXiv 2503.20783)
+    rloo     R_i - mean of the others' = G / (G - 1) (R_i - mean)  (arXiv 2402.14740)
+    maxrl    (R_i - mean) / mean                                 (MaxRL, arXiv 2602.02710)
+
+    Equal rewards give exactly 0. MaxRL is made for rewards of 0 and 1, whose mean is at least 1/G where they differ;
+    a smaller mean of other rewards counts as 1/G.
     """
     values = np.asarray(rewards, dtype=np.float64)
     if not rewards_differ(values):
         return np.where(np.isnan(values), np.nan, 0.0)
-    centred = values - np.nanmean(values)
-    return centred / np.nanstd(values) if divide_by_std else centred
+    mean, counted = np.nanmean(values), int((~np.isnan(values)).sum())
+    centred = values - mean
+    if kind == "rloo":
+        return centred * (counted / (counted - 1))
+    if kind == "maxrl":
+        return centred / max(mean, 1 / counted)
+    return centred if kind == "dr_grpo" else centred / np.nanstd(values)
 
 
 def has_signal(group: Group, config: Config) -> bool:
@@ -94,7 +105,7 @@ def has_signal(group: Group, config: Config) -> bool:
 def shaped_advantages(group: Group, config: Config) -> Rewards:
     """[G] advantages of the shaped rewards; exactly 0 in a group without signal, NaN for completions left out."""
     rewards = group_rewards(group, config) if has_signal(group, config) else total_rewards(group, config)
-    return group_advantages(rewards, config.algo.divide_by_std)
+    return group_advantages(rewards, config.algo.advantage)
 
 
 def counted_outcomes(verdicts: list[Verdict], config: Config) -> list[bool]:

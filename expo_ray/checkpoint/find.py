@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from expo_ray.checkpoint.manifest import MANIFEST, damage
 from expo_ray.checkpoint.state import DriverState, Identity
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.keys import as_settings, differences, facts_of, flat
+from expo_ray.config.keys import as_settings, differences, facts_of, flat, with_new_keys
 from expo_ray.config.schema import Config
 from expo_ray.files import read_summary
 from expo_ray.runtime.journal import owner_of
@@ -122,7 +122,7 @@ def _of_unfinished_neighbour(config: Config, run_folder: Path, identity: Identit
         other = file.parent
         if other == run_folder or read_summary(other).get("finished") or not checkpoints_in(other / "checkpoints"):
             continue
-        differing = _differing(flat(OmegaConf.to_container(OmegaConf.load(file))), mine)
+        differing = _differing(with_new_keys(flat(OmegaConf.to_container(OmegaConf.load(file)))), mine)
         if differing:
             report(f"{other} is skipped: it has other settings ({differing[0]}); trainer.resume={other} names it")
             continue

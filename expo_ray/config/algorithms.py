@@ -24,7 +24,7 @@ Explanations = Literal["none", "optional", "required"]
 
 ANY_KEYS = frozenset({"name", "updates_per_batch", "properties_every"})
 POLICY_KEYS = ANY_KEYS | {
-    "divide_by_std", "loss_normalisation", "policy_loss", "clip_low", "clip_high", "dual_clip", "kl_coef",
+    "advantage", "loss_normalisation", "policy_loss", "clip_low", "clip_high", "dual_clip", "kl_coef",
     "kl_estimator", "dynamic_sampling", "refill_rounds", "overlong_buffer_tokens", "overlong_penalty",
     "importance_correction", "importance_cap", "entropy_bonus",
 }  # fmt: skip

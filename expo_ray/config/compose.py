@@ -23,7 +23,7 @@ import expo_ray
 from expo_ray.config.algorithms import algorithm_class, group_choice
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.idle import idle_keys
-from expo_ray.config.keys import defaults
+from expo_ray.config.keys import REPLACED, defaults
 from expo_ray.config.resources import default_profile
 from expo_ray.config.schema import Config
 
@@ -223,6 +223,9 @@ def _check_override(override: Override) -> None:
         _check_choice(key, value)
     elif key in defaults():
         _check_type(override, value)
+    elif key in REPLACED:
+        new, values = REPLACED[key]
+        raise ConfigError(f"{key} is now {new}: use {new}={values.get(value, '/'.join(values.values()))}")
     else:
         known = [*defaults(), *groups()]
         # The leaf may be right and its parent wrong, as in steps=3.

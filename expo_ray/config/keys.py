@@ -15,6 +15,25 @@ OBJECTIVE = re.compile(r"pass@([1-9][0-9]*)/(all|[1-5]|\?)")
 """The form of `eval.objective`: one pass@k of a run's final evaluation."""
 
 
+REPLACED: dict[str, tuple[str, dict[Any, str]]] = {
+    "algo.divide_by_std": ("algo.advantage", {True: "grpo", False: "dr_grpo"})
+}
+"""Former keys: the key that has taken the place of each, and what its values are called there."""
+
+
+def with_new_keys(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a saved run, flat or nested, with the present key in place of each former one."""
+    found = dict(settings)
+    for old, (new, values) in REPLACED.items():
+        group, _, name = old.rpartition(".")
+        if old in found:
+            found[new] = values[found.pop(old)]
+        elif isinstance(inner := found.get(group), dict) and name in inner:
+            kept = {key: value for key, value in inner.items() if key != name}
+            found[group] = kept | {new.rpartition(".")[2]: values[inner[name]]}
+    return found
+
+
 @cache
 def defaults() -> dict[str, Any]:
     """Every key of the schema by its dotted name, with its default."""
@@ -63,6 +82,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
     A key that the schema did not have yet when `before` was saved counts as its default, or as what runs did then;
     another value is reported, since keeping the old one is not always allowed: the algorithm may not use the key.
     """
+    before = with_new_keys(before)
     added = {key: facts_of(key).formerly for key in defaults().keys() - before.keys()}
     before = defaults() | {key: value for key, value in added.items() if value is not None} | before
     refused: list[str] = []

@@ -68,7 +68,7 @@ class AlgoConfig:
     explanation_answer: str = key("gold", "gold", "own", formerly="own")  # whose answer a target q -> c~ -> a* ends in
     explanation_cut_off: str = key("drop", "drop", "keep", formerly="keep")  # explanations that met the length limit
     explanation_keep: str = key("all", "all", "likely", "rise", "both")  # which of several a prompt keeps
-    divide_by_std: bool = key(True)  # advantages divided by the group's standard deviation
+    advantage: str = key("grpo", "grpo", "dr_grpo", "rloo", "maxrl")  # grpo: over the group's std; maxrl: its mean
     loss_normalisation: str = key("sequence_mean", "token_mean", "sequence_mean", "dr_grpo")  # token_mean: DAPO's
     policy_loss: str = key("clip", "clip", "cispo", "gspo")  # gspo needs a clip range of about 3e-4 and 4e-4
     clip_low: float = key(0.2, at_least=0, at_most=1)  # the importance ratio is clipped below 1 - clip_low

@@ -141,6 +141,11 @@ def _combinations(config: Config) -> Iterator[str]:
             f"trainer.async_steps={config.trainer.async_steps} trains on samples of older weights, which "
             "algo.importance_correction=none does not correct: use algo.importance_correction=truncate"
         )
+    if algo.advantage == "maxrl" and config.verifier.reward_wrong < 0:
+        yield (
+            "algo.advantage=maxrl divides by the mean reward, which can be negative with "
+            f"verifier.reward_wrong={config.verifier.reward_wrong}: use verifier.reward_wrong=0"
+        )
     if algo.overlong_buffer_tokens >= rollout.max_completion_tokens:
         yield (
             f"algo.overlong_buffer_tokens={algo.overlong_buffer_tokens} must be below "

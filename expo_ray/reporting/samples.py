@@ -11,7 +11,7 @@ from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.base import Algorithm, Properties
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.config.errors import ConfigError, DataError
-from expo_ray.config.keys import defaults, facts_of, flat, value_of
+from expo_ray.config.keys import defaults, facts_of, flat, value_of, with_new_keys
 from expo_ray.config.schema import Config, VerifierConfig
 from expo_ray.files import JsonLines
 from expo_ray.messages import Completion, Group, IntArray, Outcome, Problem, Prompt, Rollout, Score, Verdict
@@ -27,7 +27,8 @@ NAN = float("nan")
 def config_of(loaded: Any) -> Config:
     """Converts a run's configuration to the schema: unknown keys are dropped, absent ones are what runs did then."""
     config = Config()
-    values = OmegaConf.to_container(loaded, resolve=False)
+    saved: Any = OmegaConf.to_container(loaded, resolve=False)
+    values = with_new_keys(saved)
     _fill(config, values)
     for key in defaults().keys() - flat(values).keys():
         if (then := facts_of(key).formerly) is not None:

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from expo_ray.checkpoint.find import newest_valid
 from expo_ray.config.compose import compose_config, parse_overrides, quoted
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.keys import as_settings, facts_of
+from expo_ray.config.keys import as_settings, facts_of, with_new_keys
 from expo_ray.config.schema import Config
 from expo_ray.files import read_summary
 
@@ -55,7 +55,8 @@ def _difference(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any,
 def _saved_settings(file: Path) -> dict[str, Any]:
     """Reads a saved configuration; keys that the schema has gained since have their defaults."""
     try:
-        merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
+        loaded: Any = OmegaConf.to_container(OmegaConf.load(file))
+        merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), with_new_keys(loaded)))
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

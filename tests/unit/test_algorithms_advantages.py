@@ -20,30 +20,44 @@ from expo_ray.algorithms.rewards import (
     shaped_advantages,
 )
 
+KINDS = ("grpo", "dr_grpo", "rloo", "maxrl")
 
-@given(st.lists(st.sampled_from([0.0, 1.0, 0.25, -0.5, None]), min_size=1, max_size=12), st.booleans())
-def test_advantages_equal_the_formula(rewards, divide):
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 0.25, -0.5, None]), min_size=1, max_size=12), st.sampled_from(KINDS))
+def test_advantages_equal_the_formula(rewards, kind):
     counted = [r for r in rewards if r is not None]
-    found = group_advantages([math.nan if r is None else r for r in rewards], divide)
+    found = group_advantages([math.nan if r is None else r for r in rewards], kind)
     for reward, advantage in zip(rewards, found, strict=True):
         if reward is None:
             assert math.isnan(advantage)
             continue
-        expected = reward - sum(counted) / len(counted)
-        deviation = statistics.pstdev(counted)
-        if divide:
+        mean, deviation = sum(counted) / len(counted), statistics.pstdev(counted)
+        expected = reward - mean
+        if kind == "grpo":
             expected = expected / deviation if deviation else 0.0
+        elif kind == "rloo" and len(counted) > 1:
+            expected = reward - (sum(counted) - reward) / (len(counted) - 1)
+        elif kind == "maxrl":
+            expected = expected / max(mean, 1 / len(counted))
         assert advantage == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("right", [1, 2, 3])
+def test_maxrl_weighs_a_prompt_by_one_over_its_pass_rate(right):
+    """K of 4 are right: a right one gets (1 - K/4) / (K/4), a wrong one -1 (arXiv 2602.02710)."""
+    found = group_advantages([1.0] * right + [0.0] * (4 - right), "maxrl")
+    np.testing.assert_allclose(found, [4 / right - 1] * right + [-1.0] * (4 - right), rtol=1e-12)
+
+
 @pytest.mark.parametrize("rewards", [[0.1] * 7, [1.0], [0.0, 0.0], [math.nan, 0.3, 0.3], [math.nan]])
-def test_equal_rewards_give_exactly_zero(rewards):
-    found = group_advantages(rewards, divide_by_std=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_rewards_give_exactly_zero(rewards, kind):
+    found = group_advantages(rewards, kind)
     assert all(a == 0.0 for a, r in zip(found, rewards, strict=True) if not math.isnan(r))
 
 
 def test_one_right_of_four():
-    found = group_advantages([1, 0, 0, 0], divide_by_std=True)
+    found = group_advantages([1, 0, 0, 0], "grpo")
     np.testing.assert_allclose(found, [math.sqrt(3), *[-1 / math.sqrt(3)] * 3], rtol=1e-12)
 
 

@@ -23,6 +23,8 @@ from expo_ray.data.sources import Problems
 from expo_ray.messages import Problem, Prompt
 from expo_ray.preflight.model_folder import generation_ends
 from expo_ray.prompts.loading import load_prompts, load_tokenizer, make_builder
+from expo_ray.reporting.samples import config_of
+from expo_ray.sweep.job import is_finished
 
 SAME = Identity("model", "prompts")
 
@@ -383,6 +385,28 @@ def test_a_key_that_this_version_lacks_is_refused_in_one_sentence(old_run, demo)
     with pytest.raises(ConfigError, match=r"algo\.gone: 3 -> None") as caught:
         find_checkpoint(config, old_run, identity, pytest.fail)
     assert "logging" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_that_another_has_replaced_counts_as_that_one(old_run, demo, tmp_path):
+    """algo.divide_by_std in a checkpoint, in a run's config.yaml and on the command line."""
+    config, identity = demo
+    checkpoint = old_run / "checkpoints" / "step_000002"
+    assert find_checkpoint(config, old_run, identity, pytest.fail) == checkpoint  # true there, grpo here
+    resettle(checkpoint, algo__divide_by_std=False)
+    with pytest.raises(ConfigError, match=r"algo\.advantage: dr_grpo -> grpo"):
+        find_checkpoint(config, old_run, identity, pytest.fail)
+    saved = OmegaConf.to_container(OmegaConf.structured(config))
+    del saved["algo"]["advantage"]
+    for old, new in ((True, "grpo"), (False, "dr_grpo")):
+        saved["algo"]["divide_by_std"] = old
+        OmegaConf.save(OmegaConf.create(saved), tmp_path / "config.yaml")
+        assert config_of(OmegaConf.load(tmp_path / "config.yaml")).algo.advantage == new
+        (tmp_path / "summary.json").write_text('{"finished": true}')
+        config.algo.advantage = new
+        assert is_finished(tmp_path, config)
+    config.algo.advantage = "grpo"
+    with pytest.raises(ConfigError, match=r"is now algo\.advantage: use algo\.advantage=dr_grpo"):
+        compose_config(["algo.divide_by_std=false"])
 
 
 HUB_SETTINGS = json.dumps({"eos_token_id": [1, 2], "temperature": 0.6, "do_sample": False})

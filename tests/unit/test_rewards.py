@@ -214,7 +214,7 @@ def with_rewards(functions: list[str], weights: list[float] = ()) -> Config:
 
 def test_the_total_is_the_weighted_sum_and_a_completion_without_a_value_is_left_out():
     config = with_rewards(["verifier", "brevity", "wait"], [1.0, 0.2, 0.0])
-    config.algo.divide_by_std = True
+    config.algo.advantage = "grpo"
     mine = scored(["correct", "wrong", "wrong", "timeout"], brevity=[0.5, None, -1.0, 1.0], wait=[None] * 4)
     assert np.allclose(total_rewards(mine, config), [1.0 + 0.2 * 0.5, np.nan, 0.2 * -1.0, np.nan], equal_nan=True)
     rewards = np.array([1.1, -0.2])
@@ -271,7 +271,7 @@ def test_the_report_repeats_the_advantages_from_the_samples():
     lines = json.loads(json.dumps([line | {"step": 0} for line in sample_lines([mine], None, config)]))
     uses, _ = Replay(config).uses(lines)
     found = [advantage for of in uses[:3] for term, advantage in of if term == "policy"]
-    expected = group_advantages([2.25, 0.125, np.nan], config.algo.divide_by_std)[:2]
+    expected = group_advantages([2.25, 0.125, np.nan], config.algo.advantage)[:2]
     assert found == pytest.approx(list(expected))
 
 
