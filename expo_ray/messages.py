@@ -18,8 +18,9 @@ FloatArray = NDArray[np.float32]
 Outcome = Literal["correct", "wrong", "no_answer", "timeout", "error"]
 """The verifier's result for one answer; `timeout` and `error` do not count as `wrong` (see expo_ray.verifier)."""
 
-Term = Literal["policy", "sft", "chosen", "rejected", "conditioned", "distill"]
-"""The part of an objective that a training sample belongs to (see expo_ray.algorithms)."""
+Term = str
+"""The part of an objective that a training sample belongs to: policy, sft, conditioned, distill (losses.grpo_loss),
+chosen, rejected (losses.dpo_loss), or one of the algorithm's own, which its `loss` knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,8 @@ class Group:
     explanation_verdicts: list[Verdict]
     scores: dict[str, list[Score]] = field(default_factory=dict)
     """Name in `reward.functions` -> what it gave for each free completion; without an entry for the verifier."""
+    guided: "Group | None" = None
+    """Further completions of the problem, after a prompt of their own that tells more (Algorithm.guide)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from expo_ray.algorithms.rewards import has_signal
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.algorithms import AlgorithmFacts
 from expo_ray.config.schema import AlgoConfig, Config
-from expo_ray.messages import FloatArray, Group, IntArray, Likeliest, Prompt, Term, TrainingBatch
+from expo_ray.messages import FloatArray, Group, IntArray, Likeliest, Prompt, RolloutRequest, Term, TrainingBatch
+from expo_ray.prompts.builder import PromptBuilder
 
 Properties = list[list[SampleProperties]]
 """For each group, one entry for each of its explanations, in their order."""
@@ -36,6 +37,10 @@ class Score(Protocol):
     ) -> list[Likeliest]: ...
 
 
+Sample = Callable[[list[RolloutRequest]], list[Group]]
+"""Samples and verifies further requests of a step; a group for each, in their order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a run starts from."""
@@ -48,6 +53,10 @@ class Inputs:
     """Token ids that end a completion."""
     decode: Callable[[list[int]], str]
     """Ids -> text without special tokens."""
+    builder: PromptBuilder | None = None
+    """Made the prompts; None where nothing is sampled."""
+    context: int = 0
+    """Tokens of prompt and completion that the engines have room for; 0: not known yet."""
 
 
 class Algorithm(AlgorithmFacts):
@@ -120,6 +129,22 @@ class Algorithm(AlgorithmFacts):
         """Whether choosing among the explanations sampled at `step` needs their properties (`explanation_keep`)."""
         several = self.config.rollout.explanations_per_prompt > 1
         return several and self.config.algo.explanation_keep != "all" and self.needs_explanations(step)
+
+    def guidance_tokens(self, prompts: list[Prompt]) -> int:
+        """How many tokens longer than these prompts a prompt of `guide` may be; the engines get the room for it, as far
+        as the model has it (`Inputs.context`)."""
+        return 0
+
+    def guide(self, groups: list[Group], step: int, sample: Sample) -> list[Group]:
+        """Samples more for groups with completions, after prompts that tell more than the question.
+
+        Called where completions are sampled, with `trainer.async_steps` in another thread than the rest: what it
+        decides may depend on the groups, and on nothing that later steps change.
+
+        Returns:
+            The groups in their order, some with `guided`.
+        """
+        return groups
 
     def has_signal(self, group: Group) -> bool:
         """Whether the policy term can learn from the group; `dynamic_sampling` drops or replaces those without."""

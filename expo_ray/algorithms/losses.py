@@ -33,12 +33,12 @@ SMALLEST_REST = 1e-6
 Metrics = dict[str, "tuple[Tensor, Tensor]"]
 
 
-def grpo_loss(tokens: PolicyTokens, algo: AlgoConfig) -> LossOutput:
+def grpo_loss(tokens: PolicyTokens, algo: AlgoConfig, own: frozenset[Term] = frozenset()) -> LossOutput:
     """Loss of a micro-batch of policy, sft, conditioned and distill samples, in nats (see the module's docstring).
 
-    Raises ValueError for a sample of another term.
+    `own` are terms of the algorithm's own, which it adds (`plus`). Raises ValueError for a sample of any other term.
     """
-    unknown = set(tokens.term) - {"policy", "sft", "conditioned", "distill"}
+    unknown = set(tokens.term) - {"policy", "sft", "conditioned", "distill"} - own
     if unknown:
         raise ValueError(f"the GRPO loss has no term for samples of {sorted(unknown)}")
     policy, metrics = _policy_terms(tokens, algo)
@@ -51,8 +51,16 @@ def grpo_loss(tokens: PolicyTokens, algo: AlgoConfig) -> LossOutput:
     return LossOutput(loss, metrics)
 
 
+def plus(output: LossOutput, name: str, loss: Tensor, metrics: Metrics) -> LossOutput:
+    """Adds a term of an algorithm's own to a loss, as `loss/<name>`, with its statistics."""
+    total = output.loss + loss
+    nothing = total.new_zeros(())
+    of_loss = {f"loss/{name}": (loss.detach(), nothing), "loss/total": (total.detach(), nothing)}
+    return LossOutput(total, output.metrics | metrics | of_loss)
+
+
 def _policy_terms(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metrics]:
-    chosen = _tokens_of(tokens, "policy")
+    chosen = tokens_of(tokens, "policy")
     sample = tokens.sample_of_token[chosen]
     logprobs, old = tokens.logprobs[chosen], tokens.old_logprobs[chosen]
     entropy, weight = None if tokens.entropy is None else tokens.entropy[chosen], tokens.weight[sample]
@@ -197,7 +205,7 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
 
 
 def _sft_term(tokens: PolicyTokens) -> tuple[Tensor, Metrics]:
-    chosen = _tokens_of(tokens, "sft")
+    chosen = tokens_of(tokens, "sft")
     logprobs = tokens.logprobs[chosen]
     loss = -(tokens.weight[tokens.sample_of_token[chosen]] * logprobs).sum()
     return loss, {
@@ -207,7 +215,7 @@ def _sft_term(tokens: PolicyTokens) -> tuple[Tensor, Metrics]:
 
 
 def _conditioned_term(tokens: PolicyTokens, algo: AlgoConfig) -> tuple[Tensor, Metrics]:
-    chosen = _tokens_of(tokens, "conditioned")
+    chosen = tokens_of(tokens, "conditioned")
     logprobs = tokens.logprobs[chosen]
     if not algo.kl_conditioned_coef:
         return logprobs.sum() * 0.0, {}
@@ -331,7 +339,7 @@ def _members(tokens: PolicyTokens) -> tuple[Tensor, Tensor]:
     return indices[:, 0], indices[:, 1]
 
 
-def _tokens_of(tokens: PolicyTokens, term: Term) -> Tensor:
+def tokens_of(tokens: PolicyTokens, term: Term) -> Tensor:
     """[N] bool: the tokens whose sample belongs to `term`."""
     import torch
 

@@ -51,6 +51,10 @@ class AlgorithmFacts:
     """Whether `rollout.explanations_per_prompt` counts (none: it is 0), and whether it may be 0."""
     needs_gold: bool = False
     """Trains on the data set's solutions."""
+    gold_in_group: bool = False
+    """The solution is a member of the group, so the other members' advantages depend on it."""
+    scores_batch: bool = False
+    """Its training batch depends on log-probabilities that the learners compute for it (`Algorithm.attach`)."""
     uses: frozenset[str] | None = None
     """Keys of `algo` that it uses; another one that is set is refused. None: not known, nothing is refused."""
     completions_for_scope_only: bool = False

@@ -17,6 +17,9 @@ from expo_ray.prompts.builder import PromptBuilder
 from expo_ray.rewards.functions import own_functions
 from expo_ray.rollout.requests import LengthBook, training_sampling
 
+GUIDED = 1000
+"""The seed's last number in the first of Algorithm.guide's rounds."""
+
 
 class Measurer:
     """Measures the properties of explanations that the paper names (section 3) with the current policy.
@@ -123,6 +126,16 @@ class Collector:
             record.merge_ahead(ahead)
 
     def _sample(
+        self, prompts: list[Prompt], free: bool, explained: bool, seed: tuple[int, ...], record: StepRecord
+    ) -> list[Group]:
+        groups = self._explained(prompts, free, explained, seed, record)
+        if not free:
+            return groups
+        rounds = itertools.count(GUIDED)
+        step = record.step
+        return self.algorithm.guide(groups, step, lambda more: self._verified(more, (*seed, next(rounds)), record))
+
+    def _explained(
         self, prompts: list[Prompt], free: bool, explained: bool, seed: tuple[int, ...], record: StepRecord
     ) -> list[Group]:
         if self.config.algo.explanation_scope == "every" or not free or not explained:

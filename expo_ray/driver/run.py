@@ -56,12 +56,14 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     training, heldout = load_prompts(config, builder, checked.problems, plan.context)
     ends = stop_ids(tokenizer, generation_ends(config.model.path))
     identity = identify(config.model.path, training, ends)
-    inputs = Inputs(identity.base_model, training, ends, builder.decode)
-    for sentence in make_algorithm(config).begin(inputs):
-        events.note("reused", sentence)
-    origin = find_checkpoint(config, run_folder, identity, partial(events.note, "skipped"))
+    algorithm = make_algorithm(config)
     context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
     check_context(plan, context)
+    context = min(context + algorithm.guidance_tokens(training), plan.context or sys.maxsize)
+    inputs = Inputs(identity.base_model, training, ends, builder.decode, builder, context)
+    for sentence in algorithm.begin(inputs):
+        events.note("reused", sentence)
+    origin = find_checkpoint(config, run_folder, identity, partial(events.note, "skipped"))
     keeper = warm or WarmActors()
     actors = keeper.take(plan, run_folder, context, ends, events)
     actors.rewards.chat = builder.style == "chat"

@@ -87,8 +87,11 @@ class Replay:
         if counts["free"] != free or counts["explanation"] != explained:
             return "not known: the group's samples are not all recorded"
         # Without a policy term it hangs on the gold solution whether a free completion was used at all.
-        if algorithm.needs_gold and not algorithm.needs_group and not counts["gold"]:
+        by_gold = algorithm.gold_in_group or (algorithm.needs_gold and not algorithm.needs_group)
+        if by_gold and not counts["gold"]:
             return "not known: the gold solution is recorded only where properties are measured"
+        if algorithm.scores_batch:
+            return "not known: it hangs on the learners' scores, which are not recorded"
         if algorithm.needs_properties(step) and _properties(lines) is None:
             return "not known: the choice needs properties, which are not recorded"
         return ""
