@@ -12,6 +12,7 @@ from expo_ray.config.schema import Config
 ALGORITHMS = {
     "grpo": "expo_ray.algorithms.grpo:Grpo",
     "sft_gt_grpo": "expo_ray.algorithms.exp_grpo:SftGtGrpo",
+    "luffy": "expo_ray.algorithms.luffy:Luffy",
     "exp_grpo": "expo_ray.algorithms.exp_grpo:ExpGrpo",
     "explanation_sft": "expo_ray.algorithms.exp_grpo:ExplanationSft",
     "dpo_gt": "expo_ray.algorithms.exp_dpo:DpoGt",

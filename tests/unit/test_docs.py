@@ -37,7 +37,8 @@ from tests.user_pages import WrittenFile, parse
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
 MEASURED = ("algorithms", "driver", "learner")
-GRPO_FAMILY = ("grpo", "exp_grpo", "sft_gt_grpo", "explanation_sft")
+OWN_TERMS = {"luffy": "expert"}
+GRPO_FAMILY = ("grpo", "exp_grpo", "sft_gt_grpo", "explanation_sft", *OWN_TERMS)
 PROPERTIES = SampleProperties(-1.0, -2.0, 0.5, 0.1)
 
 
@@ -73,6 +74,7 @@ def emitted() -> set[str]:
         names |= set(algorithm.training_batch(groups, step=0).metrics)
         names |= {f"ahead/{count}" for count in algorithm.collect(groups, step=0)}
         terms = ["policy", "sft", "conditioned"] if name in GRPO_FAMILY else ["chosen", "rejected"]
+        terms += [OWN_TERMS[name]] if name in OWN_TERMS else []
         losses = set(algorithm.loss(random_arrays(terms).tokens()).metrics)
         names |= losses
         if name in GRPO_FAMILY:

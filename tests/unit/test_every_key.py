@@ -22,7 +22,7 @@ from expo_ray.algorithms.base import Inputs
 from expo_ray.algorithms.pairs import Pair
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.algorithms.rewards import completion_reward
-from expo_ray.config.algorithms import ALGORITHMS
+from expo_ray.config.algorithms import ALGORITHMS, algorithm_class
 from expo_ray.config.compose import compose_config, derive, groups
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import defaults, facts_of, value_of
@@ -134,14 +134,12 @@ NOT_WALKED = {
 LISTED = {key: reason for reason, keys in NOT_WALKED.items() for key in keys}
 """Keys that the walk cannot see at work, each with the reason."""
 
+WITHOUT_EXPLANATIONS = [name for name in ALGORITHMS if algorithm_class(name).explanations == "none"]
 LISTED_FOR = {
-    ("rollout.explanations_per_prompt", "grpo"): "set to 0 for algorithms without explanations",
-    ("rollout.explanations_per_prompt", "sft_gt_grpo"): "set to 0 for algorithms without explanations",
-    ("rollout.explanations_per_prompt", "dpo_gt"): "set to 0 for algorithms without explanations",
-    (
-        "rollout.samples_per_prompt",
-        "explanation_sft",
-    ): "acts where explanation_scope needs completions (below)",
+    ("rollout.explanations_per_prompt", name): "set to 0 for algorithms without explanations"
+    for name in WITHOUT_EXPLANATIONS
+} | {
+    ("rollout.samples_per_prompt", "explanation_sft"): "acts where explanation_scope needs completions (below)",
 }
 
 
@@ -215,6 +213,7 @@ def steps(config) -> object:
 def loss(config) -> object:
     terms = {
         "grpo": ["policy"] * 8,
+        "luffy": ["policy"] * 6 + ["expert"] * 2,
         "sft_gt_grpo": ["policy"] * 6 + ["sft"] * 2,
         "exp_grpo": ["policy"] * 6 + ["sft", "conditioned"],
         "explanation_sft": ["sft", "conditioned"] * 4,

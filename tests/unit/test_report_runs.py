@@ -122,7 +122,7 @@ MEASURED = SampleProperties(-1.0, -2.0, 0.5, 0.1)
 
 
 @pytest.mark.parametrize("scope", ["every", "all_wrong"])
-@pytest.mark.parametrize("name", ["grpo", "exp_grpo", "sft_gt_grpo", "exp_dpo", "dpo_gt", "explanation_sft"])
+@pytest.mark.parametrize("name", ["grpo", "exp_grpo", "sft_gt_grpo", "luffy", "exp_dpo", "dpo_gt", "explanation_sft"])
 def test_uses_told_from_the_file_are_those_of_the_training_batch(name, scope):
     """The recorded lines of real groups, written and read as JSON, against the batch made from the groups."""
     config = Config()
