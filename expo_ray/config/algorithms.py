@@ -17,6 +17,9 @@ ALGORITHMS = {
     "explanation_sft": "expo_ray.algorithms.exp_grpo:ExplanationSft",
     "dpo_gt": "expo_ray.algorithms.exp_dpo:DpoGt",
     "exp_dpo": "expo_ray.algorithms.exp_dpo:ExpDpo",
+    "opsd": "expo_ray.algorithms.opsd:Opsd",
+    "sdpo": "expo_ray.algorithms.sdpo:Sdpo",
+    "hdpo": "expo_ray.algorithms.hdpo:Hdpo",
 }
 """The registry: `algo.name` -> class. Tables list the algorithms in this order, each baseline before its method."""
 
@@ -34,11 +37,12 @@ CHOICE_KEYS = ANY_KEYS | {
     "explanation_filter", "leak_filter", "explanation_keep", "explanation_answer", "explanation_cut_off",
 }  # fmt: skip
 EXPLANATION_KEYS = CHOICE_KEYS | {"explanation_refresh_steps", "kl_conditioned_coef", "kl_estimator"}
+TEACHER_KEYS = frozenset({"teacher", "distill_coef", "distill_divergence", "distill_top_k", "distill_clip"})
 DPO_KEYS = ANY_KEYS | {
     "dpo_beta", "dpo_refresh", "dpo_refresh_steps", "dpo_pairs_path", "explanation_scope", "explanation_threshold",
 }  # fmt: skip
 """Keys of `algo` by what they belong to: the policy term, the ExP-SFT term on any target, the targets made from
-explanations, explanations beside a policy, and DPO."""
+explanations, explanations beside a policy, distillation from a teacher, and DPO."""
 
 
 class AlgorithmFacts:

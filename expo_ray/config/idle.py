@@ -69,6 +69,11 @@ NEEDS = (
         "without algo.kl_coef or algo.kl_conditioned_coef",
     ),
     Need(
+        ("algo.distill_top_k",),
+        lambda c: c.algo.distill_divergence != "sampled",
+        "with algo.distill_divergence=sampled, which compares the sampled token alone",
+    ),
+    Need(
         ("algo.refill_rounds",),
         lambda c: c.algo.dynamic_sampling == "refill",
         "without algo.dynamic_sampling=refill",

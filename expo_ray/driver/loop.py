@@ -54,7 +54,8 @@ def train(run: Run) -> int:
             run.actors.rollouts.rest()
 
             properties = run.measurer.properties(groups, step, record)  # log pi(c|q), rise of log pi(a*|q,c)
-            batch = run.algorithm.training_batch(groups, step, properties)  # advantages; q -> c~ -> a*
+            with record.phase("batch"):
+                batch = run.algorithm.training_batch(groups, step, properties)  # advantages; q -> c~ -> a*
             with record.phase("update"):
                 update = learners.update(batch)
             check_mismatch(update, config)

@@ -80,6 +80,7 @@ def _setting_problems(config: Config, training: bool) -> Iterator[str]:
     yield from _lora(config)
     if training:
         yield from _sequence_clip(config)
+        yield from _teacher(config)
         yield from program_problems(config, [config.verifier.name])
         yield from _idle(config)
     yield from _run_folder(config)
@@ -214,6 +215,20 @@ def _idle(config: Config) -> Iterator[str]:
     for idle in idle_keys(config, algorithm_values(config.algo.name)):
         usual = "null" if idle.default is None else idle.default
         yield f"{idle.key}={idle.value} does nothing {idle.reason}: leave it out (or use {idle.key}={usual})"
+
+
+def _teacher(config: Config) -> Iterator[str]:
+    algo, uses = config.algo, algorithm_class(config.algo.name).uses or frozenset()
+    if "policy_coef" in uses and not algo.policy_coef and not algo.distill_coef:
+        yield (
+            f"algo={algo.name} with algo.distill_coef=0 and algo.policy_coef=0 trains on nothing: "
+            "use algo.policy_coef=1, which is GRPO"
+        )
+    if algo.name == "hdpo" and algo.distill_divergence == "sampled":
+        yield (
+            "algo.distill_divergence=sampled needs tokens of the policy's own, and algo=hdpo trains on its teacher's: "
+            "use algo.distill_divergence=jsd, or algo=exp_grpo, which raises those tokens' likelihood"
+        )
 
 
 def _sequence_clip(config: Config) -> Iterator[str]:

@@ -74,16 +74,31 @@ class PromptBuilder:
             for row, problem in enumerate(problems)
         ]
 
-    def messages(self, problem: Problem) -> tuple[Messages, Messages]:
+    def told(self, problems: Sequence[Problem], solutions: Sequence[str] | None = None) -> list[IntArray]:
+        """Returns each problem's prompt that shows its first answer, or one of these solutions in its place.
+
+        The toy task's prompt has room for an answer only: it shows the one that the solution ends in.
+        """
+        if not problems:
+            return []
+        shown: Sequence[str | None] = solutions or [None] * len(problems)
+        rows = [self.messages(problem, solution)[1] for problem, solution in zip(problems, shown, strict=True)]
+        return [_ids(row) for row in self._prompt_ids(rows)]
+
+    def messages(self, problem: Problem, solution: str | None = None) -> tuple[Messages, Messages]:
         """Returns the messages of the free and of the conditioned prompt; outside chat each has one, the whole text.
+
+        The conditioned prompt shows the problem's first answer, or `solution` in its place.
 
         A problem's own messages stay as they are. The request for a boxed answer becomes the system message, unless
         they have one, or name the answer's form (\\boxed or ####) in their question.
         """
         question, answer = problem.question, problem.answers[0]
         if self.style == "toy":
-            from expo_ray.world.running_totals import conditioned_prompt, free_prompt
+            from expo_ray.world.running_totals import ANSWER_END, ANSWER_MARK, conditioned_prompt, free_prompt
 
+            if solution is not None:
+                answer = solution.rpartition(ANSWER_MARK)[2].partition(ANSWER_END)[0]
             return [("user", free_prompt(question))], [("user", conditioned_prompt(question, answer))]
         templates = CHAT if self.style == "chat" else BASE
         before = list(problem.turns[:-1])
@@ -95,8 +110,9 @@ class PromptBuilder:
                 )
             question = "\n\n".join([*(text for _, text in before), question])
         instruction = instruction_for(problem.task) if problem.task else self.instruction
-        values = {"question": question, "answer": answer, "instruction": instruction}
-        free, conditioned = fill(templates.free, **values), fill(templates.conditioned, **values)
+        values = {"question": question, "answer": answer, "solution": solution or "", "instruction": instruction}
+        told = templates.conditioned if solution is None else templates.shown
+        free, conditioned = fill(templates.free, **values), fill(told, **values)
         if self.style == "base":
             return [("user", free)], [("user", conditioned)]
         own = any(role == "system" for role, _ in before) or (problem.turns and NAMES_FORM.search(question))

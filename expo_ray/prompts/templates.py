@@ -1,6 +1,6 @@
 """The texts of all prompts, and where a completion states its answer.
 
-`fill` inserts `{question}` and `{answer}` verbatim.
+`fill` inserts `{question}`, `{answer}` and `{solution}` verbatim.
 """
 
 import re
@@ -24,12 +24,20 @@ CONDITIONED_REQUEST = (
 )
 
 
+SOLUTION_REQUEST = (
+    "Here is a correct solution to this problem:\n\n{solution}\n\n"
+    "Understand each of its steps. Then solve the problem yourself, in your own words, without referring to it."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Templates:
     """The texts of one style, before any chat template is applied."""
 
     free: str
     conditioned: str
+    shown: str
+    """Shows a solution instead of the answer."""
     answer_lead: str
     """Text that introduces the answer at the end of a completion."""
     answer_tail: str
@@ -41,6 +49,7 @@ class Templates:
 CHAT = Templates(
     free="{question}",
     conditioned="{question}\n\n" + CONDITIONED_REQUEST,
+    shown="{question}\n\n" + SOLUTION_REQUEST,
     answer_lead="\n\nThe final answer is $\\boxed{",
     answer_tail="}",
     answer_close="$.",
@@ -48,6 +57,7 @@ CHAT = Templates(
 BASE = Templates(
     free="Problem:\n{question}\n\n{instruction}\n\nSolution:\n",
     conditioned="Problem:\n{question}\n\n{instruction} " + CONDITIONED_REQUEST + "\n\nSolution:\n",
+    shown="Problem:\n{question}\n\n{instruction} " + SOLUTION_REQUEST + "\n\nSolution:\n",
     answer_lead=CHAT.answer_lead,
     answer_tail=CHAT.answer_tail,
     answer_close=CHAT.answer_close,
@@ -61,7 +71,7 @@ def instruction_for(task: str) -> str:
 
 def fill(template: str, **values: str) -> str:
     """Replaces each `{name}` by its value, in a single pass: braces in a question or an answer have no effect."""
-    return re.sub(r"\{(question|answer|instruction)\}", lambda m: values[m.group(1)], template)
+    return re.sub(r"\{(question|answer|solution|instruction)\}", lambda m: values[m.group(1)], template)
 
 
 _STATEMENT = re.compile(r"(?i)\banswer(?:\s+\w+){0,3}?\s*(?:is|are|:|=)|####")

@@ -1,6 +1,7 @@
 """Hand-made groups and random micro-batches for the tests of the algorithms."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -129,4 +130,16 @@ def random_arrays(terms: list[Term], seed: int = 0, spread: float = 0.5) -> Arra
         ],
         unit=np.arange(len(terms)) // 2,
         reference_sum=np.full(len(terms), np.nan),
+    )
+
+
+def with_teacher(tokens: PolicyTokens, k: int = 3, seed: int = 2, taught: Sequence[int] | None = None) -> PolicyTokens:
+    """The micro-batch with a teacher for the samples in `taught`, or for all."""
+    random = np.random.default_rng(seed)
+    teacher, student = (np.log(random.dirichlet(np.ones(k + 1), len(tokens.logprobs))[:, :k]) for _ in range(2))
+    members = np.isin(tokens.sample_of_token.numpy(), range(len(tokens.term)) if taught is None else taught)
+    return replace(
+        tokens,
+        teacher_logprobs=torch.tensor(np.where(members[:, None], teacher, np.nan)),
+        likely_logprobs=torch.tensor(student, requires_grad=True),
     )

@@ -1,11 +1,9 @@
 """Distillation from a teacher's likeliest tokens, against float64 NumPy over the whole vocabulary, and its limits."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from algorithm_cases import config_with, random_arrays
+from algorithm_cases import config_with, random_arrays, with_teacher
 
 from expo_ray.algorithms.losses import SMALLEST_REST, divergence, grpo_loss
 from expo_ray.messages import Likeliest, TrainingSample
@@ -77,47 +75,36 @@ def test_a_teacher_that_is_told_nothing_gives_no_loss_and_no_gradient(kind, k):
     assert found.detach().abs().max() < 1e-6 and logits.grad.abs().max() < 2 * SMALLEST_REST
 
 
-def taught_tokens(seed: int = 2, k: int = 3):
-    """A micro-batch in which samples 0, 2 and 3 have a teacher."""
-    arrays = random_arrays(["policy", "policy", "distill", "sft"], seed)
-    tokens = arrays.tokens()
-    random = np.random.default_rng(seed)
-    lengths = [len(values) for values in arrays.logprobs]
-    p, q = (np.log(random.dirichlet(np.ones(k + 1), sum(lengths))[:, :k]) for _ in range(2))
-    taught = np.repeat([True, False, True, True], lengths)
-    student = torch.tensor(q, requires_grad=True)
-    return arrays, tokens, student, np.where(taught[:, None], p, np.nan)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_term_is_weighted_by_sample_and_coefficient_and_leaves_out_who_has_no_teacher(kind):
-    arrays, tokens, student, teacher = taught_tokens()
+    arrays = random_arrays(["policy", "policy", "distill", "sft"], 2)
+    plain = arrays.tokens()
+    tokens = with_teacher(plain, taught=[0, 2, 3])
     algo = config_with(distill_coef=0.3, distill_divergence=kind).algo
-    plain = grpo_loss(tokens, algo).loss.item()
-    with_teacher = replace(tokens, teacher_logprobs=torch.tensor(teacher), likely_logprobs=student)
-    output = grpo_loss(with_teacher, algo)
+    output = grpo_loss(tokens, algo)
+    teacher, student = np.exp(tokens.teacher_logprobs.numpy()), np.exp(tokens.likely_logprobs.detach().numpy())
     expected, place = 0.0, 0
     for i, values in enumerate(arrays.logprobs):
         for _ in values:
             if i != 1:
-                ps, qs = np.exp(teacher[place]), np.exp(student.detach().numpy()[place])
-                entries = zip([*ps, 1 - ps.sum()], [*qs, 1 - qs.sum()], strict=True)
-                expected += 0.3 * arrays.weight[i] * sum(entry(p, q, kind) for p, q in entries)
+                ps, qs = [*teacher[place], 1 - teacher[place].sum()], [*student[place], 1 - student[place].sum()]
+                entries = [entry(p, q, kind) for p, q in zip(ps, qs, strict=True)]
+                expected += 0.3 * arrays.weight[i] * sum(entries)
             place += 1
-    assert output.loss.item() - plain == pytest.approx(expected, rel=1e-9)
+    assert output.loss.item() - grpo_loss(plain, algo).loss.item() == pytest.approx(expected, rel=1e-9)
     output.loss.backward()
-    untaught = np.isnan(teacher[:, 0])
-    assert not student.grad[untaught].any() and student.grad[~untaught].abs().min() > 0
+    untaught, slopes = np.isnan(teacher[:, 0]), tokens.likely_logprobs.grad
+    assert not slopes[untaught].any() and slopes[~untaught].abs().min() > 0
     assert output.metrics["distill/divergence"][1].item() == (~untaught).sum()
 
 
 def test_no_weight_of_the_distillation_is_grpo():
-    _, tokens, student, teacher = taught_tokens()
-    algo = config_with(distill_coef=0.0).algo
-    taught = grpo_loss(replace(tokens, teacher_logprobs=torch.tensor(teacher), likely_logprobs=student), algo)
-    assert taught.loss.item() == grpo_loss(tokens, algo).loss.item()
-    taught.loss.backward()
-    assert not student.grad.any()
+    plain = random_arrays(["policy", "sft"], 3).tokens()
+    tokens, algo = with_teacher(plain), config_with(distill_coef=0.0).algo
+    output = grpo_loss(tokens, algo)
+    assert output.loss.item() == grpo_loss(plain, algo).loss.item()
+    output.loss.backward()
+    assert not tokens.likely_logprobs.grad.any()
 
 
 def test_samples_that_do_not_fit_are_refused():

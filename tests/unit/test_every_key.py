@@ -13,9 +13,10 @@ from dataclasses import asdict
 from functools import cache, reduce
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch._dynamo
-from algorithm_cases import completion, group, random_arrays, restate
+from algorithm_cases import completion, group, random_arrays, restate, with_teacher
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.base import Inputs
@@ -31,7 +32,7 @@ from expo_ray.data.stream import PromptStream
 from expo_ray.driver.groups import Collector
 from expo_ray.driver.record import StepRecord
 from expo_ray.learner.update import learning_rate
-from expo_ray.messages import Group, Rollout, Verdict
+from expo_ray.messages import Group, Likeliest, Rollout, Verdict
 from expo_ray.preflight.plan import plan_text
 from expo_ray.preflight.values import check_config
 from expo_ray.rollout.requests import LengthBook, evaluation_sampling, training_sampling
@@ -143,6 +144,9 @@ LISTED_FOR = {
 }
 
 
+TAUGHT = ("opsd", "sdpo", "hdpo")
+
+
 class Simulated:
     """Engines and verifiers of fixed behaviour: lengths, texts and verdicts follow from the problem's number."""
 
@@ -191,12 +195,27 @@ def measured(groups: list[Group]):
     ]
 
 
+def scored(sequences, temperature=1.0, reference=False, likeliest=0):
+    """What the learners say of a teacher: it depends on all that it is asked with."""
+    found = []
+    for context, ids in sequences:
+        start = -0.01 * (float(context.sum()) % 7) - temperature - 0.5 * reference
+        logprobs = start - 0.001 * (ids[:, None] % 5) - np.arange(1, max(likeliest, 1) + 1, dtype=np.float32)
+        found.append(Likeliest(np.tile(np.arange(likeliest), (len(ids), 1)), logprobs) if likeliest else logprobs[:, 0])
+    return found
+
+
+def told(problems, solutions=None):
+    return [np.array([1, 2, 40 + len(text), 3], np.int32) for text in solutions or [p.answers[0] for p in problems]]
+
+
 def steps(config) -> object:
     """Requests and training batches of a few steps over nine problems, two a step."""
     algorithm, actors = make_algorithm(config), Simulated()
-    algorithm.attach(None, None, restate)
+    algorithm.attach(None, scored, restate)
     prompts = [group([], uid=f"p{i}").rollout.prompt for i in range(9)]
-    algorithm.begin(Inputs("model", prompts, (0,), lambda ids: f"text {ids}"))
+    builder = SimpleNamespace(told=told)
+    algorithm.begin(Inputs("model", prompts, (0,), lambda ids: f"text {ids}", builder))
     algorithm._score_and_store = lambda: 0  # writes a file
     measurer = SimpleNamespace(for_choice=lambda found, *_: measured(found))
     stream = PromptStream(prompts, 2, seed=9)  # some steps need three rounds of refill
@@ -206,6 +225,8 @@ def steps(config) -> object:
         groups = collector.groups(step, StepRecord(step))
         batch = algorithm.training_batch(groups, step, measured(groups))
         batches += [(s.term, s.weight, s.advantage, s.unit, s.completion_ids.tolist()) for s in batch.samples]
+        batches += [(None if s.token_advantages is None else s.token_advantages.tolist()) for s in batch.samples]
+        batches += [s.teacher and (s.teacher.ids.tolist(), s.teacher.logprobs.tolist()) for s in batch.samples]
         batches.append(batch.beta)
     return actors.asked, batches, sorted(algorithm.reference_terms)
 
@@ -217,8 +238,13 @@ def loss(config) -> object:
         "sft_gt_grpo": ["policy"] * 6 + ["sft"] * 2,
         "exp_grpo": ["policy"] * 6 + ["sft", "conditioned"],
         "explanation_sft": ["sft", "conditioned"] * 4,
+        "opsd": ["policy"] * 8,
+        "sdpo": ["policy"] * 8,
+        "hdpo": ["policy"] * 6 + ["distill"] * 2,
     }.get(config.algo.name, ["chosen", "rejected"] * 4)
     tokens = random_arrays(terms, spread=1.0).tokens()
+    if config.algo.name in TAUGHT:
+        tokens = with_teacher(tokens)
     output = make_algorithm(config).loss(tokens)
     output.loss.backward()
     return float(output.loss.detach()), tokens.logprobs.grad.tolist()
@@ -399,7 +425,7 @@ def test_an_experiment_keeps_what_the_algorithms_page_promises(experiment, name)
     algo = compose_config([f"experiment={experiment}", f"algo={name}"]).algo
     toy = experiment in ("demo", "ladder")
     beta = {"exp_grpo": 0.04, "sft_gt_grpo": 0.04, "explanation_sft": 1.0}.get(name, 0.0)
-    filters = name == "explanation_sft" or (toy and name in ("exp_grpo", "exp_dpo"))
+    filters = name in ("explanation_sft", "hdpo") or (toy and name in ("exp_grpo", "exp_dpo"))
     conditioned = 1.0 if toy and name in ("exp_grpo", "explanation_sft") else 0.0
     assert (algo.beta, algo.explanation_filter, algo.kl_conditioned_coef) == (beta, filters, conditioned)
 

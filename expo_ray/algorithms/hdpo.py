@@ -1,0 +1,50 @@
+"""HDPO: GRPO, and where a whole group is wrong, its correct explanations, distilled (arXiv 2603.23871)."""
+
+from dataclasses import replace
+
+from expo_ray.algorithms.base import Properties
+from expo_ray.algorithms.explanations import in_scope, review_explanations, review_metrics, sft_samples
+from expo_ray.algorithms.grpo import Grpo
+from expo_ray.algorithms.opsd import Opsd
+from expo_ray.config.algorithms import CHOICE_KEYS, POLICY_KEYS, TEACHER_KEYS, Explanations
+from expo_ray.messages import Group, IntArray, TrainingBatch
+
+SCOPE_KEYS = {"explanation_scope", "explanation_threshold", "sft_reduction"}
+
+
+class Hdpo(Opsd):
+    """Hybrid distillation (docs/algorithms/hdpo.md): the teacher's own samples, which the policy learns to expect."""
+
+    label = "HDPO"
+    explanations: Explanations = "required"
+    uses = POLICY_KEYS | TEACHER_KEYS | (CHOICE_KEYS - {"explanation_answer"}) | SCOPE_KEYS
+
+    def explanations_ahead(self, step: int) -> int:
+        return 1 if self.config.algo.distill_coef else 0
+
+    def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
+        base = Grpo.training_batch(self, groups, step)
+        algo = self.config.algo
+        if not algo.distill_coef:
+            return base
+        reviews = [review_explanations(g, algo, properties[i] if properties else None) for i, g in enumerate(groups)]
+        scoped = [in_scope(group, self.config) for group in groups]
+        kept = [
+            [
+                e.token_ids
+                for e, review in zip(group.rollout.explanations, of_group, strict=True)
+                if wanted and review.kept
+            ]
+            for group, of_group, wanted in zip(groups, reviews, scoped, strict=True)
+        ]
+        samples = [replace(sample, term="distill") for sample in sft_samples(groups, kept, 1.0, algo)]
+        contexts: list[IntArray | None] = [
+            group.rollout.prompt.conditioned_ids for group, ids in zip(groups, kept, strict=True) for _ in ids
+        ]
+        taught, counts = self.taught(samples, contexts)
+        counts |= review_metrics(groups, reviews, algo) | {
+            "explanations/prompts_in_scope": float(sum(scoped)),
+            "explanations/prompts_without": float(sum(w and not ids for w, ids in zip(scoped, kept, strict=True))),
+            "explanations/trained": float(len(taught)),
+        }
+        return TrainingBatch(step=step, samples=base.samples + taught, metrics=base.metrics | counts)
