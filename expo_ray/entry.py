@@ -14,7 +14,16 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from expo_ray.config.compose import CONF, compose_config, jobs_of, parse_overrides, quoted, register, sweep_jobs
+from expo_ray.config.compose import (
+    CONF,
+    compose_config,
+    forced_mapping,
+    jobs_of,
+    parse_overrides,
+    quoted,
+    register,
+    sweep_jobs,
+)
 from expo_ray.config.errors import ConfigError, InputError
 from expo_ray.data.sources import Problems
 from expo_ray.preflight.checks import Checked, check_run, check_start
@@ -82,7 +91,7 @@ def check_arguments(arguments: list[str]) -> Command:
 
 def _own(overrides: Sequence[str]) -> tuple[str, ...]:
     """A job's overrides without those of the whole sweep: Hydra passes the latter to some calls only."""
-    return tuple(Job(0, tuple(overrides), Path()).own_overrides())
+    return tuple(Job(0, tuple(each.removeprefix("++") for each in overrides), Path()).own_overrides())
 
 
 def launch(command: Command, runner: Runner) -> Outcome:
@@ -168,7 +177,7 @@ def _run(checked: Checked, runner: Runner) -> None:
 
 def _hydra(task: Callable[[DictConfig], float | None], arguments: list[str]) -> None:
     register()
-    sys.argv[1:] = arguments
+    sys.argv[1:] = map(forced_mapping, arguments)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
 
 

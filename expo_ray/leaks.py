@@ -12,8 +12,8 @@ is positive", "find the correct answer", "so we know that the answer is 5".
 
 import re
 
-MAX_CHARACTERS = 60_000
-"""Longer texts are searched only up to here, so that model output cannot make the search slow."""
+PIECE, OVERLAP = 60_000, 2_000
+"""Characters that are searched at a time, and those that two pieces share, so that a phrase at a seam is found."""
 
 _PLAIN = str.maketrans({"\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "*": " ", "_": " ", "#": " "})
 _VALUE = re.compile(
@@ -274,7 +274,12 @@ def mentions_given_answer(text: str) -> str | None:
     Letter case, line breaks, typographic quotes and Markdown emphasis are ignored; the phrase is returned in lower
     case with single spaces. Stating an answer, or what the problem gives, is not a leak.
     """
-    plain = re.sub(r"\s+", " ", text[:MAX_CHARACTERS].translate(_PLAIN)).lower()
+    starts = range(0, max(1, len(text) - OVERLAP), PIECE - OVERLAP)
+    return next((found for start in starts if (found := _first_leak(text[start : start + PIECE]))), None)
+
+
+def _first_leak(text: str) -> str | None:
+    plain = re.sub(r"\s+", " ", text.translate(_PLAIN)).lower()
     values = [value.group() for value in _VALUE.finditer(plain)]
     plain = _VALUE.sub("#", plain)
     plain = _ERASED.sub(lambda innocent: "~" + "#" * innocent.group().count("#"), plain)

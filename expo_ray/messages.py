@@ -64,6 +64,9 @@ class Prompt:
     """[T] the expert solution as a completion of `free_ids`, with its stop token; None without a solution."""
     answer_span: IntArray | None = None
     """[A] ids that state the gold answer at the end of a completion (for the properties of paper section 3)."""
+    thought: str = ""
+    """The end of both prompts where their template begins a thought, such as `<think>`; the texts of completions begin
+    with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class Completion:
     logprobs: FloatArray
     """[T] nats: log-probability of each id under the distribution that was sampled from (temperature applied)."""
     text: str
-    """The decoded ids, without special tokens."""
+    """`Prompt.thought`, then the decoded ids without special tokens."""
     finish_reason: Literal["stop", "length"]
     weight_version: int
     """Number of updates that the engine's weights had had when sampling began."""

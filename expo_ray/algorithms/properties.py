@@ -17,7 +17,8 @@ import numpy as np
 from expo_ray.messages import FloatArray, Group, IntArray
 
 CutChain = Callable[[IntArray], IntArray]
-"""Cuts a completion's ids before its final answer statement (PromptBuilder.chain_of)."""
+"""Cuts a completion's ids before its final answer statement (PromptBuilder.chain_of); of no ids it returns those that
+an answer right after the prompt needs before it, usually none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ def plan_properties(group: Group, lead_tokens: int, chain_of: CutChain, free_sam
     if prompt.gold_ids is not None:
         samples.append(prompt.gold_ids)
     samples += [c.token_ids for c in group.rollout.completions[:free_samples]]
-    sequences = [(np.concatenate([prompt.free_ids, lead]), answer)]
+    alone = chain_of(prompt.free_ids[:0])
+    sequences = [(np.concatenate([prompt.free_ids, alone, lead]), answer)]
     for ids in samples:
         sequences.append((prompt.free_ids, ids))
         sequences.append((np.concatenate([prompt.free_ids, chain_of(ids), lead]), answer))

@@ -62,7 +62,7 @@ def compose_config(overrides: list[str]) -> Config:
 def _composed(overrides: list[str]) -> Config:
     try:
         with _own_hydra(), initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            composed = compose(config_name="train", overrides=overrides)
+            composed = compose(config_name="train", overrides=list(map(forced_mapping, overrides)))
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_sentence(error)) from error
@@ -70,6 +70,11 @@ def _composed(overrides: list[str]) -> Config:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error
     assert isinstance(config, Config)
     return config
+
+
+def forced_mapping(override: str) -> str:
+    """Lets Hydra add names to a key whose value is a mapping, which it allows behind `++` only."""
+    return f"++{override}" if isinstance(defaults().get(override.partition("=")[0]), dict) else override
 
 
 def _drop_experiment_values(config: Config, parsed: list[Override]) -> None:
@@ -226,6 +231,10 @@ def _check_override(override: Override) -> None:
     elif key in REPLACED:
         new, values = REPLACED[key]
         raise ConfigError(f"{key} is now {new}: use {new}={values.get(value, '/'.join(values.values()))}")
+    elif (parent := key.rpartition(".")[0]) in defaults():
+        raise ConfigError(
+            f"'{override.input_line}': {parent} is one value, write '{parent}={{{key.rpartition('.')[2]}: VALUE}}'"
+        )
     else:
         known = [*defaults(), *groups()]
         # The leaf may be right and its parent wrong, as in steps=3.
@@ -276,6 +285,8 @@ def _expected(key: str) -> str:
         node = node[parent]
     kind = OmegaConf.get_type(node).__annotations__[leaf]
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if kind == dict[str, Any]:
+        return "it takes names with values, as {name: value}"
     return f"it takes {words.get(kind, str(kind).replace('list[int]', 'a list of whole numbers, as [1,2]'))}"
 
 

@@ -106,6 +106,11 @@ NEEDS = (
         "with model.lora.rank=0",
     ),
     Need(
+        ("model.chat_template_kwargs",),
+        lambda c: c.model.prompt_style in ("auto", "chat"),
+        "with model.prompt_style=base or toy, which use no chat template",
+    ),
+    Need(
         (
             "learner.offload_optimizer",
             "learner.compile",

@@ -96,8 +96,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as a flat one, names joined by dots."""
-    if not isinstance(value, dict):
+    """A nested mapping as a flat one, names joined by dots; a mapping that is a key's value stays whole."""
+    if not isinstance(value, dict) or prefix in defaults():
         return {prefix: value}
     found: dict[str, Any] = {}
     for name, inner in value.items():

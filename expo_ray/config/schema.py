@@ -47,7 +47,7 @@ def key(default: Any, *choices: str, **facts: Any) -> Any:
     Key(**facts)  # a misspelled fact fails at import
     if isinstance(default, type):
         return field(default_factory=default, metadata=facts)
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=facts)
     return field(default=default, metadata=facts)
 
@@ -117,6 +117,7 @@ class ModelConfig:
     path: str = key("???", on_resume="by_content", evaluation=True)  # a Hugging Face folder or hub id
     trust_remote_code: bool = key(False)  # run the code that comes with the model
     prompt_style: str = key("auto", "auto", "chat", "base", "toy", evaluation=True)  # expo_ray.prompts
+    chat_template_kwargs: dict[str, Any] = key({}, evaluation=True)  # of its chat template: {enable_thinking: false}
     head_dtype: str = key("model", "model", "float32", evaluation=True)  # of the output layer, in engines and learners
     lora: LoraConfig = key(LoraConfig)  # adapters
 

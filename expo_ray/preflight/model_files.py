@@ -7,7 +7,7 @@ A file is 8 bytes N (little endian), N bytes of JSON, then the tensors, whose of
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from expo_ray.preflight.model_folder import (
     generation_ends,
     quantised_problem,
 )
+from expo_ray.prompts.templates import settings_problem
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -74,6 +75,26 @@ def has_template(folder: Path) -> bool:
     more = folder / "additional_chat_templates"
     files = any((folder / name).is_file() for name in TEMPLATES) or (more.is_dir() and any(more.glob("*.jinja")))
     return files or bool(_json(folder, "tokenizer_config.json").get("chat_template"))
+
+
+def template_problems(folder: Path, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a sentence if a folder's chat template does not read one of model.chat_template_kwargs."""
+    if not values:
+        return
+    if not has_template(folder):
+        yield f"model.chat_template_kwargs needs a chat template, which model.path={folder} does not have: leave it out"
+    elif (template := _template(folder)) and (problem := settings_problem(template, values)):
+        yield f"model.path={folder}: {problem}"
+
+
+def _template(folder: Path) -> str | None:
+    """The folder's default chat template, where it has the usual form."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    found = (_json(folder, "chat_template.json") or _json(folder, "tokenizer_config.json")).get("chat_template")
+    if isinstance(found, list):
+        found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
 
 
 def _vocabulary(folder: Path, facts: TokenizerFacts, vocabulary: int | None) -> Iterator[str]:

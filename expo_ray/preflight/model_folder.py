@@ -1,6 +1,7 @@
 """A model's dimensions, from config.json or known by hub id, and its generation settings; nothing is loaded."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ class ModelShape:
     qkv_bias: bool
     context: int
     """Largest number of positions; 0 if config.json does not say."""
+    more_norms: int = 0
+    """Weights of a block's norms besides the two that all have."""
 
     @property
     def linear_shapes(self) -> list[tuple[int, int]]:
@@ -43,7 +46,7 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """Number of weights; a tied head counts once."""
-        block = sum(inputs * outputs for inputs, outputs in self.linear_shapes) + 2 * self.hidden
+        block = sum(inputs * outputs for inputs, outputs in self.linear_shapes) + 2 * self.hidden + self.more_norms
         if self.qkv_bias:
             block += (self.heads + 2 * self.kv_heads) * self.head_size
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
@@ -71,16 +74,42 @@ def _llama(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: in
     )
 
 
+def _qwen3(hidden: int, layers: int, intermediate: int, heads: int, tied: bool = True) -> ModelShape:
+    return ModelShape(
+        hidden, layers, intermediate, 151936, heads, 8, 128, tied, False, 40960, _more_norms("qwen3", hidden, 128)
+    )
+
+
+def _gemma3(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, context: int) -> ModelShape:
+    norms = _more_norms("gemma3_text", hidden, 256)
+    return ModelShape(hidden, layers, intermediate, 262144, heads, kv_heads, 256, True, False, context, norms)
+
+
+def _more_norms(kind: str, hidden: int, head_size: int) -> int:
+    """Qwen3 has a norm of queries and one of keys; Gemma 3 has them, too, and one behind attention and MLP each."""
+    return {"qwen3": 2 * head_size, "gemma3_text": 2 * head_size + 2 * hidden}.get(kind, 0)
+
+
 # From the models' own config.json on the hub.
 KNOWN = {
     "qwen2.5-0.5b": _qwen(896, 24, 4864, 14, 2),
     "qwen2.5-1.5b": _qwen(1536, 28, 8960, 12, 2),
     "qwen2.5-3b": _qwen(2048, 36, 11008, 16, 2),
     "qwen2.5-7b": _qwen(3584, 28, 18944, 28, 4, tied=False),
+    "qwen3-0.6b": _qwen3(1024, 28, 3072, 16),
+    "qwen3-1.7b": _qwen3(2048, 28, 6144, 16),
+    "qwen3-4b": _qwen3(2560, 36, 9728, 32),
+    "qwen3-8b": _qwen3(4096, 36, 12288, 32, tied=False),
+    "gemma-3-1b": _gemma3(1152, 26, 6912, 4, 1, context=32768),
+    "gemma-3-4b": _gemma3(2560, 34, 10240, 8, 4, context=131072),
     "llama-3.2-1b": _llama(2048, 16, 8192, 32, 8),
     "llama-3.2-3b": _llama(3072, 28, 8192, 24, 8),
     "llama-3.1-8b": _llama(4096, 32, 14336, 32, 8, tied=False),
 }
+
+
+TUNED = re.compile(r"-(?:instruct|it|pt|base)$")
+"""What the ids of tuned and base models end in; their dimensions are the same."""
 
 
 def model_shape(path: str) -> ModelShape | None:
@@ -91,8 +120,7 @@ def model_shape(path: str) -> ModelShape | None:
     """
     folder = Path(path)
     if not folder.is_dir():
-        name = path.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
-        return KNOWN.get(name)
+        return KNOWN.get(TUNED.sub("", path.rsplit("/", 1)[-1].lower()))
     return _from_json(read_config(folder))
 
 
@@ -116,6 +144,7 @@ def _from_json(config: dict[str, Any]) -> ModelShape | None:
     if any(not isinstance(config.get(key), int) or config[key] < 1 for key in needed):
         return None
     heads = config["num_attention_heads"]
+    head_size = config.get("head_dim") or config["hidden_size"] // heads
     return ModelShape(
         hidden=config["hidden_size"],
         layers=config["num_hidden_layers"],
@@ -123,10 +152,11 @@ def _from_json(config: dict[str, Any]) -> ModelShape | None:
         vocabulary=config["vocab_size"],
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or config["hidden_size"] // heads,
+        head_size=head_size,
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
         context=config.get("max_position_embeddings") or 0,
+        more_norms=_more_norms(str(config.get("model_type")), config["hidden_size"], head_size),
     )
 
 

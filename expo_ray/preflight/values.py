@@ -16,7 +16,7 @@ from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_mac
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import parts_of
 from expo_ray.preflight.fit import misfits, too_long
-from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
+from expo_ray.preflight.model_files import template_problems, tokenizer_problems, weight_problems
 from expo_ray.preflight.model_folder import TOKENIZER_FILES, ModelShape, architecture, config_problems, model_shape
 from expo_ray.preflight.plan import Plan, plan_for, planned_resources
 from expo_ray.rewards.functions import reward_problems
@@ -94,6 +94,7 @@ def _model_problems(config: Config, shape: ModelShape | None, training: bool) ->
         yield from config_problems(folder, training)
         yield from weight_problems(folder, shape, training)
         yield from tokenizer_problems(folder, vocabulary)
+        yield from template_problems(folder, config.model.chat_template_kwargs)
     yield from _shards(config, shape)
     if training:
         yield from _receiving(config)

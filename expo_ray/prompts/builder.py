@@ -1,7 +1,7 @@
 """Turns problems into prompts. Each text is tokenised here, once."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,14 @@ from expo_ray.messages import IntArray, Problem, Prompt
 from expo_ray.prompts.templates import (
     BASE,
     CHAT,
+    CLOSED,
+    begun_thought,
     chain_before,
+    decode_rows,
     fill,
     instruction_for,
+    is_open,
+    settings_problem,
     statement_start,
     toy_statement_start,
 )
@@ -32,24 +37,33 @@ class PromptBuilder:
         style: chat (the tokenizer's chat template), base (plain text), toy (the toy task's), or auto: toy for the toy
             task, chat if the tokenizer has a chat template, else base.
         task: conf/verifier's name, which determines the form of answer to ask for.
+        values: what the chat template gets besides the messages (model.chat_template_kwargs).
 
     Raises:
-        ValueError: an unknown style, chat without a chat template or with one that cannot be used, or a tokenizer
-            without an end token.
+        ValueError: an unknown style, chat without a chat template or with one that cannot be used, values that the
+            template does not read, or a tokenizer without an end token.
     """
 
-    def __init__(self, tokenizer: Any, style: str = "auto", task: str = "math") -> None:
+    def __init__(
+        self, tokenizer: Any, style: str = "auto", task: str = "math", values: Mapping[str, Any] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.style = _resolve_style(tokenizer, style, task)
+        self.values = dict(values or {})
+        if self.values:
+            _check_values(tokenizer, self.style, self.values)
         self.instruction = instruction_for(task)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-sequence token: completions could not end")
         self.findings: list[str] = []
         """What is unusual about the chat template, a sentence each."""
+        self.thought = ""
+        """The thought that the chat template begins at the end of each prompt; empty if it begins none."""
         self._merges_system = self.style == "chat" and self._try_template()
         (self._lead,) = self._encode([self._answer_parts("")[0]])
         self.lead_tokens = len(self._lead)
         """Number of ids of `Prompt.answer_span` that introduce the answer; the others are the answer."""
+        (self._closing,) = self._encode([CLOSED])
 
     def __call__(self, problems: Sequence[Problem]) -> list[Prompt]:
         """Builds each problem's prompts, its gold solution as a completion, and its answer's statement.
@@ -61,7 +75,9 @@ class PromptBuilder:
         pairs = [self.messages(problem) for problem in problems]
         free = self._prompt_ids([free for free, _ in pairs])
         conditioned = self._prompt_ids([conditioned for _, conditioned in pairs])
-        golds = self._encode([problem.solution or "" for problem in problems])
+        # Where the prompt begins a thought, an expert's solution ends it at once.
+        before = f"{CLOSED}\n\n" if self.thought else ""
+        golds = self._encode([before + (problem.solution or "") for problem in problems])
         stated = self._encode([self._answer_parts(problem.answers[0])[1] for problem in problems])
         return [
             Prompt(
@@ -70,6 +86,7 @@ class PromptBuilder:
                 conditioned_ids=_ids(conditioned[row]),
                 gold_ids=None if problem.solution is None else _ids([*golds[row], self.tokenizer.eos_token_id]),
                 answer_span=_ids(self._lead + stated[row]),
+                thought=self.thought,
             )
             for row, problem in enumerate(problems)
         ]
@@ -120,9 +137,16 @@ class PromptBuilder:
         return [*before, ("user", free)], [*before, ("user", conditioned)]
 
     def chain_of(self, ids: IntArray) -> IntArray:
-        """Cuts a completion's ids before its final answer statement; the stop token is never included."""
-        start = toy_statement_start if self.style == "toy" else statement_start
-        return chain_before(ids, self.decode, start)
+        """Cuts a completion's ids before its final answer statement; the stop token is never included.
+
+        A thought holds no statement. Where the chain ends within one, the ids of `</think>` are added, so that an
+        answer can follow; of no ids, that is what a prompt needs that begins a thought.
+        """
+        if self.style == "toy":
+            return chain_before(ids, self.decode, toy_statement_start)
+        chain = chain_before(ids, self.decode, lambda text: statement_start(self.thought + text) - len(self.thought))
+        open_thought = is_open(self.thought + self.decode(chain.tolist()))
+        return _ids([*chain.tolist(), *self._closing]) if open_thought else chain
 
     def restate(self, prompt: Prompt, ids: IntArray) -> tuple[IntArray, str]:
         """Replaces a completion's answer statement by the gold answer's: the target q -> c~ -> a*.
@@ -138,11 +162,11 @@ class PromptBuilder:
         lead, answer = self._answer_parts(prompt.problem.answers[0])
         (statement,) = self._encode([lead + answer + ("" if self.style == "toy" else CHAT.answer_close)])
         restated = [*self.chain_of(ids).tolist(), *statement]
-        return _ids([*restated, self.tokenizer.eos_token_id]), self.decode(restated)
+        return _ids([*restated, self.tokenizer.eos_token_id]), self.thought + self.decode(restated)
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return decode_rows(self.tokenizer, [ids])[0]
 
     def _answer_parts(self, answer: str) -> tuple[str, str]:
         if self.style == "toy":
@@ -165,13 +189,15 @@ class PromptBuilder:
         rows = [_chat(_without_system(each) if self._merges_system else each) for each in prompts]
         try:
             return list(
-                self.tokenizer.apply_chat_template(rows, tokenize=True, add_generation_prompt=True, return_dict=False)
+                self.tokenizer.apply_chat_template(
+                    rows, tokenize=True, add_generation_prompt=True, return_dict=False, **self.values
+                )
             )
         except TemplateError as error:  # a conversation of the data's own
             raise DataError(f"the model's chat template cannot render a prompt's messages ({error})") from error
 
     def _try_template(self) -> bool:
-        """Renders a conversation; notes what is unusual in `findings`, each time with what came out.
+        """Renders a conversation; sets `thought`, and notes in `findings` what is unusual, with what came out.
 
         Returns:
             Whether the system message must be merged into the user's, because the template drops or refuses it.
@@ -193,6 +219,7 @@ class PromptBuilder:
                 "its chat template has no generation prompt, so the model itself must begin the assistant's turn: "
                 f"a prompt is rendered as {plain!r}"
             )
+        self.thought = begun_thought(plain)
         whole, _ = self._rendered(both)
         if whole is None or (user in whole and system in whole):
             return whole is None
@@ -208,7 +235,9 @@ class PromptBuilder:
         from jinja2 import TemplateError
 
         try:
-            text = self.tokenizer.apply_chat_template(_chat(messages), tokenize=False, add_generation_prompt=begin)
+            text = self.tokenizer.apply_chat_template(
+                _chat(messages), tokenize=False, add_generation_prompt=begin, **self.values
+            )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             line = f", line {found}" if (found := getattr(error, "lineno", None)) else ""
             return None, f"{(str(error) or type(error).__name__).splitlines()[0]}{line}"
@@ -238,6 +267,16 @@ def _resolve_style(tokenizer: Any, style: str, task: str) -> str:
     if style == "chat" and not has_template:
         raise ValueError("model.prompt_style=chat, but the tokenizer has no chat template; use base")
     return style
+
+
+def _check_values(tokenizer: Any, style: str, values: Mapping[str, Any]) -> None:
+    if style != "chat":
+        raise ValueError(
+            f"model.chat_template_kwargs does nothing with prompts of the {style} style, which use no chat template: "
+            "leave it out"
+        )
+    if problem := settings_problem(tokenizer.get_chat_template(), values):
+        raise ValueError(problem)
 
 
 def _ids(values: list[int]) -> IntArray:

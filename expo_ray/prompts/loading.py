@@ -40,7 +40,8 @@ def make_builder(tokenizer: Any, config: Config) -> PromptBuilder:
         ConfigError: the prompt style or the tokenizer cannot be used.
     """
     try:
-        builder = PromptBuilder(tokenizer, config.model.prompt_style, config.verifier.name)
+        model = config.model
+        builder = PromptBuilder(tokenizer, model.prompt_style, config.verifier.name, model.chat_template_kwargs)
     except ValueError as error:
         raise ConfigError(f"model.path={config.model.path}: {error}") from error
     for finding in builder.findings:

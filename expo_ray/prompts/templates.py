@@ -1,15 +1,21 @@
-"""The texts of all prompts, and where a completion states its answer.
+"""The texts of all prompts, where a completion states its answer, and where a thought ends that comes before it.
 
-`fill` inserts `{question}`, `{answer}` and `{solution}` verbatim.
+`fill` inserts `{question}`, `{answer}` and `{solution}` verbatim. A thought stands between `<think>` and `</think>`. Some chat
+templates begin it at the end of the prompt (DeepSeek-R1, Qwen3 Thinking), some close an empty one there if thinking is
+switched off (Qwen3), and others leave it to the model.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
+from expo_ray.config.errors import did_you_mean
 from expo_ray.messages import IntArray
+from expo_ray.verifier.extract import THOUGHT_BEGINS, THOUGHT_ENDS
 
 ASK_FOR_BOX = "Reason step by step, and put your final answer within \\boxed{}."
 ASK_FOR_LETTER = "Reason step by step, and put only the letter of your choice within \\boxed{}."
@@ -81,16 +87,17 @@ _SENTENCE_START = re.compile(r"(?<=[.!?])\s+|\n+")
 def statement_start(text: str) -> int:
     """Character index where the sentence with the final answer begins; the text's length if there is none.
 
-    The final answer is the last `\\boxed`; without one, the last "answer is", "answer:" or "####".
+    The final answer is the last `\\boxed` behind any thought; without one, the last "answer is", "answer:" or "####".
     """
-    boxed = text.rfind("\\boxed")
+    begin = answer_start(text)
+    boxed = text.rfind("\\boxed", begin)
     if boxed < 0:
-        matches = list(_STATEMENT.finditer(text))
+        matches = list(_STATEMENT.finditer(text, begin))
         if not matches:
             return len(text)
         boxed = matches[-1].start()
-    starts = [match.end() for match in _SENTENCE_START.finditer(text, 0, boxed)]
-    return starts[-1] if starts else 0
+    starts = [match.end() for match in _SENTENCE_START.finditer(text, begin, boxed)]
+    return starts[-1] if starts else begin
 
 
 def toy_statement_start(text: str) -> int:
@@ -118,3 +125,66 @@ def chain_before(ids: IntArray, decode: Callable[[list[int]], str], start_of: Ca
         else:
             low = middle + 1
     return np.asarray(ids[:low], dtype=np.int32)
+
+
+CLOSED = f"\n{THOUGHT_ENDS}"
+"""Ends a thought that is still open where an answer is to follow."""
+_BEGUN = re.compile(rf"{THOUGHT_BEGINS}\s*\Z")
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+_NOT_SETTINGS = ("messages", "add_generation_prompt", "raise_exception", "strftime_now")
+
+
+def begun_thought(prompt: str) -> str:
+    """The end of a rendered prompt that begins a thought, `<think>` with its white space; empty without one."""
+    found = _BEGUN.search(prompt)
+    return found.group() if found else ""
+
+
+def is_open(text: str) -> bool:
+    """Whether a text ends within a thought."""
+    return text.rfind(THOUGHT_BEGINS) > text.rfind(THOUGHT_ENDS)
+
+
+def answer_start(text: str) -> int:
+    """Character index where the part begins that may hold the answer: behind the last thought, 0 without one. The
+    text's length if it ends within a thought."""
+    if is_open(text):
+        return len(text)
+    end = text.rfind(THOUGHT_ENDS)
+    return 0 if end < 0 else end + len(THOUGHT_ENDS)
+
+
+def decode_rows(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Decodes ids without special tokens, but with the marks of a thought, which are special tokens of some models."""
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    if not special.keys() & {THOUGHT_BEGINS, THOUGHT_ENDS}:
+        return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
+    hidden = {token for text, token in special.items() if text not in (THOUGHT_BEGINS, THOUGHT_ENDS)}
+    return list(tokenizer.batch_decode([[token for token in row if token not in hidden] for row in rows]))
+
+
+@lru_cache(maxsize=8)
+def settings_of(template: str) -> frozenset[str] | None:
+    """The names that a chat template reads and the user may set; None if it cannot be parsed."""
+    from jinja2 import Environment, TemplateError, meta
+
+    # transformers adds a tag that marks what the assistant wrote.
+    try:
+        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", template))
+        return frozenset(meta.find_undeclared_variables(parsed)) - set(_NOT_SETTINGS)
+    except TemplateError:
+        return None
+
+
+def settings_problem(template: str, values: Mapping[str, Any]) -> str | None:
+    """A sentence about the first of model.chat_template_kwargs that a chat template does not read; None without one."""
+    read = settings_of(template)
+    unread = [name for name in values if read is not None and name not in read]
+    if not unread:
+        return None
+    known = sorted(read or ())
+    takes = f"it reads {', '.join(known)}" if known else "it reads none"
+    return (
+        f"model.chat_template_kwargs sets {unread[0]}, which the chat template does not read"
+        f"{did_you_mean(unread[0], known)}: leave it out ({takes})"
+    )

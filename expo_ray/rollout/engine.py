@@ -13,6 +13,7 @@ import numpy as np
 
 from expo_ray.config.schema import Config
 from expo_ray.messages import Completion, Sampling
+from expo_ray.prompts.templates import decode_rows
 from expo_ray.runtime.waits import Deadline
 
 
@@ -248,15 +249,26 @@ def sampling_params(
     )
 
 
-def completions(outputs: Sequence[Any], tokenizer: Any, weight_version: int) -> list[list[Completion]]:
+def completions(
+    outputs: Sequence[Any], tokenizer: Any, weight_version: int, thoughts: Sequence[str]
+) -> list[list[Completion]]:
     """Turns vLLM's request outputs into completions, with all texts decoded in one batch.
+
+    Args:
+        outputs: of the engine, one of each request.
+        tokenizer: decodes them.
+        weight_version: that of the engine.
+        thoughts: `Prompt.thought` of each request.
 
     Raises:
         RuntimeError: the engine's log-probabilities do not belong to the tokens that it returned.
     """
     flat = [sample for output in outputs for sample in output.outputs]
-    texts = iter(tokenizer.batch_decode([list(s.token_ids) for s in flat], skip_special_tokens=True))
-    return [[_completion(sample, next(texts), weight_version) for sample in output.outputs] for output in outputs]
+    texts = iter(decode_rows(tokenizer, [list(s.token_ids) for s in flat]))
+    return [
+        [_completion(sample, thought + next(texts), weight_version) for sample in output.outputs]
+        for output, thought in zip(outputs, thoughts, strict=True)
+    ]
 
 
 def _completion(sample: Any, text: str, weight_version: int) -> Completion:

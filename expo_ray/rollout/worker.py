@@ -72,10 +72,12 @@ class RolloutWorker(ActorProcess, WeightReceiver):
         """
         import torch
 
-        jobs: list[tuple[IntArray, int]] = []
+        jobs: list[tuple[IntArray, int, str]] = []
         for request in requests:
-            jobs += [(request.prompt.free_ids, request.samples), (request.prompt.conditioned_ids, request.explanations)]
-        wanted = [(ids, count) for ids, count in jobs if count]
+            prompt = request.prompt
+            jobs.append((prompt.free_ids, request.samples, prompt.thought))
+            jobs.append((prompt.conditioned_ids, request.explanations, prompt.thought))
+        wanted = [job for job in jobs if job[1]]
         with self.engine.turn() as llm:
             # On CPU the engine draws from torch's generator: per-request seeds crash vLLM's CPU build on some batches.
             # On GPU each request gets a seed: vLLM's GPU workers do not read this generator.
@@ -85,13 +87,13 @@ class RolloutWorker(ActorProcess, WeightReceiver):
             version = self.get_weight_version()
             seeds = np.random.default_rng(seed) if self.on_gpu else None
             begun = self.engine.submit(
-                [{"prompt_token_ids": ids.tolist()} for ids, _ in wanted],
-                [sampling_params(sampling, count, self.stop_ids, seeds) for _, count in wanted],
+                [{"prompt_token_ids": ids.tolist()} for ids, _, _ in wanted],
+                [sampling_params(sampling, count, self.stop_ids, seeds) for _, count, _ in wanted],
             )
         with span("sample", requests=len(wanted), version=version):
             outputs = self.engine.results(begun)
         with span("decode texts"):
-            sampled = iter(completions(outputs, self.tokenizer, version))
+            sampled = iter(completions(outputs, self.tokenizer, version, [thought for *_, thought in wanted]))
         return [
             Rollout(request.prompt, _next(sampled, request.samples), _next(sampled, request.explanations))
             for request in requests

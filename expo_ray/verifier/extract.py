@@ -50,13 +50,14 @@ _COMMAND = re.compile(r"\\[A-Za-z]+|\\text\{[^{}]*\}")
 _HEADING = re.compile(r"\W*[A-Za-z]{3,}(?!\()[^$\\=]*")
 _CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
 _CONCLUDED = re.compile(r"(?:\b(?:is|are|equals|be|get|have|obtain|so)\s|=)\s*+\**([^\s=*][^=*]{0,60})\**\W*$")
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
 MAX_BARE = 120
 """Characters of a response that is taken as an answer as it stands."""
 
 
 def after_thinking(response: str) -> str:
-    """What follows the last `</think>`: a thought is no answer."""
-    return response.rpartition("</think>")[2]
+    """What follows the last `</think>`, up to a thought that begins there and never ends: a thought is no answer."""
+    return response.rpartition(THOUGHT_ENDS)[2].partition(THOUGHT_BEGINS)[0]
 
 
 def boxed(response: str) -> str | None:

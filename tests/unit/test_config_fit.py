@@ -8,6 +8,7 @@ from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import Resources
 from expo_ray.preflight.fit import misfits
+from expo_ray.preflight.model_folder import KNOWN
 from expo_ray.preflight.plan import make_plan
 from expo_ray.preflight.values import check_config
 
@@ -77,7 +78,7 @@ def test_a_model_that_can_never_fit_is_told_what_would():
     sentence = sentence_of(["profile=cpu"], machine(memory=30))
     found = re.search(r"GiB of host memory.*use a smaller model.path, ([\w.-]+) at most$", sentence)
     assert found, sentence
-    largest = ["qwen2.5-0.5b", "llama-3.2-1b", "qwen2.5-1.5b"]
+    largest = sorted(KNOWN, key=lambda name: KNOWN[name].parameters)[:5]
     fitting = []
     for name in largest:
         plan = make_plan(compose_config(["profile=cpu", f"model.path={name}"]), machine(memory=30))

@@ -91,7 +91,9 @@ UNDER = {
 
 NOT_WALKED = {
     "decides when learners measure; batches are the same": ["algo.properties_every"],
-    "changes prompts, which need a tokenizer (test_prompts.py)": ["model.prompt_style"],
+    "changes prompts, which need a tokenizer (test_prompts.py)": [
+        "model.prompt_style", "model.chat_template_kwargs",
+    ],
     "passed to transformers when the model is loaded": ["learner.attention"],
     "which problems are read, and from where (test_sources.py, test_formats.py)": [
         "data.eval_sources", "data.preset", "data.uid_key", "data.pass_rates",

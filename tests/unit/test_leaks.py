@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from expo_ray.leaks import MAX_CHARACTERS, mentions_given_answer
+from expo_ray.leaks import OVERLAP, PIECE, mentions_given_answer
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -108,7 +108,13 @@ def test_phrase_is_found_across_lines_case_and_quotes():
 )
 def test_hostile_text_is_searched_to_the_end(piece):
     """A rule that takes quadratic time would not finish these; they take about a second of CPU time each."""
-    assert mentions_given_answer(piece * MAX_CHARACTERS + " the given answer") is None
+    assert mentions_given_answer((piece * PIECE)[:PIECE]) is None
+
+
+@pytest.mark.parametrize("before", [PIECE - 10, PIECE - OVERLAP - 10, 3 * PIECE])
+def test_a_long_text_is_searched_to_its_end_and_across_seams(before):
+    assert mentions_given_answer(f"{'x ' * (before // 2)}since the given answer is 5") == "given answer"
+    assert mentions_given_answer(f"{'x ' * (before // 2)}since the sum is 5") is None
 
 
 def test_a_row_of_adjectives_is_followed_for_four_words():

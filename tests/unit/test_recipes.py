@@ -8,6 +8,7 @@ from expo_ray import entry
 from expo_ray.config.compose import CONF, compose_config, groups
 from expo_ray.config.errors import ConfigError
 from expo_ray.preflight.estimate import CONTEXT_GIB, recomputes, resting_gib, step_duration
+from expo_ray.preflight.model_folder import model_shape
 from expo_ray.preflight.plan import plan_text
 from expo_ray.preflight.values import check_config
 
@@ -53,6 +54,16 @@ def test_a_recipe_is_planned_for_every_cluster_that_it_names(recipe):
         assert max(gib_on_card(plan, "learner"), gib_on_card(plan, "rollout")) <= card
         assert plan.gpus == plan.resources.gpus
         assert "GPU" in plan_text(plan) and "time " in plan_text(plan)
+
+
+@pytest.mark.parametrize("model", [name for name in groups()["model"] if name != "toy"])
+def test_a_model_of_the_project_is_planned_by_its_known_dimensions(model):
+    more = [f"model={model}", "data=math_l5", "profile=gpu", "cluster=8xh100", "dry_run=true"]
+    plan = check_config(compose_config(more))
+    assert plan.shape == model_shape(plan.config.model.path) is not None and "size unknown" not in plan_text(plan)
+    assert max(gib_on_card(plan, "learner"), gib_on_card(plan, "rollout")) <= plan.resources.gpu_memory_gib
+    billions = re.search(r"_(\d+(?:\.\d+)?)b", model)
+    assert billions and plan.shape.parameters / 1e9 == pytest.approx(float(billions[1]), rel=0.25)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
