@@ -34,6 +34,11 @@ def _compares_rewards(name: str) -> bool:
     return facts.needs_group or facts.uses is None  # of a class that does not say what it uses, nothing is refused
 
 
+def _weighs_rewards(config: Config) -> bool:
+    """Whether advantages from rewards are part of the loss: distillation may have them beside it, or alone."""
+    return config.algo.policy_coef > 0 or "policy_coef" not in (algorithm_class(config.algo.name).uses or ())
+
+
 # A weight of 0 (algo.beta, algo.kl_coef) is not a condition here, except for the estimator that both KL terms share:
 # 0 is where a sweep over the weight ends, and the other keys of its term stay as they are.
 NEEDS = (
@@ -72,6 +77,11 @@ NEEDS = (
         ("algo.distill_top_k",),
         lambda c: c.algo.distill_divergence != "sampled",
         "with algo.distill_divergence=sampled, which compares the sampled token alone",
+    ),
+    Need(
+        ("algo.advantage", "algo.overlong_buffer_tokens", "algo.overlong_penalty"),
+        _weighs_rewards,
+        "with algo.policy_coef=0, which leaves the rewards out",
     ),
     Need(
         ("algo.refill_rounds",),

@@ -1,8 +1,8 @@
 """The texts of all prompts, where a completion states its answer, and where a thought ends that comes before it.
 
-`fill` inserts `{question}`, `{answer}` and `{solution}` verbatim. A thought stands between `<think>` and `</think>`. Some chat
-templates begin it at the end of the prompt (DeepSeek-R1, Qwen3 Thinking), some close an empty one there if thinking is
-switched off (Qwen3), and others leave it to the model.
+`fill` inserts `{question}`, `{answer}` and `{solution}` verbatim. A thought stands between `<think>` and `</think>`.
+Some chat templates begin it at the end of the prompt (DeepSeek-R1, Qwen3 Thinking), some close an empty one there if
+thinking is switched off (Qwen3), and others leave it to the model.
 """
 
 import re

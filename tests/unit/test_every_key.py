@@ -44,6 +44,7 @@ BASE += ["rollout.max_prompt_tokens=32", "rollout.max_completion_tokens=16", "tr
 
 VALUES = {
     "algo.dual_clip": 1.05,
+    "algo.distill_clip": 0.01,
     "algo.dpo_refresh_steps": 2,
     "algo.overlong_buffer_tokens": 8,
     "algo.updates_per_batch": 3,
@@ -168,16 +169,16 @@ class Simulated:
         ]
 
     def explanation(self, problem: int, k: int):
-        leaks = problem % 3 == 2 and k == 0
+        leaks = problem in (2, 5, 7, 8) and k == 0
         text = "since the answer is given as 5" if leaks else "it follows that x is 5"
-        return completion(3 + k, text, 1000 + 10 * k, "length" if problem == 3 and k == 0 else "stop")
+        return completion(3 + k, text, 1000 + 10 * k, "length" if problem in (3, 4) and k == 0 else "stop")
 
     def verify(self, rollouts):
         outcomes = [["correct", "wrong", "timeout", "wrong", "correct"], ["wrong"], ["correct", "wrong"]]
         found = []
         for rollout in rollouts:
             problem = number(rollout.prompt)
-            mine = outcomes[problem % 3]
+            mine = outcomes[problem % 3 if problem else 1]  # 0, 1, 4 and 7 are never solved
             free = [Verdict(mine[k % len(mine)]) for k in range(len(rollout.completions))]
             wrong = [(2 * problem + k) % 5 == 2 for k in range(len(rollout.explanations))]
             found.append(Group(rollout, free, [Verdict("wrong" if w else "correct") for w in wrong]))
