@@ -19,7 +19,7 @@ BRIEF = [
 ]  # fmt: skip
 LOOSE = ["sync.tolerance=5", "sync.mean_tolerance=1", "trainer.max_mismatch=1"]
 """A first measurement must not end at a bound that no card has confirmed. How large the differences are is measured."""
-EAGER = ["rollout.enforce_eager=true"]
+EAGER = ["rollout.enforce_eager=true", "learner.compile=false"]
 REAL_ALGORITHMS = ("grpo", "exp_grpo")
 
 
@@ -32,7 +32,7 @@ def toy_overrides(setting: Setting, eager: bool) -> list[str]:
         *card,
         *BRIEF,
         *LOOSE,
-        *(["rollout.enforce_eager=true"] if eager else []),
+        *(EAGER if eager else []),
     ]
 
 
