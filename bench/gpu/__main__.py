@@ -35,8 +35,8 @@ STAGES: dict[str, tuple[Work, float, str]] = {
     "model": (parts.model, 60, "random weights of a real shape"),
     "big": (pipeline.big, 330, "the pipeline with them: phases of a step, sync, memory"),
     "big_eager": (pipeline.big_eager, 200, "the same without torch.compile and graphs"),
-    "learner": (parts.learner, 170, "one rank alone: update padded, packed, and compiled; memory; profile"),
-    "engine": (parts.engine, 200, "one engine alone beside bare vLLM; then syncs beside a copy on the card"),
+    "learner": (parts.learner, 200, "one rank alone: update packed, compiled, and further ways; memory; profile"),
+    "engine": (parts.engine, 280, "syncs to one engine beside a copy on the card; then sampling beside bare vLLM"),
     "real": (pipeline.real, 420, "real weights: GRPO and ExP-GRPO, half the time each"),
 }
 """Stage -> its work, its bound in seconds, what it shows."""

@@ -101,24 +101,22 @@ def learner(setting: Setting, bound: float) -> None:
     batch = training_batch(
         4 if setting.rehearse else 64, config.rollout.max_completion_tokens, _shape(setting).vocabulary
     )
-    packed_attention = lm.config._attn_implementation
-    for way in ("padded",) if setting.rehearse else ("padded", "packed"):
-        updater.packed = way == "packed"
-        lm.config._attn_implementation = packed_attention if updater.packed else "sdpa"
-        _update_speed(way, setting, updater, batch)
-    updater.shares = updater.packed
-    if updater.shares:
-        _update_speed("packed_shared_prompts", setting, updater, batch)
-        updater.shares = config.learner.share_prompts
+    first = "packed" if config.learner.batching == "packed" else "padded"
+    _update_speed(first, setting, updater, batch)
     if not setting.rehearse:
         torch.cuda.empty_cache()
     tell(**_memory("resting"))
     pairs = [(sample.prompt_ids, sample.completion_ids) for sample in batch.samples]
     tell(score_s=timed(lambda: updater.score(pairs, 1.0), setting.device, repeats=1))
-    # As the profile has it, but compiled last: what was compiled cannot be taken back.
+    # As the profile has it; what was compiled cannot be taken back, so all that follows is compiled too.
     compile_parts(lm, engine.module, config.learner.zero_stage, **({"backend": "eager"} if setting.rehearse else {}))
     _update_speed("compiled", setting, updater, batch)
     _profile(setting, updater, replace(batch, samples=batch.samples[:8]))
+    if updater.packed:
+        updater.shares = True
+        _update_speed("compiled_shared_prompts", setting, updater, batch)
+        updater.shares, updater.packed, lm.config._attn_implementation = False, False, "sdpa"
+        _update_speed("compiled_padded", setting, updater, batch)
 
 
 def training_batch(count: int, longest: int, vocabulary: int) -> TrainingBatch:
@@ -131,7 +129,11 @@ def training_batch(count: int, longest: int, vocabulary: int) -> TrainingBatch:
         length = int(np.clip(chance.lognormal(6.1, 0.55), 8, longest))
         ids = chance.integers(FIRST_ID, vocabulary, length).astype(np.int32)
         old, advantage = chance.normal(-12, 0.1, length).astype(np.float32), float(chance.normal())
-        samples.append(TrainingSample(prompts[number // GROUP], ids, "policy", 1 / (count * length), advantage, old))
+        samples.append(
+            TrainingSample(
+                prompts[number // GROUP], ids, "policy", 1 / (count * length), advantage=advantage, rollout_logprobs=old
+            )
+        )
     return TrainingBatch(0, samples)
 
 
@@ -182,7 +184,7 @@ def _profile(setting: Setting, updater: Any, batch: TrainingBatch) -> None:
 
 
 def engine(setting: Setting, bound: float) -> None:
-    """Sampling through our worker beside bare vLLM with the same requests; then syncs beside a copy on the card."""
+    """Syncs to one engine beside a copy on the card; then our worker's sampling beside bare vLLM with the same requests."""
     import ray
 
     from expo_ray.runtime.process import environment
@@ -204,9 +206,9 @@ def engine(setting: Setting, bound: float) -> None:
     try:
         ray.get(worker.ready.remote(), timeout=bound)
         tell(engine_start_s=time.monotonic() - began, max_sequences=config.rollout.max_sequences)
-        _sampling(setting, config, worker)
         sender = ray.remote(SyncEnd).options(**options).remote(config, setting.device, log)
         _syncs(setting, config, worker, sender)
+        _sampling(setting, config, worker)
     finally:
         for file in sorted(Path(log).glob("*.log")):
             print(f"\n---- {file.name}\n{file.read_text(errors='replace')[-12000:]}", flush=True)

@@ -118,8 +118,9 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROCESS_GIB = {"rollout": 1.3, "learner": 0.9, "verifier": 0.3, "reward": 0.3, "driver": 0.9}
 FEWEST_SEQUENCES, MOST_SEQUENCES = 64, 1024
 """Bounds of the derived number of sequences that an engine decodes at once."""
-CONTEXT_GIB, GRAPHS_GIB = 0.6, 1.0
-"""Guesses, not measured: what CUDA, cuBLAS and NCCL take of a card for each process, and an engine's CUDA graphs."""
+CONTEXT_GIB, GRAPHS_GIB = 0.8, 1.0
+"""What CUDA, cuBLAS and NCCL take of a card for each process (a sleeping eager engine on an H100 kept 0.77), and an
+engine's CUDA graphs (a guess)."""
 FULL_CARD = 0.85
 """Share of a card that an update may fill by this estimate before activations are computed twice instead of kept."""
 Parts = dict[str, float | None]
