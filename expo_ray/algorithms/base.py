@@ -84,7 +84,8 @@ class Algorithm(AlgorithmFacts):
     @property
     def loads_reference(self) -> bool:
         """Whether the learners load the reference policy at the start."""
-        return self.scores_reference or (bool(self.reference_terms) and not self.stores_reference)
+        asked = self.scores_reference or self.config.algo.measure_base
+        return asked or (bool(self.reference_terms) and not self.stores_reference)
 
     def begin(self, inputs: Inputs) -> list[str]:
         """Hands the driver's instance the run's inputs, once, before any actor starts.

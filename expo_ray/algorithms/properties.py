@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from expo_ray.messages import FloatArray, Group, IntArray
+from expo_ray.messages import FloatArray, Group, IntArray, TrainingSample
+
+TRAINED_TEXTS = 64
+"""The most training samples that are measured in a step, evenly spaced over all of them."""
 
 CutChain = Callable[[IntArray], IntArray]
 """Cuts a completion's ids before its final answer statement (PromptBuilder.chain_of); of no ids it returns those that
@@ -120,3 +123,81 @@ def property_metrics(groups: Sequence[GroupProperties]) -> dict[str, float]:
                 figures = {"mean": values.mean(), "p10": p10, "p50": p50, "p90": p90}
                 metrics |= {f"properties/{kind}/{name}/{k}": float(v) for k, v in figures.items()}
     return metrics
+
+
+def made_likelier(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+    """The samples whose text the update makes likelier, at most TRAINED_TEXTS of them: targets, and completions that
+    have a teacher or a positive advantage at some token."""
+    wanted = [sample for sample in samples if len(sample.completion_ids) and _is_raised(sample)]
+    return wanted[:: max(1, -(-len(wanted) // TRAINED_TEXTS))]
+
+
+def _is_raised(sample: TrainingSample) -> bool:
+    if sample.term != "policy":
+        return sample.term not in ("rejected", "conditioned")
+    if sample.token_advantages is not None:
+        return bool((sample.token_advantages > 0).any())
+    return sample.teacher is not None or sample.advantage > 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedPlan:
+    """The sequences to score for training samples: `(context ids, scored ids)`, at temperature 1."""
+
+    texts: list[tuple[IntArray, IntArray]]
+    """Each sample as it is trained on."""
+    answers: list[tuple[IntArray, IntArray]]
+    """For those whose problem is known, the gold answer alone and after the sample's chain, in turn."""
+
+
+def plan_trained(
+    samples: Sequence[TrainingSample], groups: Sequence[Group], lead_tokens: int, chain_of: CutChain
+) -> TrainedPlan:
+    """Plans what to score for the properties of training samples, whose problems are known by their prompt's ids."""
+    asked = [of.rollout.prompt for group in groups for of in (group, group.guided) if of is not None]
+    spans = {prompt.free_ids.tobytes(): prompt.answer_span for prompt in asked}
+    answers = []
+    for sample in samples:
+        if (span := spans.get(sample.prompt_ids.tobytes())) is None:
+            continue
+        lead, answer = span[:lead_tokens], span[lead_tokens:]
+        answers.append((np.concatenate([sample.prompt_ids, lead]), answer))
+        answers.append((np.concatenate([sample.prompt_ids, chain_of(sample.completion_ids), lead]), answer))
+    return TrainedPlan([(sample.prompt_ids, sample.completion_ids) for sample in samples], answers)
+
+
+def trained_metrics(plan: TrainedPlan, logprobs: Sequence[FloatArray], base: Sequence[FloatArray]) -> dict[str, float]:
+    """Properties of what is trained on, from the log-probabilities of `plan.texts`, then `plan.answers`, and from the
+    base policy's of `plan.texts` (none: not measured). A mean over nothing is left out."""
+    texts, answers = logprobs[: len(plan.texts)], logprobs[len(plan.texts) :]
+    sums = [float(np.sum(values, dtype=np.float64)) for values in answers]
+    found = {
+        "trained/mean_logprob": [float(np.mean(values, dtype=np.float64)) for values in texts],
+        "trained/answer_rise": [after - alone for alone, after in zip(sums[::2], sums[1::2], strict=True)],
+        "trained/base_logprob": [float(np.mean(values, dtype=np.float64)) for values in base],
+    }
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
+
+
+def wrong_answers(groups: Sequence[Group], most: int) -> list[tuple[Group, str]]:
+    """The first `most` groups for which a wrong answer is at hand: one that a completion of the group ended in, or the
+    gold answer of another problem of its level."""
+    found: list[tuple[Group, str]] = []
+    for group in groups:
+        problem = group.rollout.prompt.problem
+        own = [v.extracted for v in group.verdicts if v.outcome == "wrong" and v.extracted]
+        others = [g.rollout.prompt.problem for g in groups]
+        own += [o.answers[0] for o in others if o.level == problem.level and o.answers[0] not in problem.answers]
+        found += [(group, own[0])] if own else []
+    return found[:most]
+
+
+def contrast_metrics(followed: Sequence[bool], logprobs: Sequence[FloatArray]) -> dict[str, float]:
+    """The answer-conditioned contrast, from explanations that were told a wrong answer: whether each ended in it, and
+    its log-probabilities after the prompt with the wrong answer and after the one with the right answer, in turn."""
+    gaps = [float(np.mean(wrong - right)) for wrong, right in zip(logprobs[::2], logprobs[1::2], strict=True)]
+    return {
+        "contrast/samples": float(len(followed)),
+        "contrast/follows": float(np.mean(followed)),
+        "contrast/logprob_gap": float(np.mean(gaps)),
+    }

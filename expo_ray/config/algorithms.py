@@ -26,7 +26,7 @@ ALGORITHMS = {
 
 Explanations = Literal["none", "optional", "required"]
 
-ANY_KEYS = frozenset({"name", "updates_per_batch", "properties_every"})
+ANY_KEYS = frozenset({"name", "updates_per_batch", "properties_every", "measure_base", "contrast_prompts"})
 POLICY_KEYS = ANY_KEYS | {
     "advantage", "loss_normalisation", "policy_loss", "clip_low", "clip_high", "dual_clip", "kl_coef",
     "kl_estimator", "dynamic_sampling", "refill_rounds", "overlong_buffer_tokens", "overlong_penalty",

@@ -74,6 +74,11 @@ NEEDS = (
         "without algo.kl_coef or algo.kl_conditioned_coef",
     ),
     Need(
+        ("algo.measure_base", "algo.contrast_prompts"),
+        lambda c: c.algo.properties_every > 0,
+        "with algo.properties_every=0, which measures nothing",
+    ),
+    Need(
         ("algo.distill_top_k",),
         lambda c: c.algo.distill_divergence != "sampled",
         "with algo.distill_divergence=sampled, which compares the sampled token alone",

@@ -98,6 +98,8 @@ class AlgoConfig:
     distill_top_k: int = key(100, at_least=1)  # tokens of the teacher's distribution that are compared one by one
     distill_clip: float = key(0.0, at_least=0)  # bound on each token's entry in the divergence; 0: off
     properties_every: int = key(2, at_least=0, between_runs="measuring")  # measure both ExPO properties; 0: never
+    measure_base: bool = key(False, between_runs="measuring")  # then also trained text's likelihood under the base
+    contrast_prompts: int = key(0, at_least=0, between_runs="measuring")  # then also explanations told a wrong answer
 
 
 @dataclass

@@ -4,25 +4,37 @@ import itertools
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
-from expo_ray.algorithms.base import Algorithm, Properties
+from expo_ray.algorithms.base import Algorithm, Properties, Sample
 from expo_ray.algorithms.explanations import in_scope
-from expo_ray.algorithms.properties import GroupProperties, plan_properties, property_metrics, read_properties
+from expo_ray.algorithms.properties import (
+    GroupProperties,
+    contrast_metrics,
+    made_likelier,
+    plan_properties,
+    plan_trained,
+    property_metrics,
+    read_properties,
+    trained_metrics,
+    wrong_answers,
+)
 from expo_ray.config.schema import Config
 from expo_ray.data.stream import PromptStream
 from expo_ray.driver.actors import Actors
 from expo_ray.driver.record import StepRecord
+from expo_ray.leaks import mentions_given_answer
 from expo_ray.learner.group import LearnerGroup
-from expo_ray.messages import Group, Prompt, RolloutRequest
+from expo_ray.messages import Group, Prompt, RolloutRequest, TrainingBatch
 from expo_ray.prompts.builder import PromptBuilder
 from expo_ray.rewards.functions import own_functions
 from expo_ray.rollout.requests import LengthBook, training_sampling
 
-GUIDED = 1000
-"""The seed's last number in the first of Algorithm.guide's rounds."""
+GUIDED, TOLD_WRONG = 1000, 2000
+"""The seed's last number in the first of Algorithm.guide's rounds, and for explanations of a wrong answer."""
 
 
 class Measurer:
-    """Measures the properties of explanations that the paper names (section 3) with the current policy.
+    """Measures with the current policy: the properties of explanations that the paper names (section 3), those of what
+    is trained on, and whether explanations follow a wrong answer.
 
     Args:
         config: the run's configuration.
@@ -39,15 +51,56 @@ class Measurer:
 
         They are measured when the algorithm chooses by them, and every `algo.properties_every` steps.
         """
-        every = self.config.algo.properties_every
-        due = every > 0 and step % every == 0
-        if not groups or not (due or self.algorithm.needs_properties(step)):
+        if not groups or not (self.is_due(step) or self.algorithm.needs_properties(step)):
             return None
         with record.phase("properties"):
             found = self._measure(groups)
         record.properties = found
         record.count(property_metrics(found))
         return [of_group.explanations for of_group in found]
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` is one of every `algo.properties_every`."""
+        every = self.config.algo.properties_every
+        return every > 0 and step % every == 0
+
+    def trained(self, groups: list[Group], batch: TrainingBatch, record: StepRecord) -> None:
+        """Counts leaks in what the batch makes likelier, both properties of it, and with `algo.measure_base` its
+        likelihood under the base policy."""
+        if not self.is_due(batch.step) or not (samples := made_likelier(batch.samples)):
+            return
+        with record.phase("properties"):
+            plan = plan_trained(samples, groups, self.builder.lead_tokens, self.builder.chain_of)
+            logprobs = self.learners.score(plan.texts + plan.answers)
+            base = self.learners.score(plan.texts, 1.0, True) if self.config.algo.measure_base else []
+        leaks = [mentions_given_answer(self.builder.decode(s.completion_ids.tolist())) for s in samples]
+        counts = {"trained/texts": float(len(samples)), "trained/leaked": sum(map(bool, leaks)) / len(samples)}
+        record.count(counts | trained_metrics(plan, logprobs, base))
+
+    def contrast(self, groups: list[Group], step: int, record: StepRecord, sample: Sample) -> None:
+        """Samples explanations of a wrong answer for `algo.contrast_prompts` groups; nothing is trained on them."""
+        if not self.config.algo.contrast_prompts or not self.is_due(step):
+            return
+        with_answer = wrong_answers(groups, self.config.algo.contrast_prompts)
+        if not with_answer:
+            return
+        prompts = [group.rollout.prompt for group, _ in with_answer]
+        believed = [replace(p.problem, answers=(answer,)) for p, (_, answer) in zip(prompts, with_answer, strict=True)]
+        told = self.builder.told(believed)
+        # To the verifier the wrong answer is the gold one, so that "correct" is an explanation that ends in it.
+        asked = [replace(p, problem=b, conditioned_ids=t) for p, b, t in zip(prompts, believed, told, strict=True)]
+        found = sample([RolloutRequest(prompt, 0, 1) for prompt in asked])
+        pairs, followed = [], []
+        for prompt, group in zip(prompts, found, strict=True):
+            (explanation,) = group.rollout.explanations
+            if len(explanation.token_ids):
+                pairs += [
+                    (ids, explanation.token_ids)
+                    for ids in (group.rollout.prompt.conditioned_ids, prompt.conditioned_ids)
+                ]
+                followed.append(group.explanation_verdicts[0].outcome == "correct")
+        if pairs:
+            record.count(contrast_metrics(followed, self.learners.score(pairs)))
 
     def for_choice(self, groups: list[Group], step: int, record: StepRecord) -> Properties | None:
         """The explanations' properties if the algorithm chooses among explanations sampled now; otherwise None."""
@@ -101,6 +154,9 @@ class Collector:
         if free > 1 or explained > 1:
             have = {group.rollout.prompt.problem.uid for group in groups if free > 1 or group.rollout.explanations}
             self._sample_ahead(have, step, free, explained, record)
+        apart = StepRecord(step)  # what is sampled here is no part of the step's tokens, only of its time
+        self.measurer.contrast(groups, step, record, lambda more: self._verified(more, (step, TOLD_WRONG), apart))
+        record.merge_seconds(apart)
         return self._refill(groups, step, record) if self.config.algo.dynamic_sampling == "refill" else groups
 
     def _sample_ahead(self, have: set[str], step: int, free: int, explained: int, record: StepRecord) -> None:

@@ -56,6 +56,7 @@ def train(run: Run) -> int:
             properties = run.measurer.properties(groups, step, record)  # log pi(c|q), rise of log pi(a*|q,c)
             with record.phase("batch"):
                 batch = run.algorithm.training_batch(groups, step, properties)  # advantages; q -> c~ -> a*
+            run.measurer.trained(groups, batch, record)
             with record.phase("update"):
                 update = learners.update(batch)
             check_mismatch(update, config)

@@ -123,6 +123,10 @@ class StepRecord:
     def merge_ahead(self, other: "StepRecord") -> None:
         """Merges what was sampled for later steps' prompts: counts under `ahead/`, and its time."""
         self.count({f"ahead/{name}": value for name, value in other.metrics.items()})
+        self.merge_seconds(other)
+
+    def merge_seconds(self, other: "StepRecord") -> None:
+        """Adds the time of the other's phases."""
         for name, seconds in other.seconds.items():
             self.seconds[name] += seconds
 

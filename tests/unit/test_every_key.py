@@ -91,7 +91,7 @@ UNDER = {
 """Settings under which a key must act that does nothing, and is refused, without them."""
 
 NOT_WALKED = {
-    "decides when learners measure; batches are the same": ["algo.properties_every"],
+    "decides when learners measure; batches are the same": ["algo.properties_every", "algo.contrast_prompts"],
     "changes prompts, which need a tokenizer (test_prompts.py)": [
         "model.prompt_style", "model.chat_template_kwargs",
     ],
@@ -220,7 +220,7 @@ def steps(config) -> object:
     builder = SimpleNamespace(told=told)
     algorithm.begin(Inputs("model", prompts, (0,), lambda ids: f"text {ids}", builder))
     algorithm._score_and_store = lambda: 0  # writes a file
-    measurer = SimpleNamespace(for_choice=lambda found, *_: measured(found))
+    measurer = SimpleNamespace(for_choice=lambda found, *_: measured(found), contrast=lambda *_: None)
     stream = PromptStream(prompts, 2, seed=9)  # some steps need three rounds of refill
     collector = Collector(config, algorithm, stream, actors, measurer, LengthBook())
     batches = []
