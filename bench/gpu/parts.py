@@ -184,7 +184,7 @@ def _profile(setting: Setting, updater: Any, batch: TrainingBatch) -> None:
 
 
 def engine(setting: Setting, bound: float) -> None:
-    """Syncs to one engine beside a copy on the card; then our worker's sampling beside bare vLLM with the same requests."""
+    """Syncs to an engine beside a copy on the card; then our worker's sampling beside bare vLLM with equal requests."""
     import ray
 
     from expo_ray.runtime.process import environment

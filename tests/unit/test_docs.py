@@ -182,7 +182,7 @@ def test_the_defaults_on_the_page_of_deviations_are_the_schemas():
     stated = dict(re.findall(r"^\| `([a-z_.]+)` \| `([^`]+)` \|", text, re.MULTILINE))
     assert stated == {key: str(defaults()[key]).replace("True", "true").replace("False", "false") for key in stated}
     choices = {f"algo.{name}" for name in SFT_KEYS | CHOICE_KEYS | EXPLANATION_KEYS}
-    left = {"name", "properties_every", "explanation_threshold", "kl_estimator"}
+    left = {"name", "properties_every", "measure_base", "contrast_prompts", "explanation_threshold", "kl_estimator"}
     assert choices - {f"algo.{name}" for name in left} <= set(stated)
 
 
