@@ -28,6 +28,7 @@ from expo_ray.files import read_lines, write_whole
 from expo_ray.learner.group import LearnersLost
 from expo_ray.messages import Prompt
 from expo_ray.preflight.checks import Checked, check_context
+from expo_ray.preflight.inputs import with_merged_adapter
 from expo_ray.preflight.model_folder import generation_ends
 from expo_ray.prompts.builder import PromptBuilder
 from expo_ray.prompts.loading import load_prompts, load_tokenizer, longest_sequence, make_builder, stop_ids
@@ -50,7 +51,8 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     began = time.monotonic()
     events = Events(run_folder)
     open_spans(run_folder / "logs", "driver")
-    config, plan = checked.config, checked.plan
+    plan = with_merged_adapter(checked.plan, run_folder)
+    config = plan.config
     tokenizer = load_tokenizer(config)
     builder = make_builder(tokenizer, config)
     training, heldout = load_prompts(config, builder, checked.problems, plan.context)

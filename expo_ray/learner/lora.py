@@ -4,18 +4,23 @@
 depends on LoRA.
 """
 
+import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLora
-from peft import inject_adapter_in_model
+from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from expo_ray.config.errors import did_you_mean
 from expo_ray.config.schema import LoraConfig
+from expo_ray.files import generation_file
 from expo_ray.learner.micro_batches import Entropy, Layout
 from expo_ray.sync.source import Entry, lora_entries
 
@@ -55,6 +60,35 @@ def adapters_off(lm: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+def merge_adapter(adapter: str, base: str, tokenizer: str, folder: str, trust_remote_code: bool) -> None:
+    """Loads an adapter on its base model and writes what both compute together, as a whole Hugging Face model.
+
+    Args:
+        adapter: an adapter folder.
+        base: its base model, a folder or hub id.
+        tokenizer: where the tokenizer is.
+        folder: where to write; made if missing.
+        trust_remote_code: model.trust_remote_code.
+
+    Raises:
+        ValueError: the adapter lacks weights for layers of the base that it names, or has some that are not numbers.
+    """
+    # The base's own generation settings are copied as they are: transformers refuses to write some of what it reads.
+    lm = AutoModelForCausalLM.from_pretrained(
+        base, dtype="auto", trust_remote_code=trust_remote_code, generation_config=GenerationConfig()
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys.*")
+        merged = PeftModel.from_pretrained(lm, adapter).merge_and_unload(safe_merge=True)
+    merged.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code).save_pretrained(folder)
+    (Path(folder) / "generation_config.json").unlink(missing_ok=True)
+    if (generation := generation_file(base)) is not None:
+        shutil.copy(generation, folder)
+    for code in Path(base).glob("*.py") if trust_remote_code else ():
+        shutil.copy(code, folder)
 
 
 class AdaptersOffReference:

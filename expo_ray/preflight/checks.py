@@ -15,7 +15,7 @@ from expo_ray.preflight.estimate import BYTES
 from expo_ray.preflight.fit import misfits
 from expo_ray.preflight.inputs import check_hub, check_longest
 from expo_ray.preflight.model_files import has_template
-from expo_ray.preflight.model_folder import ModelShape
+from expo_ray.preflight.model_folder import ModelShape, tokenizer_of
 from expo_ray.preflight.placement import Node, placeable
 from expo_ray.preflight.plan import Plan, plan_for
 from expo_ray.preflight.values import check_config, program_problems
@@ -75,7 +75,7 @@ def check_start(plan: Plan) -> None:
     Raises:
         ConfigError: in one sentence with the remedy.
     """
-    config, folder = plan.config, Path(plan.config.model.path)
+    config, folder = plan.config, Path(tokenizer_of(plan.config.model.path))
     if config.model.prompt_style == "chat" and folder.is_dir() and not has_template(folder):
         raise ConfigError(
             f"model.prompt_style=chat, but model.path={folder} has no chat template (chat_template.jinja, or "

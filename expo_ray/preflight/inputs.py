@@ -1,14 +1,23 @@
-"""Checks that model and data can be loaded and that the tokenizer can read the problems, without heavy imports."""
+"""Checks that model and data can be loaded and that the tokenizer can read the problems, without heavy imports.
 
+An adapter as model.path is merged into its base model before a run starts, in a process of its own.
+"""
+
+import hashlib
 import os
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config
 from expo_ray.messages import Problem
+from expo_ray.preflight.model_folder import adapter_base, tokenizer_of, weights_of
 from expo_ray.preflight.plan import Plan
 
 HOST = "huggingface.co"
@@ -22,8 +31,10 @@ def check_hub(config: Config) -> None:
         ConfigError: one sentence that names the key and asks for a local path.
     """
     wanted = []
-    if not Path(config.model.path).is_dir() and not _cached("models", config.model.path):
-        wanted.append((f"model.path={config.model.path}", "a local folder by model.path=FOLDER"))
+    model = weights_of(config.model.path)
+    if not Path(model).is_dir() and not _cached("models", model):
+        key = "model.path" if model == config.model.path else "base_model_name_or_path"
+        wanted.append((f"{key}={model}", f"a local folder by {key}=FOLDER"))
     data = config.data
     named = [] if data.path or data.sources else [data.hub]
     named += [entry.get("hub") for entry in [*data.sources, *data.eval_sources]]
@@ -69,7 +80,7 @@ def check_longest(problems: Sequence[Problem], plan: Plan) -> None:
         DataError: the question alone is longer than the model's context, or mostly unknown to its tokenizer.
     """
     config, shape = plan.config, plan.shape
-    file = Path(config.model.path) / "tokenizer.json"
+    file = Path(tokenizer_of(config.model.path)) / "tokenizer.json"
     if shape is None or not problems or not file.is_file():
         return
     longest = max(problems, key=lambda problem: len(problem.question))
@@ -101,3 +112,68 @@ def _unknown(tokenizer: Any, ids: Sequence[int]) -> float:
     if not unknown or not ids:
         return 0.0
     return list(ids).count(tokenizer.token_to_id(unknown)) / len(ids)
+
+
+MERGED, MADE_OF = "merged", "made_of.txt"
+_MERGE = (
+    "import sys; from expo_ray.learner.lora import merge_adapter as merge; merge(*sys.argv[1:5], sys.argv[5] == 'True')"
+)
+
+
+def with_merged_adapter(plan: Plan, folder: Path) -> Plan:
+    """Merges an adapter in model.path into its base; a whole model stays as it is.
+
+    Args:
+        plan: the run's plan.
+        folder: the run's folder, which all nodes see. The whole model is written to `merged` in it, or found there if
+            it was made of the same adapter.
+
+    Returns:
+        The plan of a run of the merged model.
+
+    Raises:
+        ConfigError: it cannot be merged, or not within trainer.start_s.
+    """
+    config = plan.config
+    path, base = config.model.path, adapter_base(config.model.path)
+    if base is None:
+        return plan
+    target, made_of = folder / MERGED, f"{base} {_digest(Path(path))}"
+    mark = target / MADE_OF
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != made_of:
+        print(f"model.path={path} is an adapter: merging it into {base}", file=sys.stderr, flush=True)
+        written = folder / f"{MERGED}.{os.getpid()}"
+        try:
+            _merge(config, base, written)
+            (written / MADE_OF).write_text(made_of, encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            written.rename(target)
+        finally:
+            shutil.rmtree(written, ignore_errors=True)
+    return replace(plan, config=replace(config, model=replace(config.model, path=str(target))))
+
+
+def _merge(config: Config, base: str, target: Path) -> None:
+    path = config.model.path
+    words = [path, base, tokenizer_of(path), str(target), str(config.model.trust_remote_code)]
+    start = f"model.path={path} cannot be merged into {base}"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _MERGE, *words], capture_output=True, text=True, timeout=config.trainer.start_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"{start} within trainer.start_s={config.trainer.start_s:g}: use a larger trainer.start_s"
+        ) from error
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise ConfigError(
+            f"{start} ({lines[-1] if lines else f'exit code {done.returncode}'}): give the base that it was trained on"
+        )
+
+
+def _digest(adapter: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(adapter.glob("adapter_*")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

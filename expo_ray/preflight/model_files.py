@@ -18,7 +18,6 @@ from expo_ray.preflight.model_folder import (
     WHOLE_MODEL,
     ModelShape,
     _json,
-    adapter_problem,
     generation_ends,
     quantised_problem,
 )
@@ -95,6 +94,24 @@ def _template(folder: Path) -> str | None:
     if isinstance(found, list):
         found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
     return found if isinstance(found, str) else None
+
+
+def adapter_problems(folder: Path, shape: ModelShape | None) -> Iterator[str]:
+    """Yields a sentence if an adapter's weights cannot be loaded, or cannot be merged into those of its base."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    try:
+        names = read_header(file)
+    except BrokenFile as broken:
+        yield f"model.path={folder}: {broken}"
+        return
+    shared = next((name for name in names if "lm_head" in name or "embed_tokens" in name), None)
+    if shared is not None and shape is not None and shape.tied:
+        yield (
+            f"model.path={folder} changes {shared}, and its base ties the output layer to the embeddings, so that "
+            "there is no weight to merge it into: use an adapter of other layers"
+        )
 
 
 def _vocabulary(folder: Path, facts: TokenizerFacts, vocabulary: int | None) -> Iterator[str]:
@@ -260,8 +277,6 @@ def _has_model(folder: Path) -> bool:
 
 def _without_model(folder: Path) -> str:
     found = sorted(file.name for file in folder.glob("*.safetensors"))
-    if problem := adapter_problem(folder):
-        return problem
     if not found:
         return f"model.path={folder} has no weights ({WHOLE}, or shards with {INDEX}): copy them into that folder"
     return (

@@ -108,6 +108,7 @@ KNOWN = {
 }
 
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TUNED = re.compile(r"-(?:instruct|it|pt|base)$")
 """What the ids of tuned and base models end in; their dimensions are the same."""
 
@@ -115,9 +116,14 @@ TUNED = re.compile(r"-(?:instruct|it|pt|base)$")
 def model_shape(path: str) -> ModelShape | None:
     """Finds the dimensions of a local folder or a known hub id; None if only loading the model would show them.
 
+    An adapter's are those of its base model.
+
     Raises:
-        ConfigError: a folder whose config.json is missing or broken.
+        ConfigError: a folder whose config.json is missing or broken, or an adapter that cannot be a start.
     """
+    if problem := adapter_problem(Path(path)):
+        raise ConfigError(problem)
+    path = weights_of(path)
     folder = Path(path)
     if not folder.is_dir():
         return KNOWN.get(TUNED.sub("", path.rsplit("/", 1)[-1].lower()))
@@ -128,10 +134,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json, of a multimodal model the part about its text.
 
     Raises:
-        ConfigError: the folder is an adapter, or config.json is missing or broken.
+        ConfigError: config.json is missing or broken.
     """
-    if problem := adapter_problem(folder):
-        raise ConfigError(problem)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.path={folder} has no config.json: give a Hugging Face model folder")
     config = _json(folder, "config.json")
@@ -162,7 +166,7 @@ def _from_json(config: dict[str, Any]) -> ModelShape | None:
 
 def architecture(path: str) -> str | None:
     """The class that config.json names, such as Qwen2ForCausalLM; None without a folder or a name."""
-    folder = Path(path)
+    folder = Path(weights_of(path))
     return next(iter(_architectures(_json(folder, "config.json"))), None) if folder.is_dir() else None
 
 
@@ -203,22 +207,71 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
+NOT_MERGED = (
+    "PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "P_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "ADAPTION_PROMPT",
+    "CPT",
+    "XLORA",
+)
+"""peft's kinds of adapters that are no change of weights, so that no model without them computes the same."""
+
+
+def adapter_base(path: str) -> str | None:
+    """The base model that an adapter folder names, a folder or a hub id; None for anything else."""
+    folder = Path(path)
+    if not (folder / "adapter_config.json").is_file() or _is_whole(folder):
+        return None
+    base = str(_json(folder, "adapter_config.json").get("base_model_name_or_path") or "")
+    places = [Path(base).expanduser(), folder / base] if base else []
+    return next((str(place.absolute()) for place in places if place.is_dir()), base)
+
+
+def weights_of(path: str) -> str:
+    """Where the architecture and its weights are: `path`, or the base model of an adapter."""
+    return adapter_base(path) or path
+
+
+def tokenizer_of(path: str) -> str:
+    """Where the tokenizer is: `path`, or the base model of an adapter that comes without one."""
+    own = any((Path(path) / name).is_file() for name in TOKENIZER_FILES)
+    return path if own else weights_of(path)
+
+
 def adapter_problem(folder: Path) -> str | None:
-    """A sentence about a folder with an adapter, which transformers would load on the base that the adapter names."""
+    """A sentence about an adapter folder that cannot be a start; None for a good one, and for whole models."""
     if not (folder / "adapter_config.json").is_file():
         return None
-    if any((folder / name).is_file() for name in WHOLE_MODEL):
+    if _is_whole(folder):
         return (
             f"model.path={folder} holds adapter_config.json beside a whole model, and transformers would load the "
             "adapter's base instead of it: move the adapter into a folder of its own"
         )
-    base = _json(folder, "adapter_config.json").get("base_model_name_or_path")
-    return (
-        f"model.path={folder} is an adapter{f' of {base}' if base else ''}, not a whole model: merge it into its base "
-        'model (with peft: AutoPeftModelForCausalLM.from_pretrained("adapter").merge_and_unload()'
-        '.save_pretrained("merged"), '
-        "and save the tokenizer there) and give that folder"
-    )
+    base, settings = adapter_base(str(folder)), _json(folder, "adapter_config.json")
+    kind, task = str(settings.get("peft_type") or "LORA"), settings.get("task_type")
+    start = f"model.path={folder} is an adapter"
+    if not base:
+        return f"{start} that names no base model: write base_model_name_or_path into its adapter_config.json"
+    if kind in NOT_MERGED:
+        return f"{start} of {base} by {kind}, which cannot be merged into weights: use a LoRA, or a whole model"
+    if task not in (None, "CAUSAL_LM"):
+        return f"{start} of {base} for {task}, which does not generate text: use one for CAUSAL_LM"
+    if not any((folder / f"adapter_model.{end}").is_file() for end in ("safetensors", "bin")):
+        return f"{start} of {base} without weights: copy its adapter_model.safetensors into that folder"
+    if not Path(base).is_dir() and not HUB_ID.fullmatch(base):
+        return (
+            f"{start} of {base}, which is neither a folder nor a hub id: correct base_model_name_or_path in its "
+            "adapter_config.json"
+        )
+    if (Path(base) / "adapter_config.json").is_file():
+        return f"{start} of {base}, which is an adapter as well: merge that one first, or train on it"
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in WHOLE_MODEL)
 
 
 def config_problems(folder: Path, training: bool) -> Iterator[str]:

@@ -16,8 +16,18 @@ from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_mac
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import parts_of
 from expo_ray.preflight.fit import misfits, too_long
-from expo_ray.preflight.model_files import template_problems, tokenizer_problems, weight_problems
-from expo_ray.preflight.model_folder import TOKENIZER_FILES, ModelShape, architecture, config_problems, model_shape
+from expo_ray.preflight.model_files import adapter_problems, template_problems, tokenizer_problems, weight_problems
+from expo_ray.preflight.model_folder import (
+    HUB_ID,
+    TOKENIZER_FILES,
+    ModelShape,
+    adapter_base,
+    architecture,
+    config_problems,
+    model_shape,
+    tokenizer_of,
+    weights_of,
+)
 from expo_ray.preflight.plan import Plan, plan_for, planned_resources
 from expo_ray.rewards.functions import reward_problems
 from expo_ray.sync import PLAIN_MODELS
@@ -88,13 +98,15 @@ def _setting_problems(config: Config, training: bool) -> Iterator[str]:
 
 
 def _model_problems(config: Config, shape: ModelShape | None, training: bool) -> Iterator[str]:
-    folder = Path(config.model.path)
-    if folder.is_dir():
-        vocabulary = shape.vocabulary if shape is not None else None
-        yield from config_problems(folder, training)
-        yield from weight_problems(folder, shape, training)
-        yield from tokenizer_problems(folder, vocabulary)
-        yield from template_problems(folder, config.model.chat_template_kwargs)
+    weights = Path(weights_of(config.model.path))
+    if adapter_base(config.model.path):
+        yield from adapter_problems(Path(config.model.path), shape)
+    if weights.is_dir():
+        yield from config_problems(weights, training)
+        yield from weight_problems(weights, shape, training)
+    if (words := Path(tokenizer_of(config.model.path))).is_dir():
+        yield from tokenizer_problems(words, shape.vocabulary if shape is not None else None)
+        yield from template_problems(words, config.model.chat_template_kwargs)
     yield from _shards(config, shape)
     if training:
         yield from _receiving(config)
@@ -370,11 +382,11 @@ def _data(config: Config) -> Iterator[str]:
 
 def _model_path(config: Config) -> Iterator[str]:
     path = config.model.path
-    folder = Path(path)
+    folder = Path(tokenizer_of(path))
     if folder.is_dir():
         if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-            yield f"model.path={path} has no tokenizer (tokenizer.json or tokenizer.model): copy it into that folder"
-    elif folder.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
+            yield f"model.path={folder} has no tokenizer (tokenizer.json or tokenizer.model): copy it into that folder"
+    elif not Path(path).is_dir() and (Path(path).exists() or not HUB_ID.fullmatch(path)):
         yield f"model.path={path} is neither a folder nor a hub id: give a Hugging Face model folder or owner/name"
 
 

@@ -1,13 +1,23 @@
 """LoRA adapters on a plain model: refused targets, the base model with adapters off, and their initial values."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from expo_ray.config.compose import compose_config
+from expo_ray.config.errors import ConfigError
+from expo_ray.config.resources import Resources
 from expo_ray.config.schema import LoraConfig
+from expo_ray.preflight.inputs import with_merged_adapter
+from expo_ray.preflight.model_folder import model_shape
+from expo_ray.preflight.values import check_config
+from expo_ray.prompts.loading import load_tokenizer
+
+TOY = ["profile=cpu", "data=toy", "verifier=toy", "rollout.max_prompt_tokens=32", "rollout.max_completion_tokens=32"]
 
 
 def load(folder: Path) -> Any:
@@ -63,3 +73,72 @@ def test_initial_adapters_depend_on_the_seed_only(tiny_models):
     torch.rand(7)
     second = adapted(tiny_models["tied"], ["all-linear"]).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def saved_adapter(tiny_models, tmp_path_factory) -> Path:
+    """An adapter as peft saves it, whose scale is 8 / 2, with the base's tokenizer left out."""
+    from peft import LoraConfig as PeftLora
+    from peft import get_peft_model
+
+    torch.manual_seed(5)
+    settings = PeftLora(r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(load(tiny_models["tied"]), settings)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return folder
+
+
+def merged_by_hand(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """W + alpha / r B A in float64, from the files."""
+    from safetensors.torch import load_file
+
+    weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
+    parts = {name: tensor.double() for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    for name in (name for name in parts if "lora_A" in name):
+        layer = name.removeprefix("base_model.model.").replace("lora_A.", "")
+        weights[layer] = weights[layer] + 8 / 2 * parts[name.replace("lora_A", "lora_B")] @ parts[name]
+    return weights
+
+
+def test_an_adapter_as_the_start_is_the_sum_of_its_base_and_itself(tiny_models, saved_adapter, tmp_path, capsys):
+    """Everything that starts then sees a whole model in the run's folder, made once."""
+    from safetensors.torch import load_file
+
+    base = tiny_models["tied"]
+    (base / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 1}')  # and no do_sample
+    config = compose_config([*TOY, f"model.path={saved_adapter}"])
+    plan = check_config(config, Resources("here", 1, 64, 500, 0, 0))
+    assert plan.shape == model_shape(str(base))
+    made = with_merged_adapter(plan, tmp_path)
+    assert "merging it into" in capsys.readouterr().err
+    folder = Path(made.config.model.path)
+    assert folder.parent == tmp_path and made.shape == plan.shape and config.model.path == str(saved_adapter)
+    wanted, found = merged_by_hand(base, saved_adapter), load_file(folder / "model.safetensors")
+    assert wanted.keys() == found.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=1e-6, atol=1e-6)
+    assert (folder / "generation_config.json").read_text() == (base / "generation_config.json").read_text()
+    assert check_config(made.config, Resources("here", 1, 64, 500, 0, 0)).shape == plan.shape
+    tokenizer, theirs = load_tokenizer(made.config), load_tokenizer(compose_config(["data=toy", f"model.path={base}"]))
+    assert tokenizer.get_vocab() == theirs.get_vocab()
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert with_merged_adapter(plan, tmp_path) == made and capsys.readouterr().err == ""
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert with_merged_adapter(made, tmp_path) is made
+
+
+def test_an_adapter_of_another_model_is_refused_in_a_sentence(tiny_models, saved_adapter, tmp_path):
+    settings = json.loads((saved_adapter / "adapter_config.json").read_text())
+    wrong = tmp_path / "adapter"
+    wrong.mkdir()
+    (wrong / "adapter_model.safetensors").write_bytes((saved_adapter / "adapter_model.safetensors").read_bytes())
+    (wrong / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["q_proj", "up_proj"]}))
+    config = compose_config([*TOY, f"model.path={wrong}"])
+    plan = check_config(config, Resources("here", 1, 64, 500, 0, 0))
+    with pytest.raises(ConfigError, match=r"cannot be merged into .* \(.*missing adapter keys") as refused:
+        with_merged_adapter(plan, tmp_path / "run")
+    assert "\n" not in str(refused.value) and list((tmp_path / "run").glob("*")) == []

@@ -2,6 +2,8 @@
 
 import json
 import struct
+from dataclasses import replace
+from functools import cache
 
 import pytest
 from model_folder import EMBEDDING, SHAPE, TOKENS, tensors, write_model, write_safetensors, write_tokenizer
@@ -13,9 +15,9 @@ from expo_ray.messages import Problem
 from expo_ray.preflight.checks import check_start
 from expo_ray.preflight.inputs import check_longest
 from expo_ray.preflight.model_files import tokenizer_problems, weight_problems
-from expo_ray.preflight.model_folder import config_problems, generation_ends, model_shape
+from expo_ray.preflight.model_folder import generation_ends, model_shape
 from expo_ray.preflight.plan import make_plan
-from expo_ray.preflight.values import check_config
+from expo_ray.preflight.values import _model_path, _model_problems, check_config
 
 INDEX = "model.safetensors.index.json"
 VOCABULARY = SHAPE["vocab_size"]
@@ -136,12 +138,25 @@ def weights(folder, change, dtype="F32"):
     write_safetensors(folder / "model.safetensors", kept, dtype)
 
 
-def adapter(folder, whole):
-    """A folder as peft saves it."""
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    (folder / "adapter_model.safetensors").write_bytes(b"")
-    for name in () if whole else ("config.json", "model.safetensors"):
-        (folder / name).unlink()
+LORA = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+def adapter(folder, base=None, whole=False, tokenizer=True, names=(LORA,), **settings):
+    """A folder as peft saves it, on a base beside it unless `base` is given."""
+    if base is None:
+        base = write_model(folder.parent / "base")
+    given = {"base_model_name_or_path": str(base), "peft_type": "LORA", "task_type": "CAUSAL_LM"} | settings
+    (folder / "adapter_config.json").write_text(json.dumps({k: v for k, v in given.items() if v is not None}))
+    write_safetensors(folder / "adapter_model.safetensors", dict.fromkeys(names, (4, 64)))
+    for file in () if whole else ("config.json", "model.safetensors", "generation_config.json"):
+        (folder / file).unlink()
+    for file in () if tokenizer else folder.glob("*token*"):
+        file.unlink()
+
+
+def on_a_bad_base(folder, change):
+    adapter(folder)
+    change(folder.parent / "base")
 
 
 ATTENTION = "model.layers.1.self_attn.q_proj.weight"
@@ -236,19 +251,61 @@ FOLDERS = {
         lambda f: rewrite(f, intermediate_size=256),
         "a shape of [256, 64] for model.layers.0.mlp.gate_proj",
     ),
-    "an adapter": (lambda f: adapter(f, False), "is an adapter of org/base, not a whole model: merge it"),
-    "an adapter in the model's folder": (lambda f: adapter(f, True), "beside a whole model"),
+    "an adapter": (lambda f: adapter(f), None),
+    "an adapter without a tokenizer": (lambda f: adapter(f, tokenizer=False), None),
+    "an adapter of a model on the hub": (lambda f: adapter(f, "org/base"), None),
+    "an adapter whose base is gone": (
+        lambda f: adapter(f, "/gone/base"),
+        "is an adapter of /gone/base, which is neither a folder nor a hub id",
+    ),
+    "an adapter without a base": (lambda f: adapter(f, base_model_name_or_path=None), "that names no base model"),
+    "an adapter of an adapter": (
+        lambda f: on_a_bad_base(f, lambda b: adapter(b, "org/base")),
+        "which is an adapter as well",
+    ),
+    "an adapter of a quantised model": (
+        lambda f: on_a_bad_base(f, lambda b: rewrite(b, quantization_config={"quant_method": "bitsandbytes"})),
+        "base is quantised (bitsandbytes)",
+    ),
+    "an adapter of a model without its output layer": (
+        lambda f: on_a_bad_base(f, lambda b: rewrite(b, tie_word_embeddings=False)),
+        "no lm_head.weight",
+    ),
+    "prompt tuning": (lambda f: adapter(f, peft_type="PROMPT_TUNING"), "by PROMPT_TUNING, which cannot be merged"),
+    "an adapter of a classifier": (lambda f: adapter(f, task_type="SEQ_CLS"), "for SEQ_CLS, which does not generate"),
+    "an adapter without weights": (
+        lambda f: (adapter(f), (f / "adapter_model.safetensors").unlink()),
+        "without weights: copy its adapter_model.safetensors",
+    ),
+    "an adapter that is cut short": (
+        lambda f: (adapter(f), (f / "adapter_model.safetensors").write_bytes(b"1234")),
+        "adapter_model.safetensors is cut short",
+    ),
+    "an adapter of a tied output layer": (
+        lambda f: adapter(f, names=(LORA, "base_model.model.lm_head.lora_A.weight")),
+        "changes base_model.model.lm_head.lora_A.weight, and its base ties",
+    ),
+    "an adapter with a larger tokenizer": (
+        lambda f: (adapter(f), write_tokenizer(f, added=[f"<{i}>" for i in range(VOCABULARY)])),
+        "the model's vocab_size is",
+    ),
+    "an adapter in the model's folder": (lambda f: adapter(f, whole=True), "beside a whole model"),
 }
+
+
+@cache
+def any_run():
+    return compose_config(["profile=cpu", "model.path=a/b"])
 
 
 def refusal(folder, training=True):
     """The first sentence of the checks that check_config makes on a folder."""
+    config = replace(any_run(), model=replace(any_run().model, path=str(folder)))
     try:
-        shape = model_shape(str(folder))
+        problems = [*_model_path(config), *_model_problems(config, model_shape(str(folder)), training)]
     except ConfigError as error:
         return str(error)
-    problems = [*config_problems(folder, training), *weight_problems(folder, shape, training)]
-    return next(iter([*problems, *tokenizer_problems(folder, shape.vocabulary if shape else None)]), None)
+    return next(iter(problems), None)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -261,7 +318,7 @@ def test_model_folders_as_people_have_them(tmp_path, name):
     if words is None or sentence is None:
         assert words is sentence
         return
-    assert words in sentence and sentence.startswith(f"model.path={folder}") and "\n" not in sentence
+    assert words in sentence and sentence.startswith(f"model.path={folder.parent}") and "\n" not in sentence
 
 
 @pytest.mark.parametrize("name", ["GPTQ", "GPTQ of old", "integers without a word"])
