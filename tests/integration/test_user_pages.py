@@ -124,3 +124,15 @@ def test_own_sweep(tmp_path):
     assert all(job["objective"] is not None for job in jobs)
     page = (copy / "runs/my_sweep_report/report.html").read_text()
     assert str(sweep / "0") in page and str(sweep / "1") in page
+
+
+@pytest.mark.timeout(1800)
+def test_your_model(tmp_path):
+    """A Qwen3 that could think, switched off, is trained; an adapter of it is evaluated, merged into its base."""
+    copy = follow("your_model", tmp_path)
+    run = copy / "runs/my_model"
+    assert whole(run)["steps_done"] == 2
+    assert {line["mismatch/mean_abs"] < 1e-5 for line in lines(run / "metrics.jsonl")} == {True}
+    adapted = copy / "runs/my_adapter"
+    assert (adapted / "merged/model.safetensors").is_file()
+    assert json.loads((adapted / "evaluation.json").read_text())["problems"]["all"] == 5

@@ -91,7 +91,7 @@ def test_what_a_page_shows_is_looked_for_in_order(shown, missing):
 
 
 def test_the_pages_are_there():
-    assert NAMES == ["demo", "own_data", "own_reward", "own_sweep"]
+    assert NAMES == ["demo", "own_data", "own_reward", "own_sweep", "your_model"]
 
 
 @pytest.mark.parametrize("name", NAMES)
