@@ -81,6 +81,8 @@ def _update(config: Config, shape: ModelShape) -> float:
     passes = 2 + (2 if config.model.lora.rank else 4) + (2 if again else 0)
     if make_algorithm(config).loads_reference:
         passes += 2  # the reference policy's forward pass
+    if algorithm_class(config.algo.name).scores_batch:
+        passes += 2  # a teacher's, or that of a reward from log-probabilities
     return samples * _length(config) * passes * shape.parameters / _speed(config)
 
 
