@@ -43,6 +43,20 @@ def test_every_sync_was_proved_and_engine_and_trainer_agree(small_run):
     assert lines(small_run / "proofs.jsonl")[0]["worker_versions"] == [0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_the_shortest_completions_are_enough_to_start_and_to_sync(tokens, tmp_path):
+    """An engine's context is then hardly longer than a prompt, and the probes of the proof fit into it. 40 s each."""
+    folder = tmp_path / "run"
+    short = [f"rollout.max_completion_tokens={tokens}", "trainer.steps=1", "eval.before=false", "eval.max_problems=1"]
+    done = finish(launch("expo_ray.train", *SMALL, *short, f"run_dir={folder}"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = lines(folder / "metrics.jsonl")
+    assert line["sync/version"] == 1 and line["sync/max_difference"] <= line["sync/tolerance"]
+    assert line["tokens/generated"] <= tokens * 8 * 5  # prompts, and four samples and an explanation of each
+    assert not (folder / "events.jsonl").exists() or "replaced" not in (folder / "events.jsonl").read_text()
+
+
 def test_samples_show_free_completions_and_explanations_with_verdicts(small_run):
     kinds = {line["kind"] for line in lines(small_run / "samples.jsonl")}
     assert kinds == {"free", "explanation", "gold"}
