@@ -91,7 +91,7 @@ def check_arguments(arguments: list[str]) -> Command:
 
 def _own(overrides: Sequence[str]) -> tuple[str, ...]:
     """A job's overrides without those of the whole sweep: Hydra passes the latter to some calls only."""
-    return tuple(Job(0, tuple(each.removeprefix("++") for each in overrides), Path()).own_overrides())
+    return tuple(Job(0, tuple(each.lstrip("+") for each in overrides), Path()).own_overrides())
 
 
 def launch(command: Command, runner: Runner) -> Outcome:

@@ -23,7 +23,7 @@ import expo_ray
 from expo_ray.config.algorithms import algorithm_class, group_choice
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.idle import idle_keys
-from expo_ray.config.keys import REPLACED, defaults
+from expo_ray.config.keys import REPLACED, defaults, mappings
 from expo_ray.config.resources import default_profile
 from expo_ray.config.schema import Config
 
@@ -73,8 +73,10 @@ def _composed(overrides: list[str]) -> Config:
 
 
 def forced_mapping(override: str) -> str:
-    """Lets Hydra add names to a key whose value is a mapping, which it allows behind `++` only."""
-    return f"++{override}" if isinstance(defaults().get(override.partition("=")[0]), dict) else override
+    """Lets Hydra add names to a key whose value is a mapping, one by one too, which it allows behind `++` only."""
+    key = override.partition("=")[0].lstrip("+")
+    inside = any(key == name or key.startswith(f"{name}.") for name in mappings())
+    return f"++{override.lstrip('+')}" if inside else override
 
 
 def _drop_experiment_values(config: Config, parsed: list[Override]) -> None:
@@ -231,6 +233,8 @@ def _check_override(override: Override) -> None:
     elif key in REPLACED:
         new, values = REPLACED[key]
         raise ConfigError(f"{key} is now {new}: use {new}={values.get(value, '/'.join(values.values()))}")
+    elif key.startswith(tuple(f"{name}." for name in mappings())):
+        pass  # names of vLLM, DeepSpeed or a chat template, which are checked with the whole configuration
     elif (parent := key.rpartition(".")[0]) in defaults():
         raise ConfigError(
             f"'{override.input_line}': {parent} is one value, write '{parent}={{{key.rpartition('.')[2]}: VALUE}}'"

@@ -40,6 +40,12 @@ def defaults() -> dict[str, Any]:
     return dict(_leaves(Config()))
 
 
+@cache
+def mappings() -> tuple[str, ...]:
+    """The keys whose value is a mapping with names of its own, such as `rollout.engine_options`."""
+    return tuple(key for key, default in defaults().items() if isinstance(default, dict))
+
+
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for each in fields(node):
         value = getattr(node, each.name)

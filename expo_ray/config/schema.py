@@ -174,6 +174,7 @@ class RolloutConfig:
     max_sequences: int = key(0, at_least=0, on_resume="reported", actors=True)  # decoded at once; 0: as a step asks
     kv_cache_gib: float = key(1.0, on_resume="reported", actors=True)  # of a CPU engine
     gpu_memory_utilization: float = key(0.85, at_least=0.05, at_most=0.98, on_resume="reported", actors=True)  # GPU
+    engine_options: dict[str, Any] = key({}, on_resume="reported", actors=True, evaluation=True)  # more of vLLM's own
 
 
 @dataclass
@@ -199,6 +200,7 @@ class LearnerConfig:
     attention: str = key("sdpa")  # transformers' attn_implementation; sdpa: torch's, varlen_attn for packed rows
     compile: bool = key(False, on_resume="reported", actors=True)  # compile norms, rotary embedding, MLPs, scores; cuda
     logits_chunk_tokens: int = key(1024, at_least=1)  # tokens whose logits exist at once
+    deepspeed: dict[str, Any] = key({}, actors=True)  # more of DeepSpeed's configuration (docs/options.md)
 
 
 @dataclass

@@ -19,8 +19,8 @@ from transformers import AttentionInterface, AutoModelForCausalLM, GenerationCon
 from transformers.integrations import HfDeepSpeedConfig
 
 from expo_ray.config.errors import ConfigError
-from expo_ray.config.resources import BUCKET_ELEMENTS
-from expo_ray.config.schema import Config, LearnerConfig
+from expo_ray.config.schema import Config
+from expo_ray.learner.deepspeed_settings import deepspeed_config
 from expo_ray.learner.micro_batches import Entropy, Layout
 
 VARLEN = "torch_varlen"
@@ -201,44 +201,6 @@ def compile_parts(lm: Any, scorer: TokenScorer, zero_stage: int, **options: Any)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def deepspeed_config(config: LearnerConfig, on_gpu: bool) -> dict[str, Any]:
-    """DeepSpeed's settings (deepspeed.ai/docs/config-json).
-
-    `gradient_accumulation_steps` is 1, so that DeepSpeed does not scale the loss; expo_ray.learner.update sets the
-    accumulation boundary itself.
-    """
-    adam: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": [config.adam_beta1, config.adam_beta2],
-        "weight_decay": config.weight_decay,
-    }
-    if not config.offload_optimizer:
-        # DeepSpeed would compile its own kernel at start, for which the CUDA toolkit must be installed.
-        adam |= {"torch_adam": True, "fused": on_gpu}
-    zero: dict[str, Any] = {
-        "stage": config.zero_stage,
-        "contiguous_gradients": True,
-        "overlap_comm": on_gpu,
-        "reduce_bucket_size": BUCKET_ELEMENTS,
-        "stage3_gather_16bit_weights_on_model_save": False,
-    }
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
-        "optimizer": {"type": "AdamW", "params": adam},
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": config.offload_optimizer,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.dtype == "bfloat16"},
-        # A bfloat16 sum over many micro-batches would depend on how the batch was cut.
-        "data_types": {"grad_accum_dtype": "fp32" if config.zero_stage >= 2 else None},
-        "steps_per_print": 1 << 30,
-    }
 
 
 def skip_inference_op() -> None:

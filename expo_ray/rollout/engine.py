@@ -170,8 +170,11 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     from expo_ray.sync.gloo.engine import register
     from expo_ray.sync.sender import resolve_backend
 
-    # An engine on several cards has a process for each, which do not know what is registered in this one.
-    receiver = "reload" if config.rollout.tensor_parallel > 1 else config.sync.receiver
+    options = config.rollout.engine_options
+    # An engine on several cards has a process for each, which do not know what is registered in this one. Weights that
+    # are quantised as they are loaded must be loaded, not copied.
+    reload = config.rollout.tensor_parallel > 1 or any(name.startswith("quantization") for name in options)
+    receiver = "reload" if reload else config.sync.receiver
     backend = register(resolve_backend(config), receiver)
     # It logs a line for each batch, which would hide the last line that matters in an error.
     logging.getLogger("vllm.v1.core.block_pool").setLevel(logging.WARNING)
@@ -204,6 +207,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         scheduling_policy="priority" if config.trainer.async_steps else "fcfs",
         weight_transfer_config=WeightTransferConfig(backend=backend),
         **where,
+        **options,
     )
     if on_cpu:
         _remove_rendezvous(llm)

@@ -64,6 +64,8 @@ VALUES = {
     "verifier.name": "math",
     "reward.weights": [0.5],
     "sync.backend": "gloo",
+    "rollout.engine_options": {"max_num_batched_tokens": 4096},
+    "learner.deepspeed": {"wall_clock_breakdown": True},
     "sync.receiver": "reload",
 }
 """Values for keys whose next one is not allowed or says little. `algo.dpo_pairs_path` gets a file of its own."""
