@@ -17,7 +17,7 @@ from tempfile import mkdtemp
 from expo_ray.files import read_lines, read_summary
 
 BAR = 1.6
-SETTINGS = ["experiment=demo", "learner.ranks=1", "rollout.max_sequences=256", "logging.tensorboard=false"]
+SETTINGS = ["experiment=demo", "learner.ranks=1", "rollout.max_sequences=256", "logging.trackers=[]"]
 UNMEASURED = 2
 """Number of first steps left out: caches fill."""
 RUN_S = 3600.0

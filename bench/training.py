@@ -14,7 +14,7 @@ STEPS_ONLY = (
     "algo.properties_every=0",
     "algo.kl_conditioned_coef=0",
     "learner.learning_rate=1e-6",
-    "logging.tensorboard=false",
+    "logging.trackers=[]",
     "logging.progress=false",
 )
 """No checkpoint, no properties, a minimal evaluation, and a policy that hardly changes."""

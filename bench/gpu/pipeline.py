@@ -14,7 +14,7 @@ RECORDS = ("metrics.jsonl", "proofs.jsonl", "evaluations.jsonl", "samples.jsonl"
 """What is kept of a run with real weights, for expo_ray.report."""
 SHOWN = ("time/", "sync/", "mismatch/", "tokens/", "update/", "step", "reward", "memory/")
 BRIEF = [
-    "eval.before=false", "eval.samples=1", "eval.max_problems=1", "logging.tensorboard=false", "logging.usage_every=1",
+    "eval.before=false", "eval.samples=1", "eval.max_problems=1", "logging.trackers=[]", "logging.usage_every=1",
     "trainer.checkpoint_every=0", "trainer.resume=never", "sync.digest_every=1",
 ]  # fmt: skip
 LOOSE = ["sync.tolerance=5", "sync.mean_tolerance=1", "trainer.max_mismatch=1"]

@@ -81,7 +81,7 @@ def our_overrides(case: Case, model: Path, scratch: Path, more: list[str]) -> li
         "learner.warmup_steps=0",
         "algo.properties_every=0",
         "algo.kl_conditioned_coef=0",
-        "logging.tensorboard=false",
+        "logging.trackers=[]",
         "logging.progress=false",
         *more,
     ]

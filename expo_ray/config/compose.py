@@ -23,7 +23,7 @@ import expo_ray
 from expo_ray.config.algorithms import algorithm_class, group_choice
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.idle import idle_keys
-from expo_ray.config.keys import REPLACED, defaults, mappings
+from expo_ray.config.keys import DROPPED, REPLACED, defaults, mappings
 from expo_ray.config.resources import default_profile
 from expo_ray.config.schema import Config
 
@@ -233,6 +233,8 @@ def _check_override(override: Override) -> None:
     elif key in REPLACED:
         new, values = REPLACED[key]
         raise ConfigError(f"{key} is now {new}: use {new}={values.get(value, '/'.join(values.values()))}")
+    elif key in DROPPED:
+        raise ConfigError(f"{key} is no longer a key: use {DROPPED[key]}")
     elif key.startswith(tuple(f"{name}." for name in mappings())):
         pass  # names of vLLM, DeepSpeed or a chat template, which are checked with the whole configuration
     elif (parent := key.rpartition(".")[0]) in defaults():
@@ -299,6 +301,8 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         return f"{str(error).strip().splitlines()[0]} (choices: {', '.join(error.options)})"
     key = getattr(error, "full_key", None)
+    if key in DROPPED:  # in an experiment of the user's own
+        return f"{key} is no longer a key: use {DROPPED[key]}"
     first = str(error).strip().split("\n")[0]
     if isinstance(error, ConfigCompositionException) and error.__context__ is not None:
         return f"{first.partition(':')[0]}: {_sentence(error.__context__)}"  # which file, and what is wrong in it

@@ -168,6 +168,11 @@ NEEDS = (
         lambda c: "bfloat16" in (c.rollout.dtype, c.learner.dtype),
         "with rollout.dtype=float32 and learner.dtype=float32",
     ),
+    Need(
+        ("logging.project",),
+        lambda c: bool(set(c.logging.trackers) - {"tensorboard"}),
+        "with no tracker in logging.trackers that has projects",
+    ),
     Need(("rollout.kv_cache_gib",), lambda c: c.profile.device == "cpu", "with profile=gpu"),
 )
 

@@ -21,9 +21,18 @@ REPLACED: dict[str, tuple[str, dict[Any, str]]] = {
 """Former keys: the key that has taken the place of each, and what its values are called there."""
 
 
+DROPPED = {
+    "logging.tensorboard": "logging.trackers=[tensorboard], or logging.trackers=[] for none",
+    "logging.wandb_project": "logging.trackers=[tensorboard,wandb] logging.project=NAME",
+}
+"""Former keys that decided nothing that a saved run must keep, and what to write instead."""
+
+
 def with_new_keys(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a saved run, flat or nested, with the present key in place of each former one."""
-    found = dict(settings)
+    found = {key: value for key, value in settings.items() if key not in DROPPED}
+    for group in {key.partition(".")[0] for key in DROPPED} & found.keys():
+        found[group] = {name: value for name, value in found[group].items() if f"{group}.{name}" not in DROPPED}
     for old, (new, values) in REPLACED.items():
         group, _, name = old.rpartition(".")
         if old in found:

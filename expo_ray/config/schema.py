@@ -289,9 +289,9 @@ class LoggingConfig:
     """logging: what a run shows of itself."""
 
     samples_per_step: int = key(2)  # prompts whose samples are written to samples.jsonl
-    tensorboard: bool = key(True)  # write TensorBoard events
+    trackers: list[str] = key(["tensorboard"])  # of tensorboard, wandb, mlflow, trackio, swanlab
+    project: str = key("expo_ray")  # of wandb, trackio and swanlab; mlflow's experiment
     prometheus: bool = key(True)  # gauges through Ray's metrics exporter
-    wandb_project: str | None = key(None)  # set it to log to Weights & Biases
     progress: bool = key(True)  # progress lines on the terminal
     entropy_every: int = key(1, at_least=0)  # measure the policy's entropy every k steps; 0: never
     usage_every: int = key(10, at_least=0)  # measure memory, files and threads of all actors every k steps; 0: never

@@ -181,7 +181,7 @@ def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
     status = Status(folder, lambda: actors.waiter.places)
     status.enter("starting")
     card = next((place.card for name, place in actors.waiter.places.items() if name.startswith("learner")), None)
-    trackers = make_trackers(config, folder, first_step, as_settings(config))
+    trackers = make_trackers(config, folder, first_step, as_settings(config), actors.events)
     recorder = Recorder(config, folder, trackers, status, actors.plan.shape, card)
     measurer = Measurer(config, algorithm, actors.learners, job.builder)
     lengths = LengthBook.of_run(folder)

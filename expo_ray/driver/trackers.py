@@ -1,15 +1,27 @@
-"""Where a run's scalars are shown: TensorBoard, Prometheus, Weights & Biases, and the terminal."""
+"""Where a run's scalars are shown: accelerate's trackers, Prometheus and the terminal."""
 
+import logging
+import queue
 import re
 import sys
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import Config
+from expo_ray.runtime.journal import Events
+
+CLOSE_S = 120.0
+"""Bound on the end of a tracker, which may still be sending."""
+MOST_WAITING = 10_000
+LONGEST_SETTING = 1000
+PLAIN_NAMES = ("mlflow", "swanlab")
+"""Trackers that take letters, digits and a few signs in the names of metrics."""
 
 
 class Tracker(Protocol):
@@ -20,39 +32,112 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-class TensorBoardTracker:
-    """Writes event files to `<run folder>/tensorboard`."""
+class BackgroundTracker:
+    """Shows scalars through one of accelerate's trackers, which a thread starts, feeds and ends.
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    So a service that is slow or gone costs no step and ends no run. What fails is an event at the first failure, and a
+    count at the end; the records themselves are in metrics.jsonl.
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+    Args:
+        name: of the tracker, in `logging.trackers`.
+        begin: starts accelerate's tracker (`tracker_of`).
+        events: the run's.
+    """
+
+    def __init__(self, name: str, begin: Callable[[], Any], events: Events) -> None:
+        self.name, self._begin, self._events = name, begin, events
+        self._waiting: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(MOST_WAITING)
+        self._asked = self._shown = 0
+        self._reason = ""
+        self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
+        self._thread.start()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WandbTracker:
-    """Logs to one run of a Weights & Biases project."""
-
-    def __init__(self, project: str, folder: Path, settings: dict[str, Any]) -> None:
+        """Hands one record to the thread; never waits."""
+        self._asked += 1
+        if self.name in PLAIN_NAMES:
+            values = {re.sub(r"[^\w./ -]", "_", name): value for name, value in values.items()}
         try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError(
-                f"logging.wandb_project={project}: the package wandb is not installed; pip install wandb"
-            ) from error
-        self._run = wandb.init(project=project, name=folder.name, dir=str(folder), config=settings)
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
+            self._waiting.put_nowait((step, {name: float(value) for name, value in values.items()}))
+        except queue.Full:
+            self._failed(f"it is {MOST_WAITING} records behind")
 
     def close(self) -> None:
-        self._run.finish()
+        """Waits until everything is shown, but not for ever; notes how many records are missing."""
+        try:
+            self._waiting.put(None, timeout=CLOSE_S)
+        except queue.Full:
+            self._failed(f"it is {MOST_WAITING} records behind")
+        else:
+            self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            self._failed(f"it did not end within {CLOSE_S:.0f} s")
+        if missing := self._asked - self._shown:
+            sentence = f"{self.name} has not shown {missing} of {self._asked} records ({self._reason})"
+            self._events.note("tracker", f"{sentence}; metrics.jsonl has all", tracker=self.name, missing=missing)
+
+    def _run(self) -> None:
+        tracker: Any = None
+        try:
+            tracker = self._begin()
+        except Exception as error:  # whatever a service's client raises must not end the run
+            self._failed(f"it did not start: {_words(error)}")
+        while (record := self._waiting.get()) is not None:
+            if tracker is None:
+                continue
+            step, values = record
+            try:
+                tracker.log(values, step=step)
+                self._shown += 1
+            except Exception as error:
+                self._failed(f"step {step}: {_words(error)}")
+        if tracker is not None:
+            try:
+                tracker.finish()
+            except Exception as error:
+                self._failed(f"it did not end: {_words(error)}")
+
+    def _failed(self, reason: str) -> None:
+        if not self._reason:
+            self._reason = reason
+            self._events.note("tracker", f"{self.name}: {reason}; the run goes on", tracker=self.name)
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+
+def tracker_of(name: str, config: Config, folder: Path, first_step: int, settings: dict[str, Any]) -> Any:
+    """Starts one of accelerate's trackers (accelerate.tracking) and gives it the run's settings.
+
+    Args:
+        name: a choice of `logging.trackers`.
+        config: the run's configuration.
+        folder: the run folder.
+        first_step: TensorBoard's events from this step on are removed.
+        settings: the configuration, flat.
+    """
+    from accelerate import tracking
+
+    # accelerate's own logger, and its rule that one of many processes tracks, set up torch's process groups by the
+    # environment, where a cluster's launcher may have left a size. This is the only process that tracks.
+    tracking.logger = logging.getLogger(tracking.__name__)
+    project, run = config.logging.project, f"{config.run_name}/{folder.name}"
+    arguments: dict[str, dict[str, Any]] = {
+        "tensorboard": {"run_name": "tensorboard", "logging_dir": str(folder), "purge_step": first_step},
+        "wandb": {"run_name": project, "name": run, "dir": str(folder)},
+        "mlflow": {"experiment_name": project, "run_name": run},
+        "trackio": {"run_name": project, "name": run},
+        "swanlab": {"run_name": project, "experiment_name": run, "logdir": str(folder / "swanlog")},
+    }
+    tracker = tracking.LOGGER_TYPE_TO_CLASS[name](**arguments[name])
+    tracker.main_process_only = False
+    tracker.start()
+    if name != "tensorboard":  # which would show them as another run
+        plain = (bool, int, float, type(None))
+        shown = {k: v if isinstance(v, plain) else str(v)[:LONGEST_SETTING] for k, v in settings.items()}
+        tracker.store_init_configuration(shown)
+    return tracker
 
 
 class PrometheusTracker:
@@ -123,15 +208,16 @@ def _state(values: dict[str, float]) -> str:
     return f"{score}  {values['tokens/per_second']:.0f} tok/s"
 
 
-def make_trackers(config: Config, folder: Path, first_step: int, settings: dict[str, Any]) -> list[Tracker]:
+def make_trackers(
+    config: Config, folder: Path, first_step: int, settings: dict[str, Any], events: Events
+) -> list[Tracker]:
     """The trackers that `logging` asks for."""
-    trackers: list[Tracker] = []
-    if config.logging.tensorboard:
-        trackers.append(TensorBoardTracker(folder, first_step))
+    trackers: list[Tracker] = [
+        BackgroundTracker(name, partial(tracker_of, name, config, folder, first_step, settings), events)
+        for name in config.logging.trackers
+    ]
     if config.logging.prometheus:
         trackers.append(PrometheusTracker(f"{config.run_name}/{folder.name}"))
-    if config.logging.wandb_project:
-        trackers.append(WandbTracker(config.logging.wandb_project, folder, settings))
     if config.logging.progress:
         title = f"{config.run_name}/{config.algo.name}"
         trackers.append(ProgressTracker(title, first_step, config.trainer.steps))

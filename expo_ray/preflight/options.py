@@ -1,7 +1,10 @@
-"""Options passed on to vLLM and DeepSpeed: which names there are, and which are the run's own (docs/options.md)."""
+"""What is passed on to other packages: are the options vLLM's and DeepSpeed's, and not the run's own, and can the
+trackers be used (docs/options.md)? Seen before anything starts, without importing them."""
 
 import ast
+import configparser
 import json
+import netrc
 import os
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from expo_ray.config.errors import did_you_mean
 from expo_ray.config.schema import Config
@@ -73,6 +77,9 @@ DEEPSPEED_OURS = {
     "pipeline": "use learner.zero_stage=3: learner ranks share a batch, not layers",
 }
 """Likewise, by dotted names (expo_ray.learner.deepspeed_settings)."""
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "swanlab")
+"""Those of accelerate.tracking that have been tried; each name is also that of the package to install."""
 
 PROBE_S = 120.0
 _SCALARS = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
@@ -189,8 +196,8 @@ def leaf_names(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 @cache
 def _probed(settings: str) -> dict[str, Any] | str:
-    """What `deepspeed_probe` finds in a configuration; a reason if it cannot be asked."""
-    command = [sys.executable, "-m", "expo_ray.preflight.deepspeed_probe"]
+    """What `deepspeed_settings` finds in a configuration; a reason if it cannot be asked."""
+    command = [sys.executable, "-m", "expo_ray.learner.deepspeed_settings"]
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}  # no card is touched
     try:
         done = subprocess.run(
@@ -202,3 +209,41 @@ def _probed(settings: str) -> dict[str, Any] | str:
     except subprocess.TimeoutExpired:
         return f"DeepSpeed's import took longer than {PROBE_S:.0f} s"
     return found
+
+
+def tracker_problems(config: Config) -> Iterator[str]:
+    """Refuses an unknown tracker, one whose package is missing, and Weights & Biases without a key."""
+    named = list(config.logging.trackers)
+    for name in named:
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS)
+            yield f"logging.trackers: {name} is not a choice{hint} (choices: {', '.join(TRACKERS)})"
+        elif named.count(name) > 1:
+            yield f"logging.trackers=[{','.join(named)}] names {name} twice: name it once"
+        elif not config.dry_run and util.find_spec(name) is None:
+            yield f"logging.trackers: the package {name} is not installed: pip install {name}, or leave {name} out"
+    if "wandb" in named and not config.dry_run and not _wandb_can_log():
+        yield "logging.trackers: wandb has no key here: run wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline"
+
+
+def _wandb_can_log() -> bool:
+    """Whether wandb would not ask for a key, for which it would wait at the terminal while the actors are up."""
+    written = configparser.ConfigParser(interpolation=None)
+    home = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    try:
+        written.read([home / "settings", Path("wandb/settings")], encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return True  # wandb itself says what is wrong with its file
+    settings = dict(written["default"]) if written.has_section("default") else {}
+    if os.environ.get("WANDB_MODE", settings.get("mode", "online")) in ("offline", "disabled", "dryrun"):
+        return True
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.get("api_key"):
+        return True
+    server = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"
+    for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if file and netrc.netrc(Path(file).expanduser()).authenticators(urlsplit(server).hostname or ""):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False

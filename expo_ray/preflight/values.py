@@ -28,7 +28,7 @@ from expo_ray.preflight.model_folder import (
     tokenizer_of,
     weights_of,
 )
-from expo_ray.preflight.options import deepspeed_problems, engine_problems
+from expo_ray.preflight.options import deepspeed_problems, engine_problems, tracker_problems
 from expo_ray.preflight.plan import Plan, plan_for, planned_resources
 from expo_ray.rewards.functions import reward_problems
 from expo_ray.sync import PLAIN_MODELS
@@ -94,6 +94,7 @@ def _setting_problems(config: Config, training: bool) -> Iterator[str]:
         yield from _teacher(config)
         yield from program_problems(config, [config.verifier.name])
         yield from _idle(config)
+        yield from tracker_problems(config)
         yield from deepspeed_problems(config)
     yield from engine_problems(config)
     yield from _run_folder(config)

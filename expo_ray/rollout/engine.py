@@ -179,15 +179,10 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     # It logs a line for each batch, which would hide the last line that matters in an error.
     logging.getLogger("vllm.v1.core.block_pool").setLevel(logging.WARNING)
     rollout = config.rollout
-    where: dict[str, Any] = (
-        {"distributed_executor_backend": "uni"}
-        if on_cpu
-        else {
-            "gpu_memory_utilization": rollout.gpu_memory_utilization,
-            "enable_sleep_mode": config.cluster.placement == "colocated",
-            "distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni",
-        }
-    )
+    where: dict[str, Any] = {"distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni"}
+    if not on_cpu:
+        where["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+        where["enable_sleep_mode"] = config.cluster.placement == "colocated"
     llm = vllm.LLM(
         model=config.model.path,
         dtype=rollout.dtype,

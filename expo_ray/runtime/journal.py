@@ -80,7 +80,7 @@ class Events:
 
         Args:
             kind: lost, replaced, restarted, resumed, skipped, checkpoint, changed, preempted,
-                reused.
+                reused, tracker.
             sentence: what happened.
             show: also print it.
             details: numbers and names for programs that read the file.

@@ -28,7 +28,7 @@ def overrides(steps: int) -> list[str]:
         "eval.before=false",
         "algo.properties_every=3",
         "algo.explanation_refresh_steps=3",
-        "logging.tensorboard=false",
+        "logging.trackers=[]",
     ]
 
 

@@ -17,7 +17,7 @@ def train(folder: Path, *overrides: str, steps: int = 3, temperature: float = 1.
     """Runs small steps."""
     small = ["experiment=demo", "algo=exp_dpo", f"trainer.steps={steps}", "trainer.prompts_per_step=12"]
     small += ["eval.before=false", "eval.max_problems=1", "algo.properties_every=0", "learner.warmup_steps=0"]
-    small += [f"rollout.temperature={temperature}", "logging.tensorboard=false"]
+    small += [f"rollout.temperature={temperature}", "logging.trackers=[]"]
     done = finish(launch("expo_ray.train", *overrides, *small, f"run_dir={folder}"))
     assert done.returncode == 0, done.stderr[-3000:]
 

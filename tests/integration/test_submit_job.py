@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUBMIT = [sys.executable, "-m", "expo_ray.submit", "--python", sys.executable]
 SMALL = ["experiment=demo", "profile=cpu", "trainer.prompts_per_step=4", "trainer.start_s=900", "eval.before=false"]
-SMALL += ["eval.max_problems=1", "logging.tensorboard=false"]
+SMALL += ["eval.max_problems=1", "logging.trackers=[]"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

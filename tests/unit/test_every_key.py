@@ -64,6 +64,7 @@ VALUES = {
     "verifier.name": "math",
     "reward.weights": [0.5],
     "sync.backend": "gloo",
+    "logging.trackers": ["wandb"],
     "rollout.engine_options": {"max_num_batched_tokens": 4096},
     "learner.deepspeed": {"wall_clock_breakdown": True},
     "sync.receiver": "reload",
@@ -125,7 +126,7 @@ NOT_WALKED = {
         "trainer.eval_every", "eval.before", "eval.samples", "eval.chunk",
     ],
     "what a run shows of itself": [
-        "logging.samples_per_step", "logging.tensorboard", "logging.prometheus", "logging.wandb_project",
+        "logging.samples_per_step", "logging.trackers", "logging.prometheus", "logging.project",
         "logging.progress", "logging.usage_every", "logging.entropy_every",
     ],
     "which cluster is joined or planned for; the walk plans for one of its own (test_config_fit.py, test_recipes.py)": [

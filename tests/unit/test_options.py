@@ -16,9 +16,8 @@ from expo_ray.config.compose import compose_config, sweep_jobs
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import as_settings, differences, flat
 from expo_ray.config.schema import Config, LearnerConfig
-from expo_ray.learner.deepspeed_settings import deepspeed_config
+from expo_ray.learner.deepspeed_settings import deepspeed_config, probe
 from expo_ray.preflight import options
-from expo_ray.preflight.deepspeed_probe import probe
 from expo_ray.preflight.options import DEEPSPEED_OURS, ENGINE_OURS, leaf_names
 from expo_ray.preflight.values import check_config
 
