@@ -86,6 +86,12 @@ def check_arguments(arguments: list[str]) -> Command:
         if command.sweeps:  # many jobs' problems do not fit in memory together: each job reads its own
             checked = replace(checked, problems=Problems(config.data, config.seed, config.verifier))
         command.checked[_own(job)] = checked
+    pushed = [checked.config.trainer.push_to_hub for checked in command.checked.values()]
+    if twice := next((repo for repo in pushed if repo is not None and pushed.count(repo) > 1), None):
+        raise ConfigError(
+            f"trainer.push_to_hub={twice} would get the policy of each of {pushed.count(twice)} jobs: "
+            "name it by what differs, such as trainer.push_to_hub='OWNER/NAME-${seed}'"
+        )
     return command
 
 

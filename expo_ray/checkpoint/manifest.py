@@ -10,6 +10,8 @@ from typing import Any
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+NOT_LISTED = (MANIFEST, "policy/README.md")
+"""The model card is written again once the run's last evaluation is known, and its owner may edit it."""
 THREADS = 8
 """Files hashed at once; hashing releases Python's global lock."""
 
@@ -88,7 +90,8 @@ def damage(folder: Path) -> str | None:
 
 
 def _digests(folder: Path) -> dict[str, dict[str, Any]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = (path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in files if str(path.relative_to(folder)) not in NOT_LISTED)
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(_digest, paths))
     return {str(path.relative_to(folder)): entry for path, entry in zip(paths, found, strict=True)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from expo_ray.algorithms.base import Algorithm
 from expo_ray.checkpoint.find import checkpoints_in
 from expo_ray.checkpoint.manifest import Manifest, read_manifest, seal
+from expo_ray.checkpoint.publish import write_card
 from expo_ray.checkpoint.state import DriverState, Identity, record_lengths
 from expo_ray.config.keys import as_settings
 from expo_ray.config.schema import Config
@@ -136,6 +137,7 @@ class Checkpoints:
             self._failed(draft, error)
 
     def _finish(self, draft: _Draft) -> None:
+        write_card(draft.aside / "policy", self.config, self.run_folder, draft.done)
         manifest = seal(draft.aside, draft.done, draft.score)
         if draft.final.exists():
             _remove(draft.final)

@@ -168,6 +168,7 @@ NEEDS = (
         lambda c: "bfloat16" in (c.rollout.dtype, c.learner.dtype),
         "with rollout.dtype=float32 and learner.dtype=float32",
     ),
+    Need(("trainer.hub_private",), lambda c: c.trainer.push_to_hub is not None, "without trainer.push_to_hub"),
     Need(
         ("logging.project",),
         lambda c: bool(set(c.logging.trackers) - {"tensorboard"}),

@@ -269,6 +269,8 @@ class TrainerConfig:
     max_mismatch: float = key(0.05, at_least=0, on_resume="reported")  # nats between engine and learner: the run stops
     wait_s: float = key(600.0, at_least=1, on_resume="free", actors=True)  # bound on one phase of a step
     start_s: float = key(300.0, at_least=1, on_resume="free")  # bound on starting the actors
+    push_to_hub: str | None = key(None, on_resume="free", between_runs="ignored")  # OWNER/NAME: the policy, at the end
+    hub_private: bool = key(True, on_resume="free", between_runs="ignored")  # of a repository that is made for it
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.base import Algorithm, Inputs
 from expo_ray.checkpoint.find import changed_settings, find_checkpoint, newest_valid
+from expo_ray.checkpoint.publish import policy_folder, push, write_card
 from expo_ray.checkpoint.state import DriverState, Identity, identify, rewind, set_aside
 from expo_ray.checkpoint.store import Checkpoints
 from expo_ray.config.keys import as_settings
@@ -82,10 +83,17 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     keeper.give_back(actors)
     if warm is None:
         keeper.close()
-    _summarise(config, run_folder, done, stopped, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    _summarise(config, run_folder, done, stopped, seconds)
+    policy = policy_folder(run_folder, done)
+    write_card(policy, config, run_folder, done)  # again, with the last evaluation
+    if config.trainer.push_to_hub is not None and done == config.trainer.steps:
+        _summarise(config, run_folder, done, stopped, seconds, push(config, policy, events))
 
 
-def _summarise(config: Config, folder: Path, done: int, stopped: bool, seconds: float) -> None:
+def _summarise(
+    config: Config, folder: Path, done: int, stopped: bool, seconds: float, pushed: str | None = None
+) -> None:
     """Writes summary.json; for a run that was stopped early, `finished` is false and there is no final evaluation."""
     by_step = {line.pop("steps_done"): line for line in read_lines(folder / "evaluations.jsonl", ("steps_done",))}
     summary = {
@@ -96,7 +104,8 @@ def _summarise(config: Config, folder: Path, done: int, stopped: bool, seconds: 
         "seconds": round(seconds, 1),
         "evaluation_before": by_step.get(0),
         "evaluation": None if stopped else by_step.get(done),
-        "policy": str(folder / "checkpoints" / f"step_{done:06d}" / "policy"),
+        "policy": str(policy_folder(folder, done)),
+        "pushed": pushed,
         "command": shlex.join(["python", "-m", *_command()]),
     }
     write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

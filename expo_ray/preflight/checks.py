@@ -13,7 +13,7 @@ from expo_ray.data.sources import GENERATED, Problems
 from expo_ray.preflight.disk import disk_problems
 from expo_ray.preflight.estimate import BYTES
 from expo_ray.preflight.fit import misfits
-from expo_ray.preflight.inputs import check_hub, check_longest
+from expo_ray.preflight.inputs import check_hub, check_longest, check_push
 from expo_ray.preflight.model_files import has_template
 from expo_ray.preflight.model_folder import ModelShape, tokenizer_of
 from expo_ray.preflight.placement import Node, placeable
@@ -61,6 +61,7 @@ def check_run(config: Config) -> Checked:
     if not config.dry_run:
         check_start(plan)
         check_hub(config)
+        check_push(config)
     check_columns(config, lambda: problems.training)
     if data.verifier_key and problems.local(False):
         for sentence in program_problems(config, {problem.task for problem in problems.training}):

@@ -48,6 +48,34 @@ def check_hub(config: Config) -> None:
         )
 
 
+def check_push(config: Config) -> None:
+    """Asks the hub whether this machine may push there, if `trainer.push_to_hub` is set.
+
+    Raises:
+        ConfigError: no token, one that is not valid or only reads, or no way to the hub.
+    """
+    if config.trainer.push_to_hub is None:
+        return
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    key = f"trainer.push_to_hub={config.trainer.push_to_hub}"
+    login = "run hf auth login with a token that may write, or set HF_TOKEN"
+    if get_token() is None:
+        raise ConfigError(f"{key} needs a token of the Hugging Face hub: {login}")
+    away = f"{key}: the Hugging Face hub cannot be reached from here: leave it out, and push later with hf upload"
+    if not _reachable():
+        raise ConfigError(away)
+    try:
+        account = HfApi().whoami(cache=True)
+    except HfHubHTTPError as error:
+        raise ConfigError(f"{key}: the Hugging Face hub refuses this machine's token: {login}") from error
+    except Exception as error:  # the client's errors about a connection are of many kinds
+        raise ConfigError(away) from error
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise ConfigError(f"{key}: this machine's token of the Hugging Face hub only reads: {login}")
+
+
 def _cached(kind: str, name: str) -> bool:
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()

@@ -175,6 +175,9 @@ def _combinations(config: Config) -> Iterator[str]:
         yield f"sync.backend={config.sync.backend} needs GPUs: use sync.backend=auto with profile=cpu"
     if config.trainer.resume not in ("auto", "never") and not Path(config.trainer.resume).expanduser().exists():
         yield f"trainer.resume={config.trainer.resume} is neither auto, never nor an existing folder"
+    pushed = config.trainer.push_to_hub
+    if pushed is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", pushed):
+        yield f"trainer.push_to_hub={pushed} is not a repository of the Hugging Face hub: use OWNER/NAME"
     if algo.dpo_pairs_path is not None and not Path(algo.dpo_pairs_path).expanduser().is_file():
         yield f"algo.dpo_pairs_path={algo.dpo_pairs_path} is not there: leave it out to make the pairs"
 
