@@ -1,6 +1,8 @@
 """A run on reasoning-gym's tasks with two reward functions besides the verifier: one async, against a server here that
 fails now and then.
 
+Options of vLLM and DeepSpeed (docs/options.md) go along, and are seen in the actors' logs.
+
 The policy is a random model that reads characters. It solves nothing, but its completions differ, and so do their
 rewards. One run of two steps, about a minute on two free cores.
 """
@@ -95,7 +97,8 @@ def test_two_functions_and_a_judge_that_fails_now_and_then(server, reader, tmp_p
         "trainer.steps=2", "trainer.prompts_per_step=8", "eval.before=false", "eval.max_problems=2",
         "logging.samples_per_step=8",
         "reward.functions=[verifier,my_file:brevity,my_file:judge]", "reward.weights=[1,0.2,0.01]", "reward.workers=2",
-        "reward.retries=4", f"run_dir={folder}",
+        "reward.retries=4", f"run_dir={folder}", "rollout.engine_options.max_num_batched_tokens=3210",
+        "learner.deepspeed={log_level: info, zero_optimization: {round_robin_gradients: true}}",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
@@ -118,3 +121,7 @@ def test_two_functions_and_a_judge_that_fails_now_and_then(server, reader, tmp_p
         # Nothing is solved, and yet there is a signal: the functions' rewards differ within the groups.
         assert step["pass_rate/all"] < 0.5 and step["groups/no_signal"] < 0.5 and step["update/gradient_norm"] > 0
     assert {line["uid"].split("-")[0] for line in samples} == {"chain_sum", "leg_counting"}
+    # What vLLM and DeepSpeed say of themselves: the options of both keys have arrived and act.
+    engine, learner = ((folder / "logs" / f"{name}.log").read_text() for name in ("rollout-0", "learner-0"))
+    assert "Chunked prefill is enabled with max_num_batched_tokens=3210." in engine
+    assert "Round robin gradient partitioning: True" in learner
