@@ -15,6 +15,7 @@ ALGORITHMS = {
     "luffy": "expo_ray.algorithms.luffy:Luffy",
     "exp_grpo": "expo_ray.algorithms.exp_grpo:ExpGrpo",
     "explanation_sft": "expo_ray.algorithms.exp_grpo:ExplanationSft",
+    "verifree": "expo_ray.algorithms.verifree:VeriFree",
     "dpo_gt": "expo_ray.algorithms.exp_dpo:DpoGt",
     "exp_dpo": "expo_ray.algorithms.exp_dpo:ExpDpo",
     "opsd": "expo_ray.algorithms.opsd:Opsd",
@@ -58,6 +59,8 @@ class AlgorithmFacts:
     """Trains on the data set's solutions."""
     gold_in_group: bool = False
     """The solution is a member of the group, so the other members' advantages depend on it."""
+    own_reward: bool = False
+    """Its completions have another reward than `reward.functions` gives."""
     scores_batch: bool = False
     """Its training batch depends on log-probabilities that the learners compute for it (`Algorithm.attach`)."""
     uses: frozenset[str] | None = None

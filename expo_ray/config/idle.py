@@ -31,7 +31,8 @@ class Need:
 
 def _compares_rewards(name: str) -> bool:
     facts = algorithm_class(name)
-    return facts.needs_group or facts.uses is None  # of a class that does not say what it uses, nothing is refused
+    unknown = facts.uses is None  # of a class that does not say what it uses, nothing is refused
+    return unknown or (facts.needs_group and not facts.own_reward)
 
 
 def _weighs_rewards(config: Config) -> bool:

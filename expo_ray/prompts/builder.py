@@ -136,6 +136,11 @@ class PromptBuilder:
         before = before if own else [("system", instruction), *before]
         return [*before, ("user", free)], [*before, ("user", conditioned)]
 
+    def states_answer(self, text: str) -> bool:
+        """Whether a completion's text has a final answer statement."""
+        start = toy_statement_start if self.style == "toy" else statement_start
+        return start(text) < len(text)
+
     def chain_of(self, ids: IntArray) -> IntArray:
         """Cuts a completion's ids before its final answer statement; the stop token is never included.
 

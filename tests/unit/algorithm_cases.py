@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from expo_ray.algorithms.base import Inputs
 from expo_ray.algorithms.tokens import PolicyTokens
 from expo_ray.config.schema import Config
 from expo_ray.messages import Completion, Group, Outcome, Problem, Prompt, Rollout, Term, Verdict
@@ -126,7 +127,8 @@ def random_arrays(terms: list[Term], seed: int = 0, spread: float = 0.5) -> Arra
         term=list(terms),
         weight=random.uniform(0.01, 0.3, len(terms)),
         advantage=[
-            random.normal(size=n) if t == "policy" else np.zeros(n) for n, t in zip(lengths, terms, strict=True)
+            random.normal(size=n) if t in ("policy", "expert") else np.zeros(n)
+            for n, t in zip(lengths, terms, strict=True)
         ],
         unit=np.arange(len(terms)) // 2,
         reference_sum=np.full(len(terms), np.nan),
@@ -143,3 +145,38 @@ def with_teacher(tokens: PolicyTokens, k: int = 3, seed: int = 2, taught: Sequen
         teacher_logprobs=torch.tensor(np.where(members[:, None], teacher, np.nan)),
         likely_logprobs=torch.tensor(student, requires_grad=True),
     )
+
+
+class Builder:
+    """Stands in for a PromptBuilder: the last two ids of a completion are its answer statement."""
+
+    style = "chat"
+    lead_tokens = 1
+
+    def states_answer(self, text: str) -> bool:
+        return "is" in text
+
+    def chain_of(self, target: np.ndarray) -> np.ndarray:
+        return target[:-2]
+
+    def restate(self, prompt: Prompt, target: np.ndarray) -> tuple[np.ndarray, str]:
+        return restate(prompt, target)
+
+    def decode(self, values: list[int]) -> str:
+        return f"text {values}"
+
+    def told(self, problems: Sequence[Problem], solutions: Sequence[str] | None = None) -> list[np.ndarray]:
+        return [ids(1, 2, 40 + len(text), 3) for text in solutions or [p.answers[0] for p in problems]]
+
+
+def score(sequences, temperature: float = 1.0, reference: bool = False) -> list[np.ndarray]:
+    """The learners' scoring: log-probabilities that follow from the ids before each."""
+    return [
+        np.full(len(ids), -0.1 * (1 + int(context.sum()) % 7) / temperature, np.float32) for context, ids in sequences
+    ]
+
+
+def inputs(prompts: list[Prompt]) -> Inputs:
+    """What a run hands its algorithm."""
+    builder = Builder()
+    return Inputs("model", prompts, (0,), builder.decode, builder, 1000)

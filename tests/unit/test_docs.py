@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from algorithm_cases import config_with, group, random_arrays
+from algorithm_cases import config_with, group, inputs, random_arrays, restate, score
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.properties import GroupProperties, SampleProperties, property_metrics
@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
 MEASURED = ("algorithms", "driver", "learner")
 OWN_TERMS = {"luffy": "expert"}
-GRPO_FAMILY = ("grpo", "exp_grpo", "sft_gt_grpo", "explanation_sft", *OWN_TERMS)
+GRPO_FAMILY = ("grpo", "exp_grpo", "sft_gt_grpo", "explanation_sft", "verifree", *OWN_TERMS)
 PROPERTIES = SampleProperties(-1.0, -2.0, 0.5, 0.1)
 
 
@@ -71,6 +71,8 @@ def emitted() -> set[str]:
     for name in (*GRPO_FAMILY, "exp_dpo", "dpo_gt"):
         config = config_with(name=name, kl_coef=0.1, kl_conditioned_coef=0.1)
         algorithm = make_algorithm(config)
+        algorithm.attach(Path(os.devnull), score, restate)
+        algorithm.begin(inputs([each.rollout.prompt for each in groups]))
         names |= set(algorithm.training_batch(groups, step=0).metrics)
         names |= {f"ahead/{count}" for count in algorithm.collect(groups, step=0)}
         terms = ["policy", "sft", "conditioned"] if name in GRPO_FAMILY else ["chosen", "rejected"]
