@@ -136,16 +136,16 @@ class Algorithm(AlgorithmFacts):
         as the model has it (`Inputs.context`)."""
         return 0
 
-    def guide(self, groups: list[Group], step: int, sample: Sample) -> list[Group]:
+    def guide(self, groups: list[Group], step: int, sample: Sample) -> tuple[list[Group], dict[str, float]]:
         """Samples more for groups with completions, after prompts that tell more than the question.
 
         Called where completions are sampled, with `trainer.async_steps` in another thread than the rest: what it
         decides may depend on the groups, and on nothing that later steps change.
 
         Returns:
-            The groups in their order, some with `guided`.
+            The groups in their order, some with `guided`, and counts to log.
         """
-        return groups
+        return groups, {}
 
     def has_signal(self, group: Group) -> bool:
         """Whether the policy term can learn from the group; `dynamic_sampling` drops or replaces those without."""

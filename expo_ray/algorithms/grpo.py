@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from expo_ray.algorithms.base import Algorithm, Properties
+from expo_ray.algorithms.base import Algorithm, Inputs, Properties, Sample
 from expo_ray.algorithms.losses import grpo_loss
 from expo_ray.algorithms.rewards import Rewards, group_metrics, has_signal, shaped_advantages
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.algorithms import POLICY_KEYS
 from expo_ray.config.schema import Config
-from expo_ray.messages import Group, TrainingBatch, TrainingSample
+from expo_ray.messages import Group, IntArray, RolloutRequest, TrainingBatch, TrainingSample
 
 
 def policy_samples(groups: list[Group], config: Config) -> list[TrainingSample]:
@@ -36,6 +36,36 @@ def group_samples(group: Group, advantages: Rewards) -> list[TrainingSample]:
         for completion, advantage in zip(group.rollout.completions, advantages, strict=True)
         if not np.isnan(advantage)
     ]
+
+
+def sample_guided(
+    groups: list[Group], guidance: dict[int, IntArray], samples: int, inputs: Inputs, config: Config, sample: Sample
+) -> tuple[list[Group], dict[str, float]]:
+    """Samples further completions of some groups' problems, after these prompts.
+
+    Args:
+        groups: a step's groups.
+        guidance: index of a group -> ids of the prompt; one that leaves no room for a completion is left out.
+        samples: completions of each.
+        inputs: knows how much room there is.
+        config: the run's configuration.
+        sample: samples and verifies.
+
+    Returns:
+        The groups, those with `guided` too, and counts to log.
+    """
+    room = inputs.context - config.rollout.max_completion_tokens
+    chosen = {i: ids for i, ids in guidance.items() if len(ids) <= room}
+    asked = [RolloutRequest(replace(groups[i].rollout.prompt, free_ids=ids), samples, 0) for i, ids in chosen.items()]
+    found = dict(zip(chosen, sample(asked), strict=True)) if asked else {}
+    verdicts = [verdict.outcome for group in found.values() for verdict in group.verdicts]
+    counts = {
+        "guided/prompts": float(len(found)),
+        "guided/too_long": float(len(guidance) - len(chosen)),
+        "guided/sampled": float(len(verdicts)),
+        "guided/correct": float(verdicts.count("correct")),
+    }
+    return [replace(group, guided=found.get(i)) for i, group in enumerate(groups)], counts
 
 
 def weighted(samples: list[TrainingSample], config: Config) -> list[TrainingSample]:

@@ -15,6 +15,8 @@ ALGORITHMS = {
     "luffy": "expo_ray.algorithms.luffy:Luffy",
     "exp_grpo": "expo_ray.algorithms.exp_grpo:ExpGrpo",
     "explanation_sft": "expo_ray.algorithms.exp_grpo:ExplanationSft",
+    "nurl": "expo_ray.algorithms.nurl:NuRl",
+    "pope": "expo_ray.algorithms.pope:Pope",
     "verifree": "expo_ray.algorithms.verifree:VeriFree",
     "dpo_gt": "expo_ray.algorithms.exp_dpo:DpoGt",
     "exp_dpo": "expo_ray.algorithms.exp_dpo:ExpDpo",
@@ -55,6 +57,9 @@ class AlgorithmFacts:
     """Compares the completions of a prompt, so it needs two or more of them, sampled from the whole distribution."""
     explanations: Explanations = "none"
     """Whether `rollout.explanations_per_prompt` counts (none: it is 0), and whether it may be 0."""
+    explains_when_needed: bool = False
+    """Asks for explanations where it has nothing stored, never for later steps; `explanation_refresh_steps` is how long
+    what is made of them is kept."""
     needs_gold: bool = False
     """Trains on the data set's solutions."""
     gold_in_group: bool = False

@@ -188,8 +188,11 @@ class Collector:
         if not free:
             return groups
         rounds = itertools.count(GUIDED)
-        step = record.step
-        return self.algorithm.guide(groups, step, lambda more: self._verified(more, (*seed, next(rounds)), record))
+        groups, counts = self.algorithm.guide(
+            groups, record.step, lambda more: self._verified(more, (*seed, next(rounds)), record)
+        )
+        record.count(counts)
+        return groups
 
     def _explained(
         self, prompts: list[Prompt], free: bool, explained: bool, seed: tuple[int, ...], record: StepRecord

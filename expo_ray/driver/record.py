@@ -62,6 +62,12 @@ def sample_lines(
             verified = {VERIFIER: {"value": reward(verdict, config.verifier), "failure": "", "ms": verdict.ms}}
             several = by_function or config.reward.weights  # else the line says it all
             yield about | line | ({"rewards": verified | by_function} if several else {})
+        if (guided := group.guided) is not None:
+            for completion, verdict, scores in zip(
+                guided.rollout.completions, guided.verdicts, scores_of(guided), strict=True
+            ):
+                earned = completion_reward(verdict, scores, config)
+                yield about | _line("guided", completion, verdict, earned, None)
         for i, (explanation, verdict) in enumerate(
             zip(group.rollout.explanations, group.explanation_verdicts, strict=True)
         ):

@@ -372,8 +372,9 @@ def _data(config: Config) -> Iterator[str]:
         return
     if not samples_completions(config):
         yield f"data.resample={data.resample} needs completions, and algo={config.algo.name} samples none: leave it out"
-    algo, uses = config.algo, algorithm_class(config.algo.name).uses
-    samples_ahead = uses is None or "explanation_refresh_steps" in uses
+    algo, facts = config.algo, algorithm_class(config.algo.name)
+    uses = facts.uses
+    samples_ahead = uses is None or ("explanation_refresh_steps" in uses and not facts.explains_when_needed)
     if samples_ahead and config.rollout.explanations_per_prompt and algo.explanation_refresh_steps != 1:
         yield (
             f"data.resample={data.resample} draws a step's prompts by the steps before it, and "

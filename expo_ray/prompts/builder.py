@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from expo_ray.prompts.templates import (
     BASE,
     CHAT,
     CLOSED,
+    GUIDANCE,
     begun_thought,
     chain_before,
     decode_rows,
@@ -136,10 +138,34 @@ class PromptBuilder:
         before = before if own else [("system", instruction), *before]
         return [*before, ("user", free)], [*before, ("user", conditioned)]
 
+    def guided(self, problem: Problem, kind: str, text: str) -> IntArray:
+        """The free prompt with one more request or text after the question.
+
+        Args:
+            problem: the problem.
+            kind: hint (shows `text`, a hint), beginning (shows `text`, the beginning of a solution) or ask_hint (asks
+                for a hint, showing `text`, a solution). The toy task's model reads no words: its prompt shows part of
+                an answer's digits, every second one of that of `text` (hint), or those that `text` has (beginning).
+            text: what is shown.
+        """
+        if self.style == "toy":
+            from expo_ray.world.running_totals import conditioned_prompt, half_hidden, stated_so_far
+
+            shown = half_hidden(text) if kind == "hint" else stated_so_far(problem.question, text)
+            return _ids(self._prompt_ids([[("user", conditioned_prompt(problem.question, shown))]])[0])
+        question = f"{problem.question}\n\n{GUIDANCE[kind]}".replace("{text}", text)
+        return _ids(self._prompt_ids([self.messages(replace(problem, question=question))[0]])[0])
+
+    @property
+    def asks_for_hints(self) -> bool:
+        """Whether the model writes hints itself; the toy task's are made of an explanation's answer."""
+        return self.style != "toy"
+
     def states_answer(self, text: str) -> bool:
         """Whether a completion's text has a final answer statement."""
-        start = toy_statement_start if self.style == "toy" else statement_start
-        return start(text) < len(text)
+        if self.style == "toy":
+            return toy_statement_start(text) < len(text)
+        return statement_start(self.thought + text) < len(self.thought + text)
 
     def chain_of(self, ids: IntArray) -> IntArray:
         """Cuts a completion's ids before its final answer statement; the stop token is never included.

@@ -36,6 +36,21 @@ SOLUTION_REQUEST = (
 )
 
 
+GUIDANCE = {
+    "hint": "Hint: {text}",
+    "beginning": (
+        "Here is the beginning of a correct solution:\n\n{text}\n\n"
+        "Continue from where it ends, and finish the solution. Build on its steps instead of starting again."
+    ),
+    "ask_hint": (
+        "Here is a solution of this problem:\n\n{text}\n\n"
+        "Write one short hint for somebody who could not solve the problem: the key idea or fact that is needed. Name "
+        "neither the answer nor any intermediate result, and do not solve the problem."
+    ),
+}
+"""What follows the question in prompts that tell more than it (PromptBuilder.guided)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Templates:
     """The texts of one style, before any chat template is applied."""

@@ -131,7 +131,7 @@ def _verdict(line: dict[str, Any], config: VerifierConfig) -> Verdict:
 def _group(lines: Lines, config: VerifierConfig) -> Group:
     first = lines[0]
     gold: IntArray | None = None
-    parts: dict[str, list[tuple[Completion, Verdict]]] = {"free": [], "explanation": []}
+    parts: dict[str, list[tuple[Completion, Verdict]]] = {"free": [], "explanation": [], "guided": []}
     for mark, line in enumerate(lines):
         if line["kind"] == "gold":
             gold = np.full(1, mark, np.int32)
@@ -142,11 +142,13 @@ def _group(lines: Lines, config: VerifierConfig) -> Group:
     prompt = Prompt(problem, free_ids=EMPTY, conditioned_ids=EMPTY, gold_ids=gold)
     scored = [line.get("rewards") or {} for line in lines if line["kind"] == "free"]
     functions = dict.fromkeys(name for of in scored for name in of if name != VERIFIER)
+    told = parts["guided"]
     return Group(
         Rollout(prompt, [c for c, _ in parts["free"]], [c for c, _ in parts["explanation"]]),
         [v for _, v in parts["free"]],
         [v for _, v in parts["explanation"]],
         {name: [Score(finite(of[name]["value"])) for of in scored] for name in functions},
+        Group(Rollout(prompt, [c for c, _ in told], []), [v for _, v in told], []) if told else None,
     )
 
 
@@ -158,7 +160,7 @@ def _properties(lines: Lines) -> Properties | None:
     return [measured] if len(measured) == len(explanations) else None
 
 
-WRITTEN = ("free", "explanation", "gold")
+WRITTEN = ("free", "guided", "explanation", "gold")
 """The kinds of samples in the order in which a group's lines are written."""
 MAX_CHARACTERS = 20_000
 """Longer texts are cut there, and say so."""

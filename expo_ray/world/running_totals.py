@@ -6,6 +6,7 @@ A problem of level L shows L + 1 digits and asks for the L running totals modulo
 
 import itertools
 import random
+import re
 import zlib
 from typing import Literal
 
@@ -15,6 +16,8 @@ LEVELS = (1, 2, 3, 4, 5)
 KIND = "running_totals"
 ANSWER_MARK = "A:"
 ANSWER_END = "."
+HIDDEN = "?"
+"""A digit of the answer that a conditioned prompt does not show (docs/toy_task.md)."""
 
 Split = Literal["train", "heldout"]
 
@@ -43,6 +46,18 @@ def free_prompt(question: str) -> str:
 def conditioned_prompt(question: str, answer: str) -> str:
     """The prompt that also shows the gold answer."""
     return f"H:{answer}?Q:{question}?E:"
+
+
+def half_hidden(solution: str) -> str:
+    """A hint: the answer that a solution ends in, with every second digit hidden, the first one among them."""
+    answer = solution.rpartition(ANSWER_MARK)[2].partition(ANSWER_END)[0]
+    return "".join(HIDDEN if i % 2 == 0 else digit for i, digit in enumerate(answer))
+
+
+def stated_so_far(question: str, beginning: str) -> str:
+    """The totals that the beginning of an expert's solution states, and hidden digits for the others."""
+    stated = re.findall(r"=(\d)", beginning)
+    return "".join(stated) + HIDDEN * (question.count("+") - len(stated))
 
 
 def own_solution(numbers: tuple[int, ...]) -> str:

@@ -168,6 +168,11 @@ class Builder:
     def told(self, problems: Sequence[Problem], solutions: Sequence[str] | None = None) -> list[np.ndarray]:
         return [ids(1, 2, 40 + len(text), 3) for text in solutions or [p.answers[0] for p in problems]]
 
+    asks_for_hints = True
+
+    def guided(self, problem: Problem, kind: str, text: str) -> np.ndarray:
+        return ids(1, 2, {"hint": 71, "ask_hint": 72, "beginning": 73}[kind], len(text), 3)
+
 
 def score(sequences, temperature: float = 1.0, reference: bool = False) -> list[np.ndarray]:
     """The learners' scoring: log-probabilities that follow from the ids before each."""

@@ -46,6 +46,7 @@ VALUES = {
     "algo.distill_clip": 0.01,
     "algo.dpo_refresh_steps": 2,
     "algo.overlong_buffer_tokens": 8,
+    "algo.prefix_share": 1.0,
     "algo.updates_per_batch": 3,
     "learner.gradient_checkpointing": True,
     "model.lora.target_modules": ["q_proj"],
@@ -167,11 +168,14 @@ class Simulated:
         return [
             Rollout(
                 r.prompt,
-                [completion(4 + 3 * k % 13, first=100 * k) for k in range(r.samples)],
+                [completion(4 + 3 * k % 13, self.text(number(r.prompt)), 100 * k) for k in range(r.samples)],
                 [self.explanation(number(r.prompt), k) for k in range(r.explanations)],
             )
             for r in requests
         ]
+
+    def text(self, problem: int) -> str:
+        return "so it follows" if problem in (0, 1) else "so it is 5"  # as a hint, the latter tells the answer
 
     def explanation(self, problem: int, k: int):
         leaks = problem in (2, 5, 7, 8) and k == 0
@@ -224,10 +228,11 @@ def steps(config) -> object:
     stream = PromptStream(prompts, 2, seed=9)  # some steps need three rounds of refill
     collector = Collector(config, algorithm, stream, actors, measurer, LengthBook())
     batches = []
-    for step in range(5):
+    for step in range(9):
         groups = collector.groups(step, StepRecord(step))
         batch = algorithm.training_batch(groups, step, measured(groups))
         batches += [(s.term, s.weight, s.advantage, s.unit, s.completion_ids.tolist()) for s in batch.samples]
+        batches += [s.prompt_ids.tolist() for s in batch.samples]
         batches += [(None if s.token_advantages is None else s.token_advantages.tolist()) for s in batch.samples]
         batches += [s.teacher and (s.teacher.ids.tolist(), s.teacher.logprobs.tolist()) for s in batch.samples]
         batches.append(batch.beta)
@@ -240,6 +245,8 @@ def loss(config) -> object:
         "luffy": ["policy"] * 6 + ["expert"] * 2,
         "sft_gt_grpo": ["policy"] * 6 + ["sft"] * 2,
         "verifree": ["policy"] * 6 + ["sft"] * 2,
+        "nurl": ["policy"] * 8,
+        "pope": ["policy"] * 8,
         "exp_grpo": ["policy"] * 6 + ["sft", "conditioned"],
         "explanation_sft": ["sft", "conditioned"] * 4,
         "opsd": ["policy"] * 8,
@@ -429,7 +436,7 @@ def test_an_experiment_keeps_what_the_algorithms_page_promises(experiment, name)
     algo = compose_config([f"experiment={experiment}", f"algo={name}"]).algo
     toy = experiment in ("demo", "ladder")
     beta = {"exp_grpo": 0.04, "sft_gt_grpo": 0.04, "explanation_sft": 1.0}.get(name, 0.0)
-    filters = name in ("explanation_sft", "hdpo") or (toy and name in ("exp_grpo", "exp_dpo"))
+    filters = name in ("explanation_sft", "hdpo", "nurl") or (toy and name in ("exp_grpo", "exp_dpo"))
     conditioned = 1.0 if toy and name in ("exp_grpo", "explanation_sft") else 0.0
     assert (algo.beta, algo.explanation_filter, algo.kl_conditioned_coef) == (beta, filters, conditioned)
 
@@ -467,7 +474,7 @@ def test_explanation_sft_samples_completions_for_its_scope_only():
         sum(samples for _, _, requests in steps(changed("explanation_sft", values))[0] for _, samples, _ in requests)
         for values in ({}, {"algo.explanation_scope": "all_wrong"})
     ]
-    assert asked == [0, 5 * 2 * composed("explanation_sft").rollout.samples_per_prompt]
+    assert asked == [0, 9 * 2 * composed("explanation_sft").rollout.samples_per_prompt]
 
 
 @pytest.mark.parametrize("normalisation", ["sequence_mean", "token_mean", "dr_grpo"])
