@@ -18,6 +18,7 @@ ALGORITHMS = {
     "nurl": "expo_ray.algorithms.nurl:NuRl",
     "pope": "expo_ray.algorithms.pope:Pope",
     "verifree": "expo_ray.algorithms.verifree:VeriFree",
+    "ravr": "expo_ray.algorithms.ravr:Ravr",
     "dpo_gt": "expo_ray.algorithms.exp_dpo:DpoGt",
     "exp_dpo": "expo_ray.algorithms.exp_dpo:ExpDpo",
     "opsd": "expo_ray.algorithms.opsd:Opsd",

@@ -85,6 +85,7 @@ class AlgoConfig:
     importance_cap: float = key(2.0, at_least=1)  # ratio of learner to engine beyond which it is truncated or masked
     entropy_bonus: float = key(0.0, at_least=0)  # weight of the policy's entropy in the objective
     updates_per_batch: int = key(1, at_least=1)  # optimizer steps on one step's samples
+    posterior_kl_coef: float = key(0.1, at_least=0)  # RAVR's KL of the answer-conditioned policy to the free one
     prefix_share: float = key(0.5, at_least=0, at_most=1)  # POPE shows beginnings of up to this share of a solution
     expert_shaping: float = key(0.1, at_least=0.001)  # LUFFY's gamma: the ratio p counts as p / (p + gamma)
     dpo_beta: float = key(0.1, at_least=0)  # DPO's temperature

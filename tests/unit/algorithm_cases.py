@@ -175,10 +175,13 @@ class Builder:
 
 
 def score(sequences, temperature: float = 1.0, reference: bool = False) -> list[np.ndarray]:
-    """The learners' scoring: log-probabilities that follow from the ids before each."""
-    return [
-        np.full(len(ids), -0.1 * (1 + int(context.sum()) % 7) / temperature, np.float32) for context, ids in sequences
-    ]
+    """The learners' scoring: equal log-probabilities, which follow from the context and the number of ids."""
+    return [np.full(len(ids), logprob(context, len(ids)) / temperature, np.float32) for context, ids in sequences]
+
+
+def logprob(context, count: int = 1) -> float:
+    """What `score` gives each of that many ids after a context."""
+    return float(np.float32(-0.1 * (1 + (int(np.sum(context)) + 3 * count) % 7)))
 
 
 def inputs(prompts: list[Prompt]) -> Inputs:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from algorithm_cases import config_with, group, inputs, restate, score
+from algorithm_cases import config_with, group, inputs, logprob, restate, score
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.messages import TrainingBatch
@@ -35,7 +35,7 @@ def test_both_terms_equal_the_formula(normalisation):
                 rewards.append(0.0)
                 continue
             context = np.concatenate([[1, 2, 3], completion.token_ids[:-2], [7]])
-            rewards.append(float(np.exp(np.float32(-0.1 * (1 + int(context.sum()) % 7)))))
+            rewards.append(np.exp(logprob(context)))
         for i, completion in enumerate(of.rollout.completions):
             others = [r for j, r in enumerate(rewards) if j != i]
             whole = completion.finish_reason == "length"

@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
 MEASURED = ("algorithms", "driver", "learner")
 OWN_TERMS = {"luffy": "expert"}
-GRPO_FAMILY = ("grpo", "exp_grpo", "sft_gt_grpo", "explanation_sft", "verifree", "nurl", "pope", *OWN_TERMS)
+GRPO_FAMILY = ("grpo", "exp_grpo", "sft_gt_grpo", "explanation_sft", "verifree", "nurl", "pope", "ravr", *OWN_TERMS)
 PROPERTIES = SampleProperties(-1.0, -2.0, 0.5, 0.1)
 
 

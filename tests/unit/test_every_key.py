@@ -246,6 +246,7 @@ def loss(config) -> object:
         "sft_gt_grpo": ["policy"] * 6 + ["sft"] * 2,
         "verifree": ["policy"] * 6 + ["sft"] * 2,
         "nurl": ["policy"] * 8,
+        "ravr": ["policy"] * 6 + ["sft"] * 2,
         "pope": ["policy"] * 8,
         "exp_grpo": ["policy"] * 6 + ["sft", "conditioned"],
         "explanation_sft": ["sft", "conditioned"] * 4,
