@@ -1,16 +1,18 @@
-"""The base class of all algorithms, and the schedules that they share."""
+"""The base class of all algorithms, the SFT that may go before one, and the schedules that they share."""
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, overload
 
-from expo_ray.algorithms.explanations import Restate
+from expo_ray.algorithms.explanations import Restate, review_explanations, review_metrics, target_sample
 from expo_ray.algorithms.properties import SampleProperties
-from expo_ray.algorithms.rewards import has_signal
+from expo_ray.algorithms.rewards import group_metrics, has_signal
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.algorithms import AlgorithmFacts
+from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import AlgoConfig, Config
 from expo_ray.messages import FloatArray, Group, IntArray, Likeliest, Prompt, RolloutRequest, Term, TrainingBatch
 from expo_ray.prompts.builder import PromptBuilder
@@ -173,6 +175,121 @@ class Algorithm(AlgorithmFacts):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a `state_dict()`."""
+
+
+ONLY_RIGHT = AlgoConfig(explanation_filter=True)
+"""Of explanations, those that are right, whole and do not mention the answer's being given are the SFT's targets."""
+WARM_UP: Term = "warm_up"
+COPIED = (*AlgorithmFacts.__annotations__, "reference_terms", "stores_reference", "scores_reference", "needs_entropy")
+"""Facts that `WarmUp` has of its algorithm."""
+
+
+class WarmUp(Algorithm):
+    """`trainer.sft_steps` steps of SFT, then an algorithm from its own step 0 on (docs/algorithms/warm_up.md).
+
+    Args:
+        config: the run's configuration.
+        cls: the algorithm's class; its instance sees the steps that are left as all there are.
+    """
+
+    def __init__(self, config: Config, cls: type[Algorithm]) -> None:
+        super().__init__(config)
+        self.first, self.on = config.trainer.sft_steps, config.trainer.sft_on
+        rest = deepcopy(config)
+        rest.trainer.steps -= self.first
+        rest.trainer.sft_steps = 0
+        self.then = cls(rest)
+        for name in COPIED:
+            setattr(self, name, getattr(self.then, name))
+
+    def begin(self, inputs: Inputs) -> list[str]:
+        if self.on == "gold" and all(prompt.gold_ids is None for prompt in inputs.prompts):
+            raise ConfigError(
+                f"trainer.sft_steps={self.first} train on gold solutions, and no problem has one: give "
+                "data.solution_key=KEY, or use trainer.sft_on=explanations"
+            )
+        return self.then.begin(inputs)
+
+    def attach(self, folder: Path, score: Score, restate: Restate) -> None:
+        super().attach(folder, score, restate)
+        self.then.attach(folder, score, restate)
+
+    def rollout_ahead(self, step: int) -> int:
+        return 0 if step < self.first else self.then.rollout_ahead(step - self.first)
+
+    def explanations_ahead(self, step: int) -> int:
+        if step < self.first:
+            return int(self.on == "explanations")
+        return self.then.explanations_ahead(step - self.first)
+
+    def skips_completions(self, uid: str) -> bool:
+        return self.then.skips_completions(uid)
+
+    def skips_explanations(self, uid: str) -> bool:
+        return self.then.skips_explanations(uid)
+
+    def needs_properties(self, step: int) -> bool:
+        return step >= self.first and self.then.needs_properties(step - self.first)
+
+    def guidance_tokens(self, prompts: list[Prompt]) -> int:
+        return self.then.guidance_tokens(prompts)
+
+    def guide(self, groups: list[Group], step: int, sample: Sample) -> tuple[list[Group], dict[str, float]]:
+        return self.then.guide(groups, step - self.first, sample)
+
+    def has_signal(self, group: Group) -> bool:
+        return not group.rollout.completions or self.then.has_signal(group)
+
+    def collect(self, groups: list[Group], step: int, properties: Properties | None = None) -> dict[str, float]:
+        return self.then.collect(groups, step - self.first, properties)
+
+    def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
+        if step >= self.first:
+            self.then.restate = self.restate
+            batch = self.then.training_batch(groups, step - self.first, properties)
+            return TrainingBatch(step, batch.samples, batch.beta, batch.metrics)
+        found: list[list[IntArray]]
+        counts: dict[str, float] = {}
+        if self.on == "gold":
+            golds = [group.rollout.prompt.gold_ids for group in groups]
+            found = [[] if gold is None else [gold] for gold in golds]
+        else:
+            reviews = [review_explanations(group, ONLY_RIGHT, None) for group in groups]
+            counts = review_metrics(groups, reviews, ONLY_RIGHT)
+            found = [
+                [e.token_ids for e, review in zip(group.rollout.explanations, of, strict=True) if review.kept]
+                for group, of in zip(groups, reviews, strict=True)
+            ]
+        tokens = sum(len(ids) for of in found for ids in of)
+        samples = [
+            target_sample(group.rollout.prompt.free_ids, ids, WARM_UP, 1.0 / tokens)
+            for group, of in zip(groups, found, strict=True)
+            for ids in of
+        ]
+        counts["warm_up/trained"] = float(len(samples))
+        counts["warm_up/prompts_without"] = float(sum(not of for of in found))
+        return TrainingBatch(step=step, samples=samples, metrics=group_metrics([], self.config) | counts)
+
+    def loss(self, tokens: PolicyTokens) -> LossOutput:
+        """- sum w log pi of the warm-up's samples, w = 1 / tokens of the batch; of others, the algorithm's loss."""
+        if WARM_UP not in tokens.term:
+            return self.then.loss(tokens)
+        loss = -(tokens.weight[tokens.sample_of_token] * tokens.logprobs).sum()
+        nothing, count = loss.new_zeros(()), loss.new_tensor(float(tokens.logprobs.numel()))
+        metrics = {
+            "loss/sft": (loss.detach(), nothing),
+            "loss/total": (loss.detach(), nothing),
+            "sft/logprob": (tokens.logprobs.detach().sum(), count),
+        }
+        if tokens.entropy is not None:
+            metrics["policy/entropy"] = (tokens.entropy.detach().sum(), count)
+        return LossOutput(loss, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.then.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.then.load_state_dict(state)
 
 
 def beta_at(step: int, steps: int, algo: AlgoConfig) -> float:

@@ -7,7 +7,7 @@ A name is either a key of `ALGORITHMS` or the path of a class outside the packag
 from typing import Literal
 
 from expo_ray.config.errors import ConfigError, did_you_mean, import_own
-from expo_ray.config.schema import Config
+from expo_ray.config.schema import Config, TrainerConfig
 
 ALGORITHMS = {
     "grpo": "expo_ray.algorithms.grpo:Grpo",
@@ -102,6 +102,17 @@ def samples_completions(config: Config) -> bool:
     """Whether a run samples free completions to train on or to judge prompts by."""
     only_scope = algorithm_class(config.algo.name).completions_for_scope_only
     return not (only_scope and config.algo.explanation_scope == "every")
+
+
+def explanations_of(config: Config) -> Explanations:
+    """Whether a run's explanations count: those of its algorithm, and of the SFT before it (`trainer.sft_on`)."""
+    trainer = config.trainer
+    return "required" if sft_on_explanations(trainer) else algorithm_class(config.algo.name).explanations
+
+
+def sft_on_explanations(trainer: TrainerConfig) -> bool:
+    """Whether the run begins with SFT on explanations."""
+    return trainer.sft_steps > 0 and trainer.sft_on == "explanations"
 
 
 def group_choice(name: str) -> str:

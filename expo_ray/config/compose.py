@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import expo_ray
-from expo_ray.config.algorithms import algorithm_class, group_choice
+from expo_ray.config.algorithms import explanations_of, group_choice
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.idle import idle_keys
 from expo_ray.config.keys import DROPPED, REPLACED, defaults, mappings
@@ -130,7 +130,7 @@ def _own_hydra() -> Iterator[None]:
 
 def derive(config: Config) -> Config:
     """Fills in values that follow from others: no explanations for algorithms without them, absolute paths."""
-    if algorithm_class(config.algo.name).explanations == "none":
+    if explanations_of(config) == "none":
         config.rollout.explanations_per_prompt = 0
     config.run_dir = str(Path(config.run_dir).expanduser().absolute())
     if (folder := Path(config.model.path).expanduser()).exists():

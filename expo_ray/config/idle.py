@@ -151,6 +151,9 @@ NEEDS = (
         lambda c: any(name != "verifier" for name in c.reward.functions),
         "without a function in reward.functions besides the verifier",
     ),
+    Need(
+        ("trainer.sft_on", "learner.sft_learning_rate"), lambda c: c.trainer.sft_steps > 0, "without trainer.sft_steps"
+    ),
     Need(("data.pass_rate",), lambda c: c.data.pass_rates is not None, "without data.pass_rates=FILE"),
     Need(
         ("data.path",),

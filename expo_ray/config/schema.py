@@ -189,6 +189,7 @@ class LearnerConfig:
     offload_between_updates: bool = key(False, on_resume="free")  # colocated: its states leave the card for sampling
     dtype: str = key("float32", "float32", "bfloat16")  # of the weights
     learning_rate: float = key(1e-6, at_least=0, on_resume="reported")  # after the warm-up
+    sft_learning_rate: float | None = key(None, on_resume="reported")  # of trainer.sft_steps; null: learning_rate
     warmup_steps: int = key(0, at_least=0, on_resume="reported")  # steps of a linear rise from 0
     schedule: str = key("constant", "constant", "linear", "cosine", on_resume="reported")  # after the warm-up
     weight_decay: float = key(0.0)  # AdamW's
@@ -258,6 +259,8 @@ class TrainerConfig:
     """trainer: the loop, its checkpoints and its limits."""
 
     steps: int = key(100, at_least=1, on_resume="reported")  # of the whole run
+    sft_steps: int = key(0, at_least=0)  # the first of these are SFT, before the algorithm begins
+    sft_on: str = key("gold", "gold", "explanations")  # its targets: gold solutions, or right self-explanations
     prompts_per_step: int = key(32, at_least=1)  # of one step
     async_steps: int = key(0, at_least=0, at_most=8, on_resume="reported", actors=True)  # steps sampled ahead; 0: none
     resume: str = key("auto", on_resume="free", between_runs="ignored")  # auto | never | PATH

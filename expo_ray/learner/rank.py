@@ -117,9 +117,9 @@ class LearnerRank(ActorProcess):
         Returns:
             This rank's metric sums and counts, to be merged over ranks (algorithms.tokens.merge_metrics).
         """
-        from expo_ray.learner.update import learning_rate
+        from expo_ray.learner.update import rate_of_update
 
-        rate = learning_rate(self.config.learner, self.updates, self.config.trainer.steps)
+        rate = rate_of_update(self.config, self.updates)
         self._take_card()
         with span("update", step=batch.step):
             sums = self.updater.update(batch, rate) if batch.samples else {}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,18 @@ def learning_rate(config: LearnerConfig, step: int, steps: int) -> float:
     if config.schedule == "cosine":
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
     return config.learning_rate
+
+
+def rate_of_update(config: Config, update: int) -> float:
+    """Learning rate of a run's update, counted from 0.
+
+    `trainer.sft_steps` and the updates after them each run the whole schedule, over their own updates.
+    """
+    learner, sft, steps = config.learner, config.trainer.sft_steps, config.trainer.steps
+    if update >= sft:
+        return learning_rate(learner, update - sft, steps - sft)
+    highest = learner.learning_rate if learner.sft_learning_rate is None else learner.sft_learning_rate
+    return learning_rate(replace(learner, learning_rate=highest), update, sft)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from expo_ray.config.algorithms import algorithm_class, samples_completions
+from expo_ray.config.algorithms import algorithm_class, explanations_of, samples_completions, sft_on_explanations
 from expo_ray.config.compose import algorithm_values
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.idle import idle_keys
@@ -140,6 +140,7 @@ def _combinations(config: Config) -> Iterator[str]:
             "use rollout.samples_per_prompt=2 or more"
         )
     yield from _explanations(config)
+    yield from _sft(config)
     if 0 < algo.dual_clip <= 1:
         yield (
             f"algo.dual_clip={algo.dual_clip:g} is not above the ratio 1: use algo.dual_clip=0 "
@@ -276,15 +277,30 @@ def program_problems(config: Config, tasks: Iterable[str]) -> Iterator[str]:
 
 def _explanations(config: Config) -> Iterator[str]:
     algo, sampled = config.algo, config.rollout.explanations_per_prompt
-    wanted = algorithm_class(algo.name).explanations
+    wanted = explanations_of(config)
     if sampled or wanted == "none":
         return
-    if wanted == "required":
+    if sft_on_explanations(config.trainer):
+        yield f"trainer.sft_on=explanations needs rollout.explanations_per_prompt=1 or more, not {sampled}"
+    elif wanted == "required":
         yield f"algo={algo.name} needs rollout.explanations_per_prompt=1 or more, not {sampled}"
     elif algo.kl_conditioned_coef:
         yield (
             f"algo.kl_conditioned_coef={algo.kl_conditioned_coef} needs rollout.explanations_per_prompt=1 or more, "
             f"not {sampled}: it weighs a term on the explanations"
+        )
+
+
+def _sft(config: Config) -> Iterator[str]:
+    """The SFT that a run may begin with."""
+    trainer, uses = config.trainer, algorithm_class(config.algo.name).uses
+    if trainer.sft_steps > trainer.steps:
+        yield f"trainer.sft_steps={trainer.sft_steps} are more than the run has: use trainer.steps={trainer.sft_steps}"
+    offline = config.algo.dpo_refresh == "offline" and (uses is None or "dpo_refresh" in uses)
+    if trainer.sft_steps and offline:
+        yield (
+            "algo.dpo_refresh=offline takes the policy before its first update as the reference, which "
+            f"trainer.sft_steps={trainer.sft_steps} have changed by then: use algo.dpo_refresh=online"
         )
 
 

@@ -30,7 +30,7 @@ from expo_ray.config.resources import Resources
 from expo_ray.data.stream import PromptStream
 from expo_ray.driver.groups import Collector
 from expo_ray.driver.record import StepRecord
-from expo_ray.learner.update import learning_rate
+from expo_ray.learner.update import rate_of_update
 from expo_ray.messages import Group, Likeliest, Rollout, Verdict
 from expo_ray.preflight.plan import plan_text
 from expo_ray.preflight.values import check_config
@@ -47,6 +47,8 @@ VALUES = {
     "algo.dpo_refresh_steps": 2,
     "algo.overlong_buffer_tokens": 8,
     "algo.prefix_share": 1.0,
+    "learner.sft_learning_rate": 1e-5,
+    "trainer.sft_steps": 2,
     "algo.updates_per_batch": 3,
     "learner.gradient_checkpointing": True,
     "model.lora.target_modules": ["q_proj"],
@@ -83,6 +85,8 @@ UNDER = {
     "algo.dual_clip": {"algo.updates_per_batch": 2},
     "algo.dpo_refresh_steps": {"algo.dpo_refresh": "iterative"},
     "algo.dpo_pairs_path": {"algo.dpo_refresh": "offline"},
+    "trainer.sft_on": {"trainer.sft_steps": 2},
+    "learner.sft_learning_rate": {"trainer.sft_steps": 2},
     "model.lora.alpha": {"model.lora.rank": 8},
     "model.lora.dropout": {"model.lora.rank": 8},
     "model.lora.target_modules": {"model.lora.rank": 8},
@@ -317,7 +321,7 @@ def observed(config, plan) -> str:
         loss(config),
         rewards(config),
         deepspeed_config(config.learner, on_gpu),
-        [learning_rate(config.learner, step, STEPS) for step in range(STEPS)],
+        [rate_of_update(config, update) for update in range(STEPS)],
         engine(config),
         adapters(config),
     ]
