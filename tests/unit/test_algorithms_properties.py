@@ -135,7 +135,7 @@ def test_what_the_update_makes_likelier():
 
 
 class Learners:
-    """Scores a token by its id, the number of tokens before it and the policy; records what it is asked."""
+    """Scores a token by its id, its place, the context and the policy; records what it is asked."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, bool]] = []
@@ -146,7 +146,7 @@ class Learners:
         return [self.logprobs(context, ids, reference) for context, ids in sequences]
 
     def logprobs(self, context, ids, reference=False) -> np.ndarray:
-        places = len(context) + np.arange(len(ids))
+        places = len(context) + int(np.sum(context)) + np.arange(len(ids))
         return (-0.01 * np.asarray(ids) - 0.001 * places - 2.0 * reference).astype(np.float32)
 
 
@@ -237,3 +237,4 @@ def test_the_contrast_asks_for_explanations_of_a_wrong_answer_and_says_whether_t
     gaps = [of(told_wrong, encoded(t)).mean() - of(right, encoded(t)).mean() for t in texts[:2]]
     assert record.metrics["contrast/samples"] == 2 and record.metrics["contrast/follows"] == 0.5
     assert record.metrics["contrast/logprob_gap"] == pytest.approx(np.mean(gaps), abs=1e-6)
+    assert abs(np.mean(gaps)) > 1e-3
