@@ -1,9 +1,11 @@
 """The command `expo-ray`, and how every command ends: bad input and failed runs are one sentence and an exit code."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from types import FrameType
 
 COMMANDS = {
     "demo": "the whole pipeline in minutes: GRPO and ExP-GRPO on the toy task",
@@ -50,24 +52,47 @@ def _help() -> str:
     )
 
 
-def end_in_a_sentence(body: Callable[[], int]) -> int:
-    """Runs a command's body.
+def end_by_signal(body: Callable[[], int]) -> int:
+    """Runs a command's body, which Ctrl-C and SIGTERM end at once and with one line, unless it handles them itself.
 
     Returns:
-        The body's exit code; 2 for wrong input; 1 for a failure that names its cause.
+        The body's exit code; 130 after Ctrl-C and 143 after SIGTERM, as shells count them.
+    """
+    ended = "SIGINT"
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        nonlocal ended
+        ended = "SIGTERM"
+        raise KeyboardInterrupt  # the one exception that Ray lets through while it waits
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        return body()
+    except KeyboardInterrupt:
+        print(f"{ended}: stopped at once, without a checkpoint", file=sys.stderr)
+        return 128 + signal.Signals[ended]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_in_a_sentence(body: Callable[[], int]) -> int:
+    """Runs a command's body, as `end_by_signal` does.
+
+    Returns:
+        The body's exit code; 2 for wrong input; 1 for a failure that names its cause; 130 or 143 after a signal.
     """
     from expo_ray.config.errors import InputError
     from expo_ray.driver.stopping import LimitExceeded
     from expo_ray.learner.group import LearnersLost
     from expo_ray.rewards.functions import VerifierFailureRate
-    from expo_ray.runtime.waits import ActorFailed, WaitExpired
+    from expo_ray.runtime.waits import ActorFailed, RayLost, WaitExpired
     from expo_ray.sync import SyncError
 
     try:
-        return body()
+        return end_by_signal(body)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (ActorFailed, WaitExpired, LearnersLost, SyncError, LimitExceeded, VerifierFailureRate) as error:
+    except (ActorFailed, WaitExpired, RayLost, LearnersLost, SyncError, LimitExceeded, VerifierFailureRate) as error:
         print(f"error: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -1,11 +1,9 @@
 """python -m expo_ray.evaluate [group=choice] [key=value]: pass@k and majority@k of a model on held-out problems."""
 
 import json
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from expo_ray.files import write_whole
@@ -142,8 +140,6 @@ def _sample(plan: "Plan", folder: Path, ends: tuple[int, ...], file: "SampleFile
     context = longest_sequence(file.prompts, config.rollout.max_completion_tokens)
     try:
         actors = Actors(plan, folder, context, ends)
-        # Ray's start replaces the signal handlers, so ours comes after it.
-        signal.signal(signal.SIGTERM, _interrupt)
         try:
             _grade_chunks(Evaluator(config, file.prompts, actors.rollouts, actors.verifiers), file, done)
         finally:
@@ -165,10 +161,6 @@ def _grade_chunks(evaluator: "Evaluator", file: "SampleFile", done: int) -> None
         if evaluator.config.logging.progress:
             asked, spent = sum(map(len, file.chunks[: index + 1])), time.monotonic() - began
             print(f"{asked} of {len(file.prompts)} problems, this chunk {spent:.1f} s", file=sys.stderr, flush=True)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -37,13 +37,23 @@ The last line printed is the run's folder.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command. Returns its exit code: 0; 1: the run failed; 2: bad input; 130: it was stopped."""
+    """Runs the command.
+
+    Returns:
+        Its exit code: 0; 1: the run failed; 2: bad input; 130: it was stopped; 143: SIGTERM ended its start.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         from expo_ray.config.algorithms import ALGORITHMS
 
         print(HELP.format(algorithms=", ".join(ALGORITHMS)), end="")
         return 0
+    from expo_ray.command import end_by_signal
+
+    return end_by_signal(lambda: _train(arguments))
+
+
+def _train(arguments: list[str]) -> int:
     from expo_ray.config.errors import InputError
     from expo_ray.entry import check_arguments, launch
 

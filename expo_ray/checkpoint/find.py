@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from expo_ray.checkpoint.manifest import MANIFEST, damage
 from expo_ray.checkpoint.state import DriverState, Identity
@@ -120,9 +122,15 @@ def _of_unfinished_neighbour(config: Config, run_folder: Path, identity: Identit
     mine = as_settings(config)
     for file in sorted(run_folder.parent.glob("*/config.yaml"), key=os.path.getmtime, reverse=True):
         other = file.parent
-        if other == run_folder or read_summary(other).get("finished") or not checkpoints_in(other / "checkpoints"):
+        if other == run_folder or not checkpoints_in(other / "checkpoints"):
             continue
-        differing = _differing(with_new_keys(flat(OmegaConf.to_container(OmegaConf.load(file)))), mine)
+        try:
+            if read_summary(other).get("finished"):
+                continue
+            differing = _differing(with_new_keys(flat(OmegaConf.to_container(OmegaConf.load(file)))), mine)
+        except (ValueError, OSError, AttributeError, OmegaConfBaseException, YAMLError) as error:
+            report(f"{other} is skipped: it cannot be read ({' '.join(str(error).split())})")
+            continue
         if differing:
             report(f"{other} is skipped: it has other settings ({differing[0]}); trainer.resume={other} names it")
             continue

@@ -21,8 +21,8 @@ from expo_ray.rewards.actors import RewardFleet
 from expo_ray.rollout.fleet import RolloutFleet
 from expo_ray.runtime.journal import Events
 from expo_ray.runtime.process import environment, process_usage
-from expo_ray.runtime.ray_node import join_or_start_ray
-from expo_ray.runtime.waits import ActorFailed, Waiter, WaitExpired
+from expo_ray.runtime.ray_node import join_or_start_ray, stop_ray
+from expo_ray.runtime.waits import LOOK_S, ActorFailed, Deadline, RayLost, Waiter, WaitExpired, check_ray
 from expo_ray.verifier.actor import VerifierFleet
 
 USAGE_S = 20.0
@@ -187,12 +187,14 @@ class Actors:
 
     def close(self) -> None:
         """Stops Ray with all actors if this run started Ray; in a cluster that it joined, only its actors."""
-        if self._group is not None:
-            remove_placement_group(self._group)
         if self.owns_ray:
-            ray.shutdown()
+            stop_ray()
             return
-        self._end(list(self._started), grace_s=END_S)
+        with suppress(RayLost):  # then nobody is left here to end an actor; Ray ends those of a lost driver elsewhere
+            check_ray()
+            if self._group is not None:
+                remove_placement_group(self._group)
+            self._end(list(self._started), grace_s=END_S)
 
     def _begin(self, workers: dict[str, Any], ranks: dict[str, Any]) -> None:
         """Waits until engines are built and the learners have joined their group; both start at the same time."""
@@ -297,7 +299,11 @@ class Actors:
         if self.plan.colocated:
             bundles = [engine | rank | {"CPU": cpus["rollout"] + cpus["learner"]}] * self.ranks
         group = placement_group(bundles, strategy=strategy(bundles, ray.nodes()))
-        if not group.wait(timeout_seconds=config.trainer.start_s):
+        deadline = Deadline(config.trainer.start_s)
+        while not group.wait(timeout_seconds=min(LOOK_S, deadline.left)):  # it hears no signal meanwhile
+            check_ray()
+            if deadline.left:
+                continue
             have = ray.cluster_resources()
             remove_placement_group(group)
             raise WaitExpired(

@@ -71,7 +71,7 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     actors = keeper.take(plan, run_folder, context, ends, events)
     actors.rewards.chat = builder.style == "chat"
     try:
-        with StopSignal() as stop:  # not earlier: starting Ray replaces the signal handlers
+        with StopSignal() as stop:  # not earlier: there is nothing to save before
             job = Job(config, run_folder, actors, builder, inputs, heldout, identity, stop, origin)
             done = supervise(job)
             stopped = stop.requested

@@ -103,6 +103,8 @@ class StopSignal:
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.requested:  # make passes on the SIGTERM that its whole group has had
+            return
         self.requested = True
         print(
             f"{signal.Signals(number).name}: stopping after this step, with a checkpoint (Ctrl-C again stops at once)",

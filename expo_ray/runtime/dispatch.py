@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import ray
 
-from expo_ray.runtime.waits import ActorFailed, Deadline, Waiter
+from expo_ray.runtime.waits import ActorFailed, Deadline, Waiter, wait_any
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Fleet:
         while waiting or running:
             self._hand_out(requests, submit, waiting, running)
             timeout = min(job.deadline.left for job in running.values())
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=timeout)
+            ready, _ = wait_any(list(running), timeout)
             for ref in ready:
                 job = running.pop(ref)
                 try:
@@ -136,7 +136,7 @@ class Fleet:
             refs = {ref: name for name, (_, ref) in self._joining.items()}
             if not deadline.left:
                 raise self.waiter.expired(sorted(refs.values()), self._no_room(), self.start_s)
-            ray.wait(list(refs), num_returns=1, timeout=deadline.left)
+            wait_any(list(refs), deadline.left)
 
     def started(self) -> dict[str, Any]:
         """The replacements that have started; one that failed to start is replaced in its turn."""

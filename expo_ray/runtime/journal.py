@@ -18,15 +18,13 @@ import psutil
 
 from expo_ray.config.errors import ConfigError
 from expo_ray.files import append_lines, write_whole
-from expo_ray.runtime.process import Place
+from expo_ray.runtime.process import SAME_START_S, Place, lives
 
 OWNER = "owner.json"
 BEAT_S, SILENT_S = 5.0, 30.0
 """An owner writes its file again every 5 s. One of another machine that does not for 30 s is gone."""
 AGAIN_S = 1.0
 """Between the two interrupts that end a run which lost its folder."""
-SAME_START_S = 2.0
-"""A process's time of start is computed from the clock, which may be set meanwhile."""
 LONG_AGO_S = 600.0
 """An owner's file that is so much older than one that was written now needs no wait."""
 
@@ -159,7 +157,7 @@ def owner_of(folder: Path) -> str | None:
         return None
     name = f"process {found['pid']} on {found['host']}"
     if found["machine"] == me["machine"]:
-        return name if _lives(found["pid"], found["started"]) else None
+        return name if lives(found["pid"], found["started"]) else None
     if _age(path) > LONG_AGO_S:
         return None
     print(f"waiting up to {SILENT_S:.0f} s for a sign of {name}, which owned {folder}", file=sys.stderr, flush=True)
@@ -200,14 +198,6 @@ def _is(found: dict[str, Any], me: dict[str, Any]) -> bool:
     if not found or any(found[key] != me[key] for key in ("host", "pid", "machine")):
         return False
     return bool(abs(found["started"] - me["started"]) < SAME_START_S)
-
-
-def _lives(pid: int, started: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < SAME_START_S and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from expo_ray.runtime.spans import open_spans
 
+SAME_START_S = 2.0
+"""A process's time of start is computed from the clock, which may be set meanwhile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -62,6 +65,17 @@ def process_usage(of_children: bool = True) -> dict[str, float]:
         except psutil.Error:
             continue  # it has ended meanwhile
     return {"rss_mib": rss / 2**20, "open_files": float(files), "threads": float(own.num_threads())}
+
+
+def lives(pid: int, started: float) -> bool:
+    """Whether the process of this machine that has this number, and began then (seconds, epoch), still runs."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < SAME_START_S and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def log_path(log_folder: str, name: str) -> Path:

@@ -1,22 +1,32 @@
-"""Bounded waits for actors. Each error says what was waited for, for how long, for whom, and that actor's last log
-line."""
+"""Bounded waits for actors. Each error says what was waited for, for how long, for whom, and what that actor's log
+says."""
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import ray
 
 from expo_ray.config.errors import InputError
-from expo_ray.runtime.process import Place, log_path
+from expo_ray.runtime.process import Place, lives, log_path
 
 FETCH_S = 300.0
 """Bound on fetching an answer that is ready: from another node it still has to travel."""
-TAIL_BYTES = 4096
-PROGRESS_BAR = re.compile(r"\[(\d+:)+\d\d[<,]")
-"""The times in one of tqdm's bars, such as `[00:03<00:01, 2.1it/s]`."""
+LOOK_S = 1.0
+"""A wait looks this often whether Ray's own processes are alive, and lets the handlers of signals run."""
+TAIL_BYTES = 1 << 16
+PROGRESS_BAR = re.compile(r"\[(\d+:)+\d\d[<,]|\d+%( Completed)? ?\|")
+"""The times in one of tqdm's bars, such as `[00:03<00:01, 2.1it/s]`, or its share, such as `0% Completed | 0/1`."""
+TRACEBACK = "Traceback (most recent call last)"
+LOGGED = re.compile(r"^(\([^)]*\) )?[A-Z]+ [\d-]+ [\d:.,]+ \[[^\]]*\] ?")
+"""What vLLM puts before each line of a traceback: `(EngineCore pid=7) ERROR 11-24 10:00:00 [core.py:7] `."""
+FATAL = re.compile(r"Fatal Python error|what\(\): |Check failed|out of memory|SIG(SEGV|ABRT|BUS) received")
+"""What a process says that is ended by its C or C++ code; a stack or a list of modules follows."""
+NEAR_END = 20
+"""An exception further from the end of a log, in lines, did not end its process."""
 
 
 REFUSALS = (ValueError, TypeError, NotImplementedError)
@@ -49,6 +59,25 @@ class WaitExpired(RuntimeError):
         self.actors = actors
 
 
+class RayLost(RuntimeError):
+    """Ray's own processes on this machine are gone, and with them every actor. Nothing can be started again."""
+
+
+ray_processes: dict[str, psutil.Process] = {}
+"""Ray's own processes on this machine, by name. Without one of them Ray waits for a minute and a half and then aborts.
+`ray_node` keeps them."""
+
+
+def check_ray() -> None:
+    """Raises RayLost if one of Ray's own processes has ended."""
+    for name, process in ray_processes.items():
+        if not lives(process.pid, process.create_time()):
+            raise RayLost(
+                f"Ray's {name} on this machine (process {process.pid}) has ended, and with it every actor; the same "
+                "command resumes from the newest checkpoint"
+            )
+
+
 class Deadline:
     """One bound that all waits of an operation share, however many functions it passes through.
 
@@ -63,6 +92,23 @@ class Deadline:
     def left(self) -> float:
         """Seconds that remain, 0 once it has passed."""
         return max(0.0, self._end - time.monotonic())
+
+
+def wait_any(refs: Sequence[Any], seconds: float) -> tuple[list[Any], list[Any]]:
+    """Waits until one of the references is ready, at most `seconds`.
+
+    Returns:
+        Those that are ready (at most one), and the others.
+
+    Raises:
+        RayLost: Ray's own processes have ended.
+    """
+    deadline = Deadline(seconds)
+    while True:
+        check_ray()
+        ready, others = ray.wait(list(refs), num_returns=1, timeout=min(LOOK_S, deadline.left))
+        if ready or not deadline.left:
+            return ready, others
 
 
 @dataclass(frozen=True)
@@ -84,11 +130,12 @@ class Waiter:
         Raises:
             ActorFailed: as soon as one raises or dies.
             WaitExpired: when the deadline passes, naming all that are late.
+            RayLost: Ray's own processes have ended.
         """
         names = {ref: name for name, ref in refs.items()}
         pending = list(names)
         while pending:
-            ready, pending = ray.wait(pending, num_returns=1, timeout=deadline.left)
+            ready, pending = wait_any(pending, deadline.left)
             if not ready:
                 raise self.expired([names[ref] for ref in pending], what, deadline.seconds)
             for ref in ready:
@@ -104,7 +151,12 @@ class Waiter:
         return {name: answers[name] for name in refs}
 
     def settle(self, refs: Mapping[str, Any], what: str, seconds: float) -> dict[str, Any]:
-        """Like `gather`, but an actor that fails or is late does not end the wait: its exception is its answer."""
+        """Like `gather`, but an actor that fails or is late does not end the wait: its exception is its answer.
+
+        Raises:
+            InputError: an actor raised one, as in `gather`: whatever the others answer, the run cannot go on.
+            RayLost: Ray's own processes have ended.
+        """
         deadline = Deadline(seconds)
         outcomes: dict[str, Any] = {}
         for name, ref in refs.items():
@@ -130,8 +182,8 @@ class Waiter:
             sentence = f"{what}: {name} failed: {error.cause!r}{log}"
             raise ActorFailed(sentence, name, error.cause) from error
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[0]
-            sentence = f"{what}: {self.where(name)} died: {reason} Its log ends: {self.last_line(name)}"
+            reason = _reason(error)
+            sentence = f"{what}: {self.where(name)} died: {reason} Its log says: {self.cause(name)}"
             raise ActorFailed(sentence, name) from error
 
     def expired(self, late: list[str], what: str, seconds: float) -> WaitExpired:
@@ -145,7 +197,18 @@ class Waiter:
         return f"{name} (pid {place.pid} on node {place.node_ip})" if place else name
 
     def last_line(self, name: str) -> str:
-        """The last line of an actor's log that is not a progress bar: the reason of a death is often above one."""
+        """The last line of an actor's log that is not a progress bar."""
+        lines = self._lines(name)
+        return lines if isinstance(lines, str) else lines[-1]
+
+    def cause(self, name: str) -> str:
+        """The line of an actor's log that says why it ended: an exception near its end, or what C++ code says when it
+        ends a process. Without one, the last line."""
+        lines = self._lines(name)
+        return lines if isinstance(lines, str) else cause_in(lines).strip()
+
+    def _lines(self, name: str) -> list[str] | str:
+        """The last lines of a log without empty ones and progress bars; a note if there are none."""
         path = log_path(self.log_folder, name) if self.log_folder is not None else None
         if path is None or not path.exists():
             return "(no log here)"
@@ -153,5 +216,29 @@ class Waiter:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             # A bar redraws itself after a carriage return, so it is many lines in one.
             lines = re.split(r"[\r\n]", file.read().decode(errors="replace"))
-        said = [line.strip() for line in lines if line.strip()]
-        return next((line for line in reversed(said) if not PROGRESS_BAR.search(line)), said[-1] if said else "(empty)")
+        said = [line.rstrip() for line in lines if line.strip()]
+        return [line for line in said if not PROGRESS_BAR.search(line)] or (said[-1].strip() if said else "(empty)")
+
+
+def cause_in(lines: Sequence[str]) -> str:
+    """The line that says why a process ended: the last exception or fatal message; otherwise the last line."""
+    found, raised = lines[-1], False
+    for number, line in enumerate(lines):
+        bare = LOGGED.sub("", line)
+        if FATAL.search(line):
+            found, raised = bare, False
+        elif TRACEBACK in line:
+            raised = True
+        elif raised and bare and not bare[0].isspace():
+            raised = False
+            if number >= len(lines) - NEAR_END:
+                found = bare
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    """What Ray says of a lost actor, in a line; for one that could not be constructed, the exception in its text."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if getattr(error, "actor_init_failed", False):
+        return f"its constructor raised {cause_in([TRACEBACK, *lines[1:]]).strip()}."
+    return lines[0].strip() if lines else type(error).__name__

@@ -22,7 +22,7 @@ def is_finished(folder: Path, config: Config) -> bool:
     """Says whether the folder holds this job, finished.
 
     Raises:
-        ConfigError: the folder holds a run with other settings.
+        ConfigError: the folder holds a run with other settings, or its summary.json cannot be read.
     """
     saved = folder / "config.yaml"
     if not saved.exists():
@@ -32,7 +32,10 @@ def is_finished(folder: Path, config: Config) -> bool:
         raise ConfigError(
             f"{folder} holds a run with other settings ({key}={theirs}, here {key}={mine}): give another run_dir=FOLDER"
         )
-    return bool(read_summary(folder).get("finished"))
+    try:
+        return bool(read_summary(folder).get("finished"))
+    except ValueError as error:
+        raise ConfigError(f"{folder}: {error}: delete that file to resume the run, or give another run_dir") from error
 
 
 def own_resume(folder: Path, config: Config) -> str:

@@ -206,7 +206,10 @@ class SideBySide:
 
     def _ended(self, running: _Running, found: Exit, seconds: float) -> JobEnd:
         job, config = running.job, running.job.config()
-        summary = read_summary(job.folder)
+        try:
+            summary = read_summary(job.folder)
+        except ValueError as error:
+            return job_end(job, Ended.FAILED, seconds, str(error), found.log)
         if config.dry_run and found.ok:
             return job_end(job, Ended.FINISHED, seconds)
         if found.ok and summary.get("finished"):

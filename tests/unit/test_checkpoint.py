@@ -260,6 +260,11 @@ def test_a_neighbour_is_taken_only_unfinished_and_with_the_same_settings(tmp_pat
     assert find_checkpoint(Config(), mine, SAME, told.append) is None
     assert len(told) == 1
     assert "seed: 1 there, 0 here" in told[0]
+    for name, file in (("torn", "summary.json"), ("odd", "config.yaml")):
+        (neighbour(name, Config()) / file).write_text("{")
+        told.clear()
+        assert find_checkpoint(Config(), mine, SAME, told.append) is None
+        assert any(f"{name} is skipped: it cannot be read" in sentence and "\n" not in sentence for sentence in told)
     same = neighbour("same", Config())
     assert find_checkpoint(Config(), mine, SAME, told.append) == same / "checkpoints" / "step_000002"
     (same / "summary.json").write_text('{"finished": true}')

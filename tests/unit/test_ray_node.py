@@ -1,6 +1,8 @@
 """A Ray that fails to start: it is retried, then one sentence quotes the raylet's log."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import ray
@@ -22,11 +24,12 @@ def failing(error, times, calls):
 
 
 @pytest.fixture
-def logs(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    folder = tmp_path / "ray" / "session_latest" / "logs"
-    folder.mkdir(parents=True)
-    return folder
+def logs(monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # short enough for the paths of Ray's sockets
+        monkeypatch.setenv("RAY_TMPDIR", place)
+        folder = Path(place, "ray", "session_latest", "logs")
+        folder.mkdir(parents=True)
+        yield folder
 
 
 def test_a_start_that_timed_out_is_tried_again(monkeypatch):

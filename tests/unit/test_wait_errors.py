@@ -1,10 +1,13 @@
 """What the errors of bounded waits say, without any actor: the last meaningful log line, and one shared deadline."""
 
 import pytest
+import ray.exceptions
+from simulated_ray import Clock, Ref
 
+from expo_ray.config.errors import ConfigError
 from expo_ray.runtime import waits
 from expo_ray.runtime.process import Place
-from expo_ray.runtime.waits import Deadline, Waiter
+from expo_ray.runtime.waits import ActorFailed, Deadline, Waiter
 
 BAR = "Loading safetensors checkpoint shards: 100% Completed | 1/1 [00:00<00:00, 52.17it/s]"
 
@@ -38,6 +41,68 @@ def test_an_expired_wait_names_actor_process_node_and_log_line(tmp_path):
         "rollout-1 (pid 4711 on node 10.0.0.2): log ends: the reason"
     )
     assert Waiter().last_line("rollout-1") == "(no log here)"
+
+
+BOOM = "Traceback (most recent call last):\n  File x, line 1\n    boom()\n    ^^^^^^\nValueError: no such layer\n"
+VLLM = "(EngineCore pid=7) ERROR 11-24 10:00:00 [core.py:7] "
+SHARDS = "Loading safetensors checkpoint shards:   0% Completed | 0/1"
+CRASH = "Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n  File x\nExtension modules: a"
+ABORT = "terminate called after throwing an instance of 'c10::Error'\n  what():  out of blocks\n  frame #0: x\n"
+CHAINED = BOOM + "\nThe above exception was the direct cause of:\n\n" + BOOM.replace("layer", "file")
+MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("loading\nCUDA is ready", "CUDA is ready"),
+        (f"loading\n{SHARDS}\n", "loading"),
+        (f"loading\n{BOOM}{SHARDS}\n{BAR}\n", "ValueError: no such layer"),
+        (f"{BOOM}the engine is shut down\n{SHARDS}", "ValueError: no such layer"),
+        ("".join(VLLM + line + "\n" for line in BOOM.splitlines()) + BAR, "ValueError: no such layer"),
+        (CHAINED, "ValueError: no such file"),
+        (BOOM + "step\n" * 30 + "step 31", "step 31"),
+        (f"loading\n{CRASH}\n", "Fatal Python error: Segmentation fault"),
+        (ABORT, "what():  out of blocks"),
+        (f"{MEMORY}\n{BAR}\nbye", MEMORY),
+        ("", "(empty)"),
+        (None, "(no log here)"),
+    ],
+)
+def test_the_cause_of_a_death_is_shown_not_what_stands_last(tmp_path, log, expected):
+    if log is not None:
+        (tmp_path / "rollout-0.log").write_text(log)
+    assert Waiter(str(tmp_path)).cause("rollout-0") == expected
+
+
+class Gone(ray.exceptions.ActorDiedError):
+    """As Ray makes it of an exception in an actor's constructor, whose text it holds, without the exception."""
+
+    def __init__(self, text: str) -> None:
+        error = ValueError("no layer of that name\nor of another")
+        super().__init__(ray.exceptions.RayTaskError("A", text, error, proctitle="ray::A", pid=1, ip="1.2.3.4"))
+
+
+def test_an_actor_that_cannot_be_constructed_says_what_it_raised(tmp_path, monkeypatch):
+    (tmp_path / "rollout-0.log").write_text(f"loading\n{SHARDS}\n")
+    clock = Clock()
+    monkeypatch.setattr(waits, "ray", clock)
+    monkeypatch.setattr(waits, "time", clock)
+    with pytest.raises(ActorFailed) as raised:
+        Waiter(str(tmp_path)).gather({"rollout-0": Ref(1.0, Gone(BOOM))}, "starting rollout-0", 9)
+    assert str(raised.value) == (
+        "starting rollout-0: rollout-0 died: its constructor raised ValueError: no such layer. Its log says: loading"
+    )
+
+
+def test_wrong_input_found_by_an_actor_ends_every_kind_of_wait(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(waits, "ray", clock)
+    monkeypatch.setattr(waits, "time", clock)
+    refs = {"reward-0": Ref(1.0, ray.exceptions.RayTaskError("f", "", ConfigError("reward.functions=x: no such file")))}
+    for wait in (Waiter().gather, Waiter().settle):
+        with pytest.raises(ConfigError, match="no such file"):
+            wait(refs, "scoring", 9)
 
 
 def test_a_deadline_is_one_bound_for_all_its_waits(monkeypatch):
