@@ -208,8 +208,8 @@ class SideBySide:
         job, config = running.job, running.job.config()
         try:
             summary = read_summary(job.folder)
-        except ValueError as error:
-            return job_end(job, Ended.FAILED, seconds, str(error), found.log)
+        except ValueError as broken:
+            return job_end(job, Ended.FAILED, seconds, str(broken), found.log)
         if config.dry_run and found.ok:
             return job_end(job, Ended.FINISHED, seconds)
         if found.ok and summary.get("finished"):
