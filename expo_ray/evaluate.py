@@ -74,13 +74,15 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
     from expo_ray.evaluation.samples import SampleFile
     from expo_ray.evaluation.settings import CHUNK, settle, store
     from expo_ray.preflight.inputs import with_merged_adapter
-    from expo_ray.preflight.model_folder import generation_ends
+    from expo_ray.preflight.model_folder import adapter_base, generation_ends
     from expo_ray.preflight.plan import write_plan
     from expo_ray.prompts.loading import load_tokenizer, stop_ids
     from expo_ray.reporting.terminal import evaluation_table
     from expo_ray.runtime.journal import owned
 
-    plan = with_merged_adapter(plan, folder)
+    if adapter_base(plan.config.model.path):
+        with owned(folder):
+            plan = with_merged_adapter(plan, folder)
     config = plan.config
     tokenizer = load_tokenizer(config)
     prompts = _prompts(plan, tokenizer)

@@ -66,7 +66,8 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     inputs = Inputs(identity.base_model, training, ends, builder.decode, builder, context)
     for sentence in algorithm.begin(inputs):
         events.note("reused", sentence)
-    origin = find_checkpoint(config, run_folder, identity, partial(events.note, "skipped"))
+    # By the settings as the user gave them: another run of an adapter merged it into a folder of its own.
+    origin = find_checkpoint(checked.config, run_folder, identity, partial(events.note, "skipped"))
     keeper = warm or WarmActors()
     actors = keeper.take(plan, run_folder, context, ends, events)
     actors.rewards.chat = builder.style == "chat"
