@@ -51,6 +51,7 @@ VALUES = {
     "trainer.sft_steps": 2,
     "algo.updates_per_batch": 3,
     "learner.gradient_checkpointing": True,
+    "model.chat_template_kwargs": {"enable_thinking": False},
     "model.lora.target_modules": ["q_proj"],
     "rollout.temperature": 0.5,
     "rollout.top_p": 0.5,
@@ -100,9 +101,7 @@ UNDER = {
 
 NOT_WALKED = {
     "decides when learners measure; batches are the same": ["algo.properties_every", "algo.contrast_prompts"],
-    "changes prompts, which need a tokenizer (test_prompts.py)": [
-        "model.prompt_style", "model.chat_template_kwargs",
-    ],
+    "changes prompts, which need a tokenizer (test_prompts.py)": ["model.prompt_style"],
     "passed to transformers when the model is loaded": ["learner.attention"],
     "which problems are read, and from where (test_sources.py, test_formats.py)": [
         "data.eval_sources", "data.preset", "data.uid_key", "data.pass_rates",
