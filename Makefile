@@ -37,31 +37,20 @@ submit: setup ## train on a Ray cluster; ADDRESS=http://HOST:8265 EXPERIMENT=dem
 	@$(PY) -m expo_ray.submit $(if $(ADDRESS),--address $(ADDRESS)) $(if $(RUNS),--runs '$(RUNS)') \
 	    $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(ARGS)
 
-# The same command resumes a stopped sweep. LADDER and ABLATIONS are the folders. Failed jobs are listed at the end of their
-# sweep; the page shows the finished ones. SAY announces a stage on standard error.
+# The same command continues where it stopped. METHODS="luffy pope" runs a part (names: bench/ladder/methods.py), and PAGE shows
+# what is finished. ARGS are overrides for every job. SAY announces a stage on standard error.
 LADDER ?= runs/ladder
 ABLATIONS ?= runs/ablations
-PAGE ?= docs/results/ladder.md
-# At the other methods' 7e-4 DPO forgot everything: level 1 fell from 100 to 0 or 13 %.
-DPO_RATE = 7.0e-5
+PAGE ?= docs/results/families.md
+METHODS ?=
 SWEEP = $(PY) -m expo_ray.train -m experiment=ladder seed=0,1,2
 SAY = echo "$@: $(1)" >&2;
-ladder: setup ## GRPO, SFT-GT-CoT, ExP-GRPO, ExP-DPO over three seeds, as a table with figures in PAGE (under two hours)
-	@failed=0; \
-	$(call SAY,1 of 4: evaluation of the base model) \
-	$(PY) -m expo_ray.evaluate experiment=ladder eval.samples=64 run_dir=$(LADDER)/base $(ARGS) || failed=1; \
-	$(call SAY,2 of 4: likelihood of the three kinds of samples) \
-	$(PY) -m expo_ray.train -m experiment=ladder run_dir=$(LADDER)/likelihood trainer.steps=1 \
-	    trainer.prompts_per_step=200 algo.properties_every=1 logging.samples_per_step=200 $(ARGS) || failed=1; \
-	$(call SAY,3 of 4: 18 runs of GRPO and ExP-GRPO and SFT-GT-CoT) \
-	$(SWEEP) 'data.levels=[5],[]' algo=exp_grpo,grpo,sft_gt_grpo run_dir=$(LADDER)/methods $(ARGS) || failed=1; \
-	$(call SAY,4 of 4: 12 runs of ExP-DPO) \
-	$(SWEEP) 'data.levels=[5],[]' algo=exp_dpo algo.dpo_refresh=online,offline learner.learning_rate=$(DPO_RATE) \
-	    run_dir=$(LADDER)/dpo $(ARGS) || failed=1; \
-	$(PY) -m bench.ladder $(LADDER) $(if $(wildcard $(ABLATIONS)),--ablations $(ABLATIONS)) --page $(PAGE) && exit $$failed
+ladder: setup ## 14 methods in families, a rate searched for each, three seeds, as tables with curves in PAGE (about 7 hours, in parts)
+	@$(PY) -m bench.ladder.run $(LADDER) $(if $(METHODS),--methods $(METHODS)) -- $(ARGS); code=$$?; \
+	$(PY) -m bench.ladder.families $(LADDER) --page $(PAGE) && exit $$code
 
 # A beta of 0 without the KL on conditioned prompts is plain GRPO: nothing is explained.
-ablations: setup ## ExP-GRPO with other beta, filter, answer, refresh and scope, three seeds each; make ladder shows them
+ablations: setup ## ExP-GRPO with other beta, filter, answer, refresh and scope, three seeds each (python -m bench.ladder shows them)
 	@failed=0; \
 	$(call SAY,1 of 5: 9 runs with another beta) \
 	$(SWEEP) algo.beta=0.04,0.004,0.5 run_dir=$(ABLATIONS)/beta $(ARGS) || failed=1; \

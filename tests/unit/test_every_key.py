@@ -151,6 +151,7 @@ LISTED_FOR = {
     ("rollout.explanations_per_prompt", name): "set to 0 for algorithms without explanations"
     for name in WITHOUT_EXPLANATIONS
 } | {
+    ("algo.advantage", "ravr"): "compares several explanations, and the walk has one (test_algorithms_ravr.py)",
     ("algo.refill_rounds", "luffy"): "with the solution in them, few simulated groups are without signal",
     ("rollout.samples_per_prompt", "explanation_sft"): "acts where explanation_scope needs completions (below)",
 }

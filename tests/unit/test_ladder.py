@@ -2,14 +2,18 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from bench.ladder import families
+from bench.ladder import run as ladder_run
 from bench.ladder.__main__ import main
 from bench.ladder.figures import heldout_curves
 from bench.ladder.likelihood import main as likelihood_main
+from bench.ladder.methods import FAMILIES, METHODS, RATES
 from bench.ladder.tables import (
     collect,
     findings,
@@ -310,3 +314,79 @@ def test_the_table_by_updates_has_each_evaluation_of_each_method(make_run, tmp_p
         half, final = np.array(of_seed) / 2, np.array(of_seed)
         assert row[1] == f"{100 * half.mean():.1f} ± {100 * half.std(ddof=1):.1f}"
         assert row[2] == f"{100 * final.mean():.1f} ± {100 * final.std(ddof=1):.1f}"
+
+
+SCORES = {"luffy": (0.25, 0.75, 0.5), "grpo": (0.5, 0.25, 0.25)}
+
+
+@pytest.fixture
+def searched(tmp_path, make_run):
+    """Two methods whose search is finished, and a third whose search is not."""
+    for name, values in SCORES.items():
+        for number, (rate, value) in enumerate(zip(RATES, values, strict=True)):
+            where = tmp_path / "search" / name / str(number)
+            make_run(where, name, 100, value, level_1=value, levels=(), **{"learner.learning_rate": rate})
+    make_run(tmp_path / "search" / "pope" / "0", "pope", 100, 1.0, levels=(), **{"learner.learning_rate": RATES[0]})
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "evaluation.json").write_text(json.dumps(evaluation(values_of(0.125), 64)))
+    return tmp_path
+
+
+def test_the_families_are_whole_and_every_method_composes():
+    assert [sum(m.family == family for m in METHODS) for family in FAMILIES] == [7, 5, 2]
+    assert len({m.name for m in METHODS}) == len({m.label for m in METHODS}) == len(METHODS)
+    for method in METHODS:
+        overrides = ladder_run.search_command(Path("x"), method, [])[5:-1]
+        for rate in RATES:
+            assert compose_config([*(o for o in overrides if "learning_rate" not in o), "experiment=ladder"])
+            assert f"{rate:g}" in overrides[-1]
+
+
+def test_a_rate_is_chosen_by_the_search_and_the_runs_get_it(searched, monkeypatch, capsys):
+    """The highest over all levels, of equal ones the smallest; a method without a whole search waits."""
+    called = []
+    monkeypatch.setattr(ladder_run, "_call", lambda command: called.append(command[5:]) or 0)
+    assert ladder_run.main([str(searched), "--methods", "luffy", "grpo", "pope", "--", "trainer.steps=2"]) == 1
+    assert [c[-1].rsplit("/", 2)[1:] for c in called] == [["runs", "luffy"], ["search", "pope"], ["runs", "grpo"]]
+    luffy, pope, grpo = called
+    assert "learner.learning_rate=0.0002" in luffy and "seed=0,1,2" in luffy and "data.levels=[5],[]" in luffy
+    assert "learner.learning_rate=7e-05" in grpo and grpo[-2] == "trainer.steps=2"
+    assert "learner.learning_rate=7e-05,0.0002,0.0007" in pope and "seed=100" in pope
+    assert json.loads((searched / "search" / "luffy" / "rates.json").read_text())["chosen"] == RATES[1]
+    assert "3 methods, 27 jobs: about 1.5 hours" in capsys.readouterr().out
+
+
+def test_a_stopped_job_stops_the_ladder(searched, monkeypatch):
+    called = []
+    monkeypatch.setattr(ladder_run, "_call", lambda command: called.append(command) or 130)
+    assert ladder_run.main([str(searched), "--methods", "luffy", "grpo"]) == 130 and len(called) == 1
+
+
+def test_the_families_page_has_intervals_rates_and_tokens(searched, make_run):
+    finals = {"luffy": (1.0, 0.75, 0.5), "grpo": (0.0, 0.0, 0.25)}
+    for name, values in finals.items():
+        for seed, value in enumerate(values):
+            where = searched / "runs" / name / str(seed)
+            make_run(where, name, seed, value, **{"learner.learning_rate": RATES[1]})
+            lines = [{"step": i, "loss/total": 0.1, "tokens/generated": 1500.0} for i in range(2)]
+            (where / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert families.main([str(searched), "--page", str(searched / "page.md")]) == 0
+    page = (searched / "page.md").read_text()
+    assert page.index("### From gold solutions") < page.index("### From neither")
+    (row,) = [line for line in page.splitlines() if line.startswith("| LUFFY | 0.0002")]
+    reach = 4.303 * np.std(finals["luffy"], ddof=1) / 3**0.5
+    assert f"| {75.0} ({100 * (0.75 - reach):.1f} to 100.0) |" in row and "| 3 | 2 | 3 k |" in row
+    assert "| GRPO | **50.0** | 25.0 | 25.0 |" in page and "| POPE | 100.0 |  |  |" in page
+    assert "highest is LUFFY with 75.0." in page and (searched / "page_curves.png").exists()
+
+
+def test_an_interval_is_students():
+    """Two values 0.4 and 0.6: mean 0.5, deviation of the mean 0.1, t = 12.7, cut at 0 and 1; scipy agrees on t."""
+    assert families.interval([0.4, 0.6]) == (0.5, 0.0, 1.0)
+    from scipy.stats import t
+
+    for n, factor in families.T_95.items():
+        assert factor == pytest.approx(t.ppf(0.975, n - 1), abs=1e-3)
+    values = [0.5, 0.51, 0.52]
+    mean, low, high = families.interval(values)
+    assert (high - mean, mean - low) == pytest.approx([t.ppf(0.975, 2) * np.std(values, ddof=1) / 3**0.5] * 2, rel=1e-3)

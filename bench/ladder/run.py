@@ -1,0 +1,119 @@
+"""`python -m bench.ladder.run FOLDER`: runs the ladder's methods; the same command continues where it stopped.
+
+For each method a small search of the learning rate, with a seed of its own, and then the compared runs with the rate
+that reached most: FOLDER/search/METHOD and FOLDER/runs/METHOD are sweeps, FOLDER/base an evaluation of the base model.
+What is finished is not run again, so the ladder can be run in parts: --methods, or stop it.
+"""
+
+import json
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.ladder.methods import JOBS, METHODS, MINUTES, RATES, SEARCH_SEED, SEEDS, SETTINGS, Method
+from expo_ray.files import read_summary, write_whole
+
+STOPPED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns its exit code: 0; 1: a job failed; 2: bad input; 130: it was stopped."""
+    parser = ArgumentParser(
+        prog="python -m bench.ladder.run",
+        usage="%(prog)s FOLDER [--methods NAME ...] [--plan] [-- key=value ...]",
+        description=__doc__,
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], help="default: all")
+    parser.add_argument("--plan", action="store_true", help="print what would run, and the hours")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    end = words.index("--") if "--" in words else len(words)
+    given, overrides = parser.parse_args(words[:end]), words[end + 1 :]
+    chosen = [m for m in METHODS if given.methods is None or m.name in given.methods]
+    print(
+        f"{len(chosen)} methods, {len(chosen) * JOBS} jobs: about {len(chosen) * JOBS * MINUTES / 60:.1f} hours on two "
+        f"free cores, less what is finished in {given.folder}",
+        flush=True,
+    )
+    if given.plan:
+        for method in chosen:
+            print(method.name, *search_command(given.folder, method, overrides)[3:])
+        return 0
+    codes = [_base(given.folder, overrides)]
+    for method in chosen:
+        if STOPPED in codes:
+            break
+        codes += _run(given.folder, method, overrides)
+    return STOPPED if STOPPED in codes else max(codes)
+
+
+def search_command(folder: Path, method: Method, overrides: Sequence[str]) -> list[str]:
+    """The sweep that looks for a method's learning rate."""
+    rates = ",".join(f"{rate:g}" for rate in RATES)
+    keys = [f"seed={SEARCH_SEED}", "data.levels=[]", f"learner.learning_rate={rates}"]
+    return _sweep(folder / "search" / method.name, [*method.overrides, *keys, *overrides])
+
+
+def runs_command(folder: Path, method: Method, rate: float, overrides: Sequence[str]) -> list[str]:
+    """The sweep of a method's compared runs."""
+    keys = [f"seed={','.join(map(str, SEEDS))}", f"data.levels={','.join(SETTINGS)}", f"learner.learning_rate={rate:g}"]
+    return _sweep(folder / "runs" / method.name, [*method.overrides, *keys, *overrides])
+
+
+def _sweep(folder: Path, overrides: list[str]) -> list[str]:
+    return [sys.executable, "-m", "expo_ray.train", "-m", "experiment=ladder", *overrides, f"run_dir={folder}"]
+
+
+def search_results(folder: Path, method: Method) -> dict[float, float]:
+    """Learning rate -> pass@k over all levels, of the search's finished jobs; k is `eval.samples`."""
+    from omegaconf import OmegaConf
+
+    found: dict[float, float] = {}
+    for file in sorted((folder / "search" / method.name).glob("*/summary.json")):
+        summary = read_summary(file.parent)
+        evaluation = summary.get("evaluation")
+        if summary.get("finished") and evaluation:
+            rate = float(OmegaConf.select(OmegaConf.load(file.parent / "config.yaml"), "learner.learning_rate"))
+            found[rate] = float(evaluation["pass_at_k"]["all"][str(evaluation["samples"])])
+    return dict(sorted(found.items()))
+
+
+def best_rate(results: dict[float, float]) -> float:
+    """The rate that reached most; of equal ones the smallest."""
+    return max(sorted(results), key=lambda rate: results[rate])
+
+
+def _base(folder: Path, overrides: Sequence[str]) -> int:
+    if (folder / "base" / "evaluation.json").exists():
+        return 0
+    keys = ["experiment=ladder", "eval.samples=64", *overrides, f"run_dir={folder / 'base'}"]
+    return _call([sys.executable, "-m", "expo_ray.evaluate", *keys])
+
+
+def _run(folder: Path, method: Method, overrides: Sequence[str]) -> list[int]:
+    """Searches and runs one method. Returns the exit codes."""
+    if len(search_results(folder, method)) < len(RATES):
+        print(f"{method.label}: search of the learning rate", file=sys.stderr, flush=True)
+        if code := _call(search_command(folder, method, overrides)):
+            return [code]
+    results = search_results(folder, method)
+    if len(results) < len(RATES):
+        print(f"{method.label}: the search is not finished, its runs wait for it", file=sys.stderr)
+        return [1]
+    rate = best_rate(results)
+    write_whole(folder / "search" / method.name / "rates.json", json.dumps({"chosen": rate, "found": results}) + "\n")
+    print(f"{method.label}: runs with learner.learning_rate={rate:g}", file=sys.stderr, flush=True)
+    return [_call(runs_command(folder, method, rate, overrides))]
+
+
+def _call(command: list[str]) -> int:
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:  # the job got it too, and has ended
+        return STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
