@@ -303,6 +303,40 @@ def test_a_restated_completion_keeps_its_ids_and_states_the_gold_answer(tokenize
     assert said == builder.decode(chain.tolist()) + statement
 
 
+@pytest.mark.parametrize("kind", ["hint", "beginning", "ask_hint"])
+def test_a_guided_prompt_is_the_free_one_with_the_text_after_the_question(tokenizer, kind):
+    """Braces in the text have no effect, and nothing else of the prompt changes."""
+    builder = PromptBuilder(tokenizer)
+    text = "use {answer} and {text}, then 3 + 4"
+    free = builder.decode(builder([PROBLEM])[0].free_ids.tolist())
+    guided = builder.decode(builder.guided(PROBLEM, kind, text).tolist())
+    before, _, after = free.partition(PROBLEM.question)
+    assert guided.startswith(before + PROBLEM.question) and guided.endswith(after)
+    assert text in guided and builder.asks_for_hints
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "shown"),
+    [
+        ("hint", "3+4=7;7+8=5;5+1=6;A:756.", "?5?"),
+        ("beginning", "3+4=7+8", "7??"),
+        ("beginning", "3+4=7+8=5+", "75?"),
+        ("beginning", "3+", "???"),
+    ],
+)
+def test_a_guided_toy_prompt_shows_part_of_the_digits(kind, text, shown):
+    builder = PromptBuilder(toy_tokenizer(), task="toy")
+    problem = Problem("t", "3+4+8+1", ("756",))
+    assert builder.decode(builder.guided(problem, kind, text).tolist()) == f"H:{shown}?Q:3+4+8+1?E:"
+    assert not builder.asks_for_hints
+
+
+@pytest.mark.parametrize(("text", "states"), [("so $\\boxed{7}$", True), ("so it is seven", False)])
+def test_whether_a_completion_states_an_answer(text, states):
+    assert PromptBuilder(character_tokenizer()).states_answer(text) is states
+    assert PromptBuilder(toy_tokenizer(), task="toy").states_answer("1+1=2;A:2." if states else "1+1=2;") is states
+
+
 def test_choice_asks_for_a_letter():
     assert "letter" in PromptBuilder(character_tokenizer(), "base", "choice").instruction
 
