@@ -33,6 +33,7 @@ def _parser() -> ArgumentParser:
     sample = steps.add_parser("sample", help="sample both prompts of every problem")
     sample.add_argument("--model", required=True, help="a Hugging Face folder")
     sample.add_argument("--prompts", type=Path, required=True)
+    sample.add_argument("--levels", nargs="*", default=[], help="such as factors/2 (default all)")
     sample.add_argument("--free", type=int, default=8, help="completions of a free prompt (default 8)")
     sample.add_argument("--conditioned", type=int, default=4, help="of a conditioned one (default 4)")
     sample.add_argument("--tokens", type=int, default=64, help="most new tokens (default 64)")
@@ -85,8 +86,8 @@ def _sample(given: Namespace) -> int:
     from bench.task_search.sample import sample
 
     sample(
-        given.model, given.prompts, given.out, given.free, given.conditioned, given.tokens, given.problems,
-        given.seconds,
+        given.model, given.prompts, given.out, given.levels, given.free, given.conditioned, given.tokens,
+        given.problems, given.seconds,
     )  # fmt: skip
     return 0
 

@@ -14,11 +14,11 @@ from expo_ray.verifier.pool import Item, VerifierPool
 from expo_ray.verifier.tasks import EVALUATING_SCORERS
 
 FREE_BELOW, CONDITIONED_ABOVE = 0.05, 0.3
-"""Bounds on free pass@8 and answer-conditioned pass@1 of a level that qualifies."""
+"""Bounds on a level's free pass@8 and answer-conditioned pass@1."""
 CONDITIONED = "conditioned"
 COLUMNS = (
-    "level", "problems", "free pass@1", "free pass@8", "told pass@1", "told, right and usable", "leaks",
-    "told: cut off", "told: tokens", "qualifies",
+    "level", "problems", "free pass@1", "free pass@8", "conditioned pass@1", "of these usable", "leaks", "cut off",
+    "tokens", "within the bounds",
 )  # fmt: skip
 
 
@@ -69,7 +69,10 @@ def grade(prompts: Path, samples: Path) -> list[Graded]:
 
 
 def table(graded: list[Graded]) -> str:
-    """The search as a Markdown table, a row for each level, with 95 % intervals."""
+    """The search as a Markdown table, a row for each level, with 95 % intervals.
+
+    Leaks, cut-off samples and mean tokens are those of the answer-conditioned samples.
+    """
     levels: dict[str, list[Graded]] = defaultdict(list)
     for each in graded:
         levels[f"{each.row['task']}/{each.row['level']}"].append(each)
@@ -78,25 +81,23 @@ def table(graded: list[Graded]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _cells(name: str, graded: list[Graded]) -> list[str]:
-    free, told = _by_problem(graded, "free"), _by_problem(graded, CONDITIONED)
-    flat = [each for of_problem in told for each in of_problem]
+def _cells(level: str, graded: list[Graded]) -> list[str]:
+    free, conditioned = _by_problem(graded, "free"), _by_problem(graded, CONDITIONED)
+    flat = [each for of_problem in conditioned for each in of_problem]
     first = [fmean(each.correct for each in of_problem) for of_problem in free]
     any_of = [float(any(each.correct for each in of_problem)) for of_problem in free]
-    explained = [fmean(each.correct for each in of_problem) for of_problem in told]
-    usable = [fmean(each.usable for each in of_problem) for of_problem in told]
-    hidden = fmean(any_of) < FREE_BELOW
-    qualifies = [
-        word for word, shares in (("told", explained), ("usable", usable)) if fmean(shares) > CONDITIONED_ABOVE
-    ]
+    explained = [fmean(each.correct for each in of_problem) for of_problem in conditioned]
+    usable = [fmean(each.usable for each in of_problem) for of_problem in conditioned]
+    unsolved = fmean(any_of) < FREE_BELOW
+    within = [name for name, of in (("right", explained), ("usable", usable)) if fmean(of) > CONDITIONED_ABOVE]
     return [
-        name,
+        level,
         str(len(free)),
         *(_share(shares) for shares in (first, any_of, explained, usable)),
         f"{fmean(each.leak is not None for each in flat):.2f}",
         f"{fmean(not each.stopped for each in flat):.2f}",
         f"{fmean(each.tokens for each in flat):.0f}",
-        ", ".join(qualifies) if hidden and qualifies else "",
+        ", ".join(within) if unsolved else "",
     ]
 
 

@@ -76,7 +76,7 @@ _LEVELS: dict[str, list[Any]] = {
     "lcm": [{"max_value": 20}, {"max_value": 100}],
     "products": [{"min_digits": n, "max_digits": n} for n in (1, 2, 3)],
     "chain_sum": [{"min_terms": t, "max_terms": t, "min_digits": d, "max_digits": d} for t, d in ((2, 2), (4, 3))],
-    "base_conversion": [{"max_base": 10, "max_value": 60}],
+    "base_conversion": [{"max_base": 10, "min_value": 8, "max_value": 60}],
     "number_sequence": [{"max_complexity": 1}, {"max_complexity": 3}],
     "letter_counting": [{"min_words": 4, "max_words": 5}],
     "spell_backward": [{"min_word_len": n, "max_word_len": n} for n in (4, 7)],

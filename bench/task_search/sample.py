@@ -1,15 +1,23 @@
 """Samples both prompts of every problem with vLLM alone, so that it runs wherever vLLM does."""
 
-import itertools
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
 def sample(
-    model: str, prompts: Path, out: Path, free: int, conditioned: int, tokens: int, problems: int, seconds: float
+    model: str,
+    prompts: Path,
+    out: Path,
+    levels: Sequence[str] = (),
+    free: int = 8,
+    conditioned: int = 4,
+    tokens: int = 64,
+    problems: int = 0,
+    seconds: float = float("inf"),
 ) -> None:
     """Writes each problem's samples at temperature 1, task-level by task-level; what `out` already has is kept.
 
@@ -17,6 +25,7 @@ def sample(
         model: a Hugging Face folder.
         prompts: the file of `prompts`.
         out: gets a line for each problem.
+        levels: names such as factors/2, sampled in this order; empty: all.
         free: completions of the free prompt.
         conditioned: completions of the answer-conditioned prompt.
         tokens: most new tokens of a completion.
@@ -27,8 +36,11 @@ def sample(
     rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
     done = {json.loads(line)["id"] for line in out.read_text("utf-8").splitlines()} if out.exists() else set()
     llm = _engine(model, max(len(ids) for row in rows for ids in (row["free_ids"], row["conditioned_ids"])) + tokens)
-    for (task, level), of_level in itertools.groupby(rows, lambda row: (row["task"], row["level"])):
-        chosen = [row for row in list(of_level)[: problems or None] if row["id"] not in done]
+    by_level: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_level.setdefault(f"{row['task']}/{row['level']}", []).append(row)
+    for level in levels or by_level:
+        chosen = [row for row in by_level[level][: problems or None] if row["id"] not in done]
         if not chosen or time.monotonic() - began > seconds:
             continue
         start = time.monotonic()
@@ -43,7 +55,7 @@ def sample(
         ]
         with out.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in found)
-        print(f"{task}/{level}: {len(chosen)} problems in {time.monotonic() - start:.1f} s", flush=True)
+        print(f"{level}: {len(chosen)} problems in {time.monotonic() - start:.1f} s", flush=True)
 
 
 def _engine(model: str, context: int) -> Any:
@@ -55,10 +67,10 @@ def _engine(model: str, context: int) -> Any:
     on_card = torch.cuda.is_available()
     return vllm.LLM(
         model=model,
-        dtype="bfloat16" if on_card else "float32",
+        dtype="bfloat16",  # as the model is stored; several times as fast as float32 where a core has AMX
         enforce_eager=True,
         max_model_len=context,
-        max_num_seqs=512 if on_card else 128,
+        max_num_seqs=512 if on_card else 256,
         seed=0,
         generation_config="vllm",
         disable_log_stats=True,

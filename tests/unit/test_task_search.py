@@ -3,12 +3,15 @@
 import json
 import random
 import re
+import sys
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scipy.stats import binomtest
 
+from bench.task_search import sample as sampling
 from bench.task_search.__main__ import main
 from bench.task_search.grade import Graded, table, wilson
 from bench.task_search.levels import LEVELS
@@ -49,15 +52,15 @@ def test_the_interval_is_wilsons(right, count):
     assert wilson(right / count, count) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
 
 
-def graded(free: list[list[bool]], told: list[list[tuple[bool, bool, bool]]]) -> list[Graded]:
+def graded(free: list[list[bool]], conditioned: list[list[tuple[bool, bool, bool]]]) -> list[Graded]:
     """Samples of one level: right or not of each free one; right, stopped and leaking of each explanation."""
     found = []
-    for index, (of_free, of_told) in enumerate(zip(free, told, strict=True)):
+    for index, (of_free, explanations) in enumerate(zip(free, conditioned, strict=True)):
         row = {"id": str(index), "task": "made", "level": 2}
         found += [Graded(row, "free", "", 10, True, right, None) for right in of_free]
         found += [
             Graded(row, "conditioned", "", 30, s, r, "the answer is given" if leaks else None)
-            for r, s, leaks in of_told
+            for r, s, leaks in explanations
         ]
     return found
 
@@ -67,13 +70,13 @@ def test_the_table_counts_what_a_run_could_train_on():
     cells = table(graded([[False] * 8] * 24 + [[True] + [False] * 7], [explained] * 25)).splitlines()[-1].split(" | ")
     assert cells[:2] == ["| made/2", "25"]
     assert [cell.split()[0] for cell in cells[2:6]] == ["0.01", "0.04", "0.75", "0.25"]
-    assert cells[6:] == ["0.25", "0.25", "30", "told |"]
+    assert cells[6:] == ["0.25", "0.25", "30", "right |"]
 
 
 def test_a_level_that_is_solved_freely_does_not_qualify():
-    told = [[(True, True, False)]] * 10
-    assert table(graded([[False] * 8] * 10, told)).endswith("| told, usable |")
-    assert table(graded([[False] * 8] * 9 + [[False] * 7 + [True]], told)).endswith("|  |")
+    conditioned = [[(True, True, False)]] * 10
+    assert table(graded([[False] * 8] * 10, conditioned)).endswith("| right, usable |")
+    assert table(graded([[False] * 8] * 9 + [[False] * 7 + [True]], conditioned)).endswith("|  |")
 
 
 def test_samples_are_graded_by_the_task_of_their_problem(tmp_path: Path, capsys):
@@ -97,3 +100,41 @@ def test_samples_are_graded_by_the_task_of_their_problem(tmp_path: Path, capsys)
         ["| countdown/1", "0.00", "0.67", "0.33", "0.33"],
         ["| factors/1", "0.00", "0.67", "0.33", "0.33"],
     ]
+
+
+class Engine:
+    """Stands in for vllm.LLM and keeps the prompts that it was given."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def generate(self, prompts, params, use_tqdm):
+        self.asked += [prompt["prompt_token_ids"][0] for prompt in prompts]
+        done = SimpleNamespace(text="x", token_ids=(1, 2), finish_reason="length")
+        return [SimpleNamespace(outputs=[done] * of.n) for of in params]
+
+
+def test_sampling_takes_the_levels_in_order_and_continues_a_file(tmp_path: Path, monkeypatch):
+    rows = [
+        {
+            "id": f"{task}/1/{index}", "task": task, "level": 1, "stop_ids": [2], "free_ids": [10 * number + index],
+            "conditioned_ids": [100 + 10 * number + index],
+        }
+        for number, task in enumerate("abc")
+        for index in range(3)
+    ]  # fmt: skip
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    engine = Engine()
+    monkeypatch.setattr(sampling, "_engine", lambda model, context: engine)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+    command = ["sample", "--model", "m", "--prompts", str(prompts), "--out", str(out), "--problems", "2"]
+    assert main([*command, "--levels", "c/1", "a/1"]) == 0
+    assert engine.asked == [20, 21, 120, 121, 0, 1, 100, 101]
+    engine.asked.clear()
+    assert main([*command, "--seconds", "-1"]) == 0 and engine.asked == []
+    assert main(command) == 0 and engine.asked == [10, 11, 110, 111]
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in written] == ["c/1/0", "c/1/1", "a/1/0", "a/1/1", "b/1/0", "b/1/1"]
+    sample = {"text": "x", "tokens": 2, "stopped": False}
+    assert all(row["free"] == [sample] * 8 and row["conditioned"] == [sample] * 4 for row in written)
