@@ -4,14 +4,15 @@
     python -m bench.task_search sample --model FOLDER --prompts prompts.jsonl --out samples.jsonl
     python -m bench.task_search grade --prompts prompts.jsonl --samples samples.jsonl
 
-`prompts` needs this package, `sample` only vLLM, `grade` this package and no model. `data` writes the problems of one
-level as a file for training (data=file).
+`prompts` needs this package, `sample` only vLLM, `grade` this package and no model. `data` writes problems of
+made levels as files for training (data=file).
 """
 
 import json
 import random
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -37,6 +38,7 @@ def _parser() -> ArgumentParser:
     sample.add_argument("--free", type=int, default=8, help="completions of a free prompt (default 8)")
     sample.add_argument("--conditioned", type=int, default=4, help="of a conditioned one (default 4)")
     sample.add_argument("--tokens", type=int, default=64, help="most new tokens (default 64)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="of both kinds (default 1)")
     sample.add_argument("--problems", type=int, default=0, help="of each level (default all)")
     sample.add_argument("--seconds", type=float, default=float("inf"), help="no further level begins after this time")
     grade = steps.add_parser("grade", help="print the table of the search")
@@ -44,9 +46,12 @@ def _parser() -> ArgumentParser:
     grade.add_argument("--samples", type=Path, required=True)
     grade.add_argument("--show", help="print explanations of this level instead, such as factors/2")
     grade.add_argument("--count", type=int, default=20, help="--show: how many (default 20)")
-    data = steps.add_parser("data", help="write problems of one level for training")
-    data.add_argument("--level", required=True, help="such as factors/2")
-    data.add_argument("--problems", type=int, required=True)
+    data = steps.add_parser("data", help="write problems of made levels for training")
+    data.add_argument("--levels", nargs="+", required=True, help="such as factors/2")
+    data.add_argument("--problems", type=int, required=True, help="of each level to train on")
+    data.add_argument("--held-out", type=int, default=40, help="of each level to evaluate on (default 40)")
+    data.add_argument("--conditioned", action="store_true", help="train on answer-conditioned questions as well")
+    data.add_argument("--held-out-out", type=Path, required=True, help="their file")
     data.add_argument("--seed", type=int, default=1, help="the search's own is 0 (default 1)")
     for step in (prompts, sample, data):
         step.add_argument("--out", type=Path, required=True)
@@ -87,7 +92,7 @@ def _sample(given: Namespace) -> int:
 
     sample(
         given.model, given.prompts, given.out, given.levels, given.free, given.conditioned, given.tokens,
-        given.problems, given.seconds,
+        given.temperature, given.problems, given.seconds,
     )  # fmt: skip
     return 0
 
@@ -109,16 +114,29 @@ def _grade(given: Namespace) -> int:
 
 
 def _data(given: Namespace) -> int:
-    from bench.task_search.levels import LEVELS
+    from bench.task_search.levels import LEVELS, split
+    from expo_ray.prompts.templates import CHAT, fill
 
-    level = next(level for level in LEVELS if level.name == given.level)
-    with given.out.open("w", encoding="utf-8") as file:
-        for problem in level.problems(given.problems, given.seed):
-            row = {
-                "question": problem.question, "answer": problem.answers[0], "solution": problem.solution,
-                "kind": problem.kind, "level": problem.level, "verifier": problem.task, **problem.meta,
-            }  # fmt: skip
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    training, held_out = [], []
+    for name in given.levels:
+        level = next(level for level in LEVELS if level.name == name)
+        of_level = split(level, given.problems, given.held_out, given.seed)
+        training += of_level[0]
+        held_out += of_level[1]
+    if given.conditioned:  # as a chat model is shown them for an explanation
+        training += [
+            replace(each, question=fill(CHAT.conditioned, question=each.question, answer=each.answers[0]))
+            for each in training
+        ]
+    for path, part in ((given.out, training), (given.held_out_out, held_out)):
+        with path.open("w", encoding="utf-8") as file:
+            for problem in part:
+                row = {
+                    "question": problem.question, "answer": problem.answers[0], "solution": problem.solution,
+                    "kind": problem.kind, "level": problem.level,
+                }  # fmt: skip
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        print(f"{path}: {len(part)} problems")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,10 +14,10 @@ from expo_ray.verifier.pool import Item, VerifierPool
 from expo_ray.verifier.tasks import EVALUATING_SCORERS
 
 FREE_BELOW, CONDITIONED_ABOVE = 0.05, 0.3
-"""Bounds on a level's free pass@8 and answer-conditioned pass@1."""
+"""Bounds on a level's free pass@k, for all its samples, and its answer-conditioned pass@1."""
 CONDITIONED = "conditioned"
 COLUMNS = (
-    "level", "problems", "free pass@1", "free pass@8", "conditioned pass@1", "of these usable", "leaks", "cut off",
+    "level", "problems", "free pass@1", "free pass@{k}", "conditioned pass@1", "of these usable", "leaks", "cut off",
     "tokens", "within the bounds",
 )  # fmt: skip
 
@@ -76,7 +76,8 @@ def table(graded: list[Graded]) -> str:
     levels: dict[str, list[Graded]] = defaultdict(list)
     for each in graded:
         levels[f"{each.row['task']}/{each.row['level']}"].append(each)
-    lines = [" | ".join(COLUMNS), "|".join("---" for _ in COLUMNS)]
+    most = max(Counter(each.row["id"] for each in graded if each.kind == "free").values())
+    lines = [" | ".join(COLUMNS).format(k=most), "|".join("---" for _ in COLUMNS)]
     lines += [" | ".join(_cells(name, of_level)) for name, of_level in levels.items()]
     return "\n".join(f"| {line} |" for line in lines)
 

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from bench.task_search.made import MAKERS
+from bench.task_search.made import MAKERS, WORDS
 from expo_ray.messages import Problem
 from expo_ray.verifier import wire
 
@@ -87,3 +87,12 @@ _LEVELS: dict[str, list[Any]] = {
     "time_intervals": [{"task_types": ["time_seconds"]}],
 }
 LEVELS = [Level(task, number, of) for task, levels in _LEVELS.items() for number, of in enumerate(levels, 1)]
+
+
+def split(level: Level, training: int, held_out: int, seed: int) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on and others to evaluate on; fewer of the former if the level does not have so many."""
+    problems = level.problems(held_out + training, seed)
+    evaluated = problems[:held_out]
+    # Another order of the letters of a held-out word would give that word away.
+    known = {problem.answers for problem in evaluated} if level.task in WORDS else set()
+    return [problem for problem in problems[held_out:] if problem.answers not in known], evaluated

@@ -158,3 +158,5 @@ MAKERS: dict[str, Callable[[random.Random, int, int], Made]] = {
         subset_sum, anagram, caesar,
     )
 }  # fmt: skip
+WORDS = ("anagram", "caesar")
+"""Tasks whose problems with the same answer ask for the same word."""

@@ -16,10 +16,11 @@ def sample(
     free: int = 8,
     conditioned: int = 4,
     tokens: int = 64,
+    temperature: float = 1.0,
     problems: int = 0,
     seconds: float = float("inf"),
 ) -> None:
-    """Writes each problem's samples at temperature 1, task-level by task-level; what `out` already has is kept.
+    """Writes each problem's samples, level by level; what `out` already has is kept.
 
     Args:
         model: a Hugging Face folder.
@@ -29,6 +30,7 @@ def sample(
         free: completions of the free prompt.
         conditioned: completions of the answer-conditioned prompt.
         tokens: most new tokens of a completion.
+        temperature: of both kinds.
         problems: problems of each level; 0: all.
         seconds: no further level begins after this time.
     """
@@ -44,14 +46,11 @@ def sample(
         if not chosen or time.monotonic() - began > seconds:
             continue
         start = time.monotonic()
+        settings = {"temperature": temperature, "max_tokens": tokens}
+        drawn = _samples(llm, chosen, {"free_ids": free, "conditioned_ids": conditioned}, settings)
         found = [
-            {"id": row["id"], "free": of_free, "conditioned": of_conditioned}
-            for row, of_free, of_conditioned in zip(
-                chosen,
-                _samples(llm, chosen, "free_ids", free, tokens),
-                _samples(llm, chosen, "conditioned_ids", conditioned, tokens),
-                strict=True,
-            )
+            {"id": row["id"], **settings, "free": of_free, "conditioned": of_conditioned}
+            for row, of_free, of_conditioned in zip(chosen, drawn[: len(chosen)], drawn[len(chosen) :], strict=True)
         ]
         with out.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in found)
@@ -67,7 +66,7 @@ def _engine(model: str, context: int) -> Any:
     on_card = torch.cuda.is_available()
     return vllm.LLM(
         model=model,
-        dtype="bfloat16",  # as the model is stored; several times as fast as float32 where a core has AMX
+        dtype="bfloat16" if on_card else "float32",
         enforce_eager=True,
         max_model_len=context,
         max_num_seqs=512 if on_card else 256,
@@ -78,13 +77,22 @@ def _engine(model: str, context: int) -> Any:
     )
 
 
-def _samples(llm: Any, rows: list[dict[str, Any]], key: str, count: int, tokens: int) -> list[list[dict[str, Any]]]:
+def _samples(
+    llm: Any, rows: list[dict[str, Any]], kinds: dict[str, int], settings: dict[str, Any]
+) -> list[list[dict[str, Any]]]:
+    """The samples of all rows' prompts of the first kind, then of the next one.
+
+    Args:
+        llm: the engine.
+        rows: lines of the prompts file.
+        kinds: key of a prompt's ids -> samples of each prompt.
+        settings: of vLLM's SamplingParams.
+    """
     from vllm import SamplingParams
 
-    params = [
-        SamplingParams(n=count, temperature=1.0, max_tokens=tokens, stop_token_ids=row["stop_ids"]) for row in rows
-    ]
-    outputs = llm.generate([{"prompt_token_ids": row[key]} for row in rows], params, use_tqdm=False)
+    asked = [(row, key, count) for key, count in kinds.items() for row in rows]
+    params = [SamplingParams(n=count, stop_token_ids=row["stop_ids"], **settings) for row, _, count in asked]
+    outputs = llm.generate([{"prompt_token_ids": row[key]} for row, key, _ in asked], params, use_tqdm=False)
     return [
         [
             {"text": each.text, "tokens": len(each.token_ids), "stopped": each.finish_reason == "stop"}

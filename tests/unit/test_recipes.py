@@ -13,8 +13,8 @@ from expo_ray.preflight.plan import plan_text
 from expo_ray.preflight.values import check_config
 
 CLUSTERS = [name for name in groups()["cluster"] if name.endswith("h100")]
-WORLD = ("demo", "ladder")
-RECIPES = [name for name in groups()["experiment"] if name not in WORLD]
+ON_CPU = ("demo", "ladder", "smollm2_135m_words")
+RECIPES = [name for name in groups()["experiment"] if name not in ON_CPU]
 
 
 def meant_for(recipe: str) -> list[str]:

@@ -137,4 +137,27 @@ def test_sampling_takes_the_levels_in_order_and_continues_a_file(tmp_path: Path,
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in written] == ["c/1/0", "c/1/1", "a/1/0", "a/1/1", "b/1/0", "b/1/1"]
     sample = {"text": "x", "tokens": 2, "stopped": False}
+    assert all(row["temperature"] == 1.0 and row["max_tokens"] == 64 for row in written)
     assert all(row["free"] == [sample] * 8 and row["conditioned"] == [sample] * 4 for row in written)
+
+
+@pytest.mark.parametrize("level", ["anagram/2", "factors/4"])
+def test_training_problems_do_not_give_held_out_ones_away(tmp_path: Path, level):
+    files = [tmp_path / "training.jsonl", tmp_path / "held_out.jsonl"]
+    command = ["data", "--levels", level, "--problems", "150", "--held-out", "50"]
+    assert main([*command, "--out", str(files[0]), "--held-out-out", str(files[1])]) == 0
+    training, held_out = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    assert len(held_out) == 50 and len(training) > 90
+    key = "answer" if level.startswith("anagram") else "question"
+    assert not {row[key] for row in training} & {row[key] for row in held_out}
+
+
+def test_conditioned_questions_are_what_a_chat_model_reads_for_an_explanation(tmp_path: Path):
+    files = [tmp_path / "training.jsonl", tmp_path / "held_out.jsonl"]
+    command = ["data", "--levels", "factors/1", "animals/1", "--problems", "3", "--held-out", "2", "--conditioned"]
+    assert main([*command, "--out", str(files[0]), "--held-out-out", str(files[1])]) == 0
+    training, held_out = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    assert [row["kind"] for row in held_out] == ["factors"] * 2 + ["animals"] * 2
+    for free, conditioned in zip(training[:6], training[6:], strict=True):
+        assert conditioned["question"].startswith(f"{free['question']}\n\nThe correct answer is {free['answer']}.")
+        assert conditioned["solution"] == free["solution"]
