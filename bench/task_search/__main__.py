@@ -121,6 +121,7 @@ def _data(given: Namespace) -> int:
     for name in given.levels:
         level = next(level for level in LEVELS if level.name == name)
         of_level = split(level, given.problems, given.held_out, given.seed)
+        print(f"{name}: {len(of_level[0])} problems to train on, {len(of_level[1])} held out")
         training += of_level[0]
         held_out += of_level[1]
     if given.conditioned:  # as a chat model is shown them for an explanation
