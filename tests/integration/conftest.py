@@ -34,7 +34,7 @@ def token_cluster(tmp_path_factory) -> Iterator[dict[str, str]]:
     there["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "300"  # Ray's own 60 are too few where other jobs keep the cores busy
     head = _start_head(port, dashboard, agent, there, tmp_path_factory.mktemp("head") / "ray.log")
     try:
-        yield there | {"ADDRESS": f"http://127.0.0.1:{dashboard}"}
+        yield there | {"ADDRESS": f"http://127.0.0.1:{dashboard}", "GCS": f"127.0.0.1:{port}"}
     finally:
         _end(head)
 
