@@ -144,7 +144,7 @@ class PrometheusTracker:
     """Sets gauges `ray_expo_ray_<metric>`, tagged with the run's name, in Ray's own exporter (ray.util.metrics)."""
 
     def __init__(self, run: str) -> None:
-        self._run = run
+        self._run = _ascii(run)
         self._gauges: dict[str, Any] = {}
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -159,8 +159,13 @@ class PrometheusTracker:
             from ray.util.metrics import Gauge
 
             plain = re.sub(r"[^a-zA-Z0-9_]", "_", f"expo_ray_{name}")
-            self._gauges[name] = Gauge(plain, description=name, tag_keys=("run",))
+            self._gauges[name] = Gauge(plain, description=_ascii(name), tag_keys=("run",))
         return self._gauges[name]
+
+
+def _ascii(text: str) -> str:
+    """The text as Ray's exporter takes it: other letters raise there, as escapes (\\xe4) they do not."""
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 class ProgressTracker:

@@ -15,6 +15,7 @@ from simulated_ray import NEVER, Clock, Ref
 
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import Config
+from expo_ray.driver.trackers import PrometheusTracker
 from expo_ray.runtime import dispatch, ray_node, waits
 from expo_ray.runtime.waits import RayLost, Waiter, wait_any
 
@@ -65,6 +66,15 @@ def test_an_address_that_leads_nowhere_is_one_sentence(monkeypatch, silent_port,
     sentence = str(raised.value)
     assert sentence.startswith(f"{key}={address}") and "\n" not in sentence
     assert all(word in sentence for word in [*words, "HOST:PORT"]), sentence
+
+
+@pytest.mark.parametrize("run", ["demo/run", "demo/läufe-ж", "実験/1"])
+def test_a_run_folder_of_any_letters_can_be_exported(run):
+    """With Ray's own gauges, which encode what they get as ASCII."""
+    tracker = PrometheusTracker(run)
+    tracker.scalars(1, {"reward/mean": 0.5, "eval/prüfung/pass@1": 1.0})
+    assert len(tracker._gauges) == 3 and tracker._run.isascii()
+    assert run.encode() == tracker._run.encode().decode("unicode_escape").encode(), "two runs stay two"
 
 
 def test_what_the_cluster_says_is_quoted_in_a_line(monkeypatch):
