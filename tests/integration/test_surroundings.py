@@ -15,6 +15,8 @@ import pytest
 from expo_ray.checkpoint.manifest import damage
 from tests.integration.small_run import REPOSITORY, SMALL, events, status, until
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 ALONE = """
 import logging, os, sys, time
 from expo_ray.command import end_in_a_sentence
@@ -24,7 +26,7 @@ def body():
     from expo_ray.runtime.ray_node import join_or_start_ray, stop_ray
     from expo_ray.runtime.waits import Waiter
     config = Config()
-    config.cluster.address = sys.argv[1] or None
+    config.cluster.address, config.trainer.start_s = sys.argv[1] or None, 100
     started = join_or_start_ray(config)
     class Sleeper:
         def sleep(self, seconds): time.sleep(seconds)
@@ -85,9 +87,9 @@ def test_what_ends_a_command_ends_its_ray_and_is_one_line(hit, code, said):
         [child.kill() for child in family if child.name() == hit]
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err[-3000:]
-    mine = [line for line in err.splitlines() if "raylet)" not in line and not line.startswith("    ")]
-    assert [line[: len(said)] for line in mine[-1:]] == ([said] if said else []), err[-3000:]
-    assert "Traceback" not in err and "***" not in err
+    own = [line for line in err.splitlines() if "raylet)" not in line and not line.startswith("    ")]  # not Ray's
+    assert sum(line.startswith(said) for line in own) == 1 or not said, err[-3000:]
+    assert not any("Traceback" in line or "***" in line for line in own), err[-3000:]
     assert nothing_left(family)
 
 
@@ -103,13 +105,9 @@ def test_a_cluster_is_joined_with_the_token_that_the_user_has(token_cluster, tmp
     process = alone(token_cluster["GCS"], HOME=str(tmp_path))
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert err.splitlines()[-1].startswith(
-        f"error: cluster.address={token_cluster['GCS']}: no Ray cluster can be joined"
-    )
+    assert err.splitlines()[-1].startswith(f"error: cluster.address={token_cluster['GCS']}: no Ray cluster"), err
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_sigterm_to_the_whole_group_leaves_a_checkpoint_and_no_process(tmp_path):
     """In a folder outside ASCII, with a TMPDIR that is too long for Ray's sockets. One small run."""
     scratch, folder = tmp_path / ("scratch" * 12), tmp_path / "läufe-ж" / "run"
