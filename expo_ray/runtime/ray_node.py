@@ -149,6 +149,7 @@ def _join(key: str, address: str, seconds: float, **options: Any) -> None:
     way = "give HOST:PORT of a running cluster that this machine is a node of, or leave it out to start Ray here"
     if address.startswith("ray://"):
         raise ConfigError(f"{told} is an address for Ray Client, which cannot train: {way}, or use expo_ray.submit")
+    logging.getLogger("ray").setLevel(options.get("logging_level", logging.ERROR))  # it says that a token is used
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         asked = subprocess.run(
