@@ -217,6 +217,8 @@ def make_trackers(
     config: Config, folder: Path, first_step: int, settings: dict[str, Any], events: Events
 ) -> list[Tracker]:
     """The trackers that `logging` asks for."""
+    if config.logging.trackers:
+        import accelerate.tracking  # noqa: F401  here, before several threads do
     trackers: list[Tracker] = [
         BackgroundTracker(name, partial(tracker_of, name, config, folder, first_step, settings), events)
         for name in config.logging.trackers

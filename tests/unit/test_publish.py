@@ -147,9 +147,7 @@ def test_a_policy_is_pushed_whole_with_its_card(hub, tmp_path, monkeypatch):
     check_push(config)
     write_card(policy, config, tmp_path, done=2)
     assert push(config, policy, Events(tmp_path)) is not None
-    assert (
-        hub.made["name"] == "policy" and hub.made["organization"] == "someone" and hub.made["visibility"] == "private"
-    )
+    assert (hub.made["organization"], hub.made["name"], hub.made["visibility"]) == ("someone", "policy", "private")
     assert hub.files == {file.name: file.read_bytes() for file in policy.iterdir()} and len(hub.files) == 3
     assert json.loads((tmp_path / "events.jsonl").read_text())["event"] == "pushed"
 
