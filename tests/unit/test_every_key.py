@@ -130,7 +130,7 @@ NOT_WALKED = {
         "trainer.eval_every", "eval.before", "eval.samples", "eval.chunk",
     ],
     "what a run shows of itself": [
-        "logging.samples_per_step", "logging.trackers", "logging.prometheus", "logging.project",
+        "logging.samples_per_step", "logging.trackers", "logging.prometheus",
         "logging.progress", "logging.usage_every", "logging.entropy_every",
     ],
     "which cluster is joined or planned for; the walk plans for one of its own (test_config_fit.py, test_recipes.py)": [
