@@ -65,8 +65,8 @@ def local_ray():
 
     import ray
 
-    from expo_ray.runtime.ray_node import start_ray
+    from expo_ray.runtime.ray_node import start_ray, stop_ray
 
     start_ray(num_cpus=8, log_to_driver=False, logging_level=logging.ERROR)
     yield ray
-    ray.shutdown()
+    stop_ray()
