@@ -57,6 +57,7 @@ class NuRl(Grpo):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self.step = 0
         self.hinted: dict[str, tuple[int, IntArray]] = {}
         """uid -> the step at which its hint was made, and the prompt that shows it."""
 
