@@ -169,7 +169,7 @@ def figures() -> list[tuple[str, float, str, float]]:
     sizes = [m.lines for m in files()]
     return [
         # A method is one file by design, so those beyond GRPO, ExPO and DPO do not count.
-        ("files", len(sizes) - len(method_files()), "at most", 133),
+        ("files", len(sizes) - len(method_files()), "at most", 130),
         ("lines", sum(m.lines for m in modules().values()), "at most", 17_000),
         ("median lines", median(sizes), "at least", 120),
         ("files under 60 lines", sum(size < SMALL_LINES for size in sizes), "at most", 18),
