@@ -6,7 +6,7 @@ import numpy as np
 
 from expo_ray.algorithms.base import Algorithm, Inputs, Properties, Sample
 from expo_ray.algorithms.losses import grpo_loss
-from expo_ray.algorithms.rewards import Rewards, group_metrics, has_signal, shaped_advantages
+from expo_ray.algorithms.rewards import Rewards, group_metrics, has_signal, shaped_advantages, total_rewards
 from expo_ray.algorithms.tokens import LossOutput, PolicyTokens
 from expo_ray.config.algorithms import POLICY_KEYS
 from expo_ray.config.schema import Config
@@ -64,6 +64,7 @@ def sample_guided(
         "guided/too_long": float(len(guidance) - len(chosen)),
         "guided/sampled": float(len(verdicts)),
         "guided/correct": float(verdicts.count("correct")),
+        "guided/left_out": float(sum(int(np.isnan(total_rewards(group, config)).sum()) for group in found.values())),
     }
     return [replace(group, guided=found.get(i)) for i, group in enumerate(groups)], counts
 

@@ -14,9 +14,14 @@ class LimitExceeded(RuntimeError):
     """A measured value is beyond the bound that the configuration sets for it."""
 
 
+def _sampled(groups: list[Group]) -> list[Group]:
+    """The groups, each followed by what was drawn again after a guided prompt."""
+    return [each for group in groups for each in (group, group.guided) if each is not None]
+
+
 def staleness(groups: list[Group], step: int) -> dict[str, float]:
     """How many updates the learners' weights are ahead of the weights with which sampling of each completion began."""
-    behind = [step - completion.weight_version for group in groups for completion in group.rollout.sampled]
+    behind = [step - completion.weight_version for group in _sampled(groups) for completion in group.rollout.sampled]
     if not behind:
         return {}
     return {"staleness/mean": sum(behind) / len(behind), "staleness/max": float(max(behind))}
@@ -29,7 +34,7 @@ def check_staleness(groups: list[Group], step: int, config: Config) -> None:
         LimitExceeded: a sample is older than that, or its version is one that the learners never had.
     """
     allowed = range(step - config.trainer.async_steps, step + 1)
-    for group in groups:
+    for group in _sampled(groups):
         for completion in group.rollout.sampled:
             if completion.weight_version not in allowed:
                 raise LimitExceeded(
@@ -64,10 +69,11 @@ def check_failures(groups: list[Group], config: Config) -> None:
         VerifierFailureRate: too many answers could not be verified.
         LimitExceeded: a reward function failed too often.
     """
-    verdicts = [verdict for group in groups for verdict in (*group.verdicts, *group.explanation_verdicts)]
+    sampled = _sampled(groups)
+    verdicts = [verdict for group in sampled for verdict in (*group.verdicts, *group.explanation_verdicts)]
     check_failure_rate(verdicts, config.verifier)
     for name in own_functions(config.reward):
-        scores = [score for group in groups for score in group.scores[name]]
+        scores = [score for group in sampled for score in group.scores[name]]
         failures = [score.failure for score in scores if score.failure]
         if len(failures) > config.reward.max_failure_rate * len(scores):
             raise LimitExceeded(

@@ -1,6 +1,7 @@
 """Sampling ahead: when each step is sampled, with which weights, and that no step is lost."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,10 @@ def test_staleness_is_measured_and_bounded():
     assert staleness([fresh], 2) == {"staleness/mean": 2, "staleness/max": 2}
     assert staleness([], 2) == {}
     check_staleness([fresh], 1, config)
+    guided = replace(group("b", [], []), guided=fresh)  # what was drawn again counts too
+    assert staleness([guided], 2)["staleness/max"] == 2
+    with pytest.raises(LimitExceeded, match=r"problem a"):
+        check_staleness([guided], 2, config)
     with pytest.raises(LimitExceeded, match=r"problem a was sampled with weights of version 0 for step 2; .* allows 1"):
         check_staleness([fresh], 2, config)
     config.trainer.async_steps = 0

@@ -64,6 +64,15 @@ def test_nurl_draws_all_but_one_again_and_compares_them_with_the_one():
     assert [s.weight for s in batch.samples] == pytest.approx([1 / (8 * n) for n in lengths])
 
 
+def test_what_is_drawn_again_without_a_verdict_is_counted():
+    class Failing(Engines):
+        def __call__(self, requests):
+            return [replace(g, verdicts=[*g.verdicts[:-1], Verdict("timeout")]) for g in super().__call__(requests)]
+
+    counts = algorithm_of(mixed(), **POPE).guide(mixed(), 0, Failing())[1]
+    assert (counts["guided/sampled"], counts["guided/left_out"]) == (4, 1)
+
+
 def test_without_hints_nurl_is_grpo_exactly():
     """No explanation is kept, or every hint tells the answer, or there is no room: GRPO, sample for sample."""
     plain = algorithm_of(mixed(), name="grpo").training_batch(mixed(), 0)
