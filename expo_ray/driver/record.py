@@ -54,20 +54,9 @@ def sample_lines(
             "answers": list(problem.answers),
         }
         free = measured.free if measured else []
-        rows = zip(group.rollout.completions, group.verdicts, scores_of(group), strict=True)
-        for i, (completion, verdict, scores) in enumerate(rows):
-            own = free[i] if i < len(free) else None
-            line = _line("free", completion, verdict, completion_reward(verdict, scores, config), own)
-            by_function = {name: asdict(score) for name, score in scores.items()}
-            verified = {VERIFIER: {"value": reward(verdict, config.verifier), "failure": "", "ms": verdict.ms}}
-            several = by_function or config.reward.weights  # else the line says it all
-            yield about | line | ({"rewards": verified | by_function} if several else {})
-        if (guided := group.guided) is not None:
-            for completion, verdict, scores in zip(
-                guided.rollout.completions, guided.verdicts, scores_of(guided), strict=True
-            ):
-                earned = completion_reward(verdict, scores, config)
-                yield about | _line("guided", completion, verdict, earned, None)
+        yield from (about | line for line in _completion_lines("free", group, config, free))
+        if group.guided is not None:
+            yield from (about | line for line in _completion_lines("guided", group.guided, config, []))
         for i, (explanation, verdict) in enumerate(
             zip(group.rollout.explanations, group.explanation_verdicts, strict=True)
         ):
@@ -76,6 +65,19 @@ def sample_lines(
             yield about | line | {"leak": mentions_given_answer(explanation.text)}
         if problem.solution is not None and measured is not None and measured.gold is not None:
             yield about | {"kind": "gold", "text": problem.solution, "properties": asdict(measured.gold)}
+
+
+def _completion_lines(
+    kind: str, group: Group, config: Config, measured: list[SampleProperties]
+) -> Iterator[dict[str, Any]]:
+    rows = zip(group.rollout.completions, group.verdicts, scores_of(group), strict=True)
+    for i, (completion, verdict, scores) in enumerate(rows):
+        own = measured[i] if i < len(measured) else None
+        line = _line(kind, completion, verdict, completion_reward(verdict, scores, config), own)
+        by_function = {name: asdict(score) for name, score in scores.items()}
+        verified = {VERIFIER: {"value": reward(verdict, config.verifier), "failure": "", "ms": verdict.ms}}
+        several = by_function or config.reward.weights  # else the line says it all
+        yield line | ({"rewards": verified | by_function} if several else {})
 
 
 def _line(

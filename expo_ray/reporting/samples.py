@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.base import Algorithm, Properties
+from expo_ray.algorithms.explanations import in_scope
 from expo_ray.algorithms.properties import SampleProperties
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.keys import defaults, facts_of, flat, value_of, with_new_keys
@@ -17,7 +18,7 @@ from expo_ray.files import JsonLines
 from expo_ray.messages import Completion, Group, IntArray, Outcome, Problem, Prompt, Rollout, Score, Verdict
 from expo_ray.reporting.groups import RunGroup
 from expo_ray.reporting.runs import RunFolder, finite
-from expo_ray.rewards.functions import VERIFIER
+from expo_ray.rewards.functions import VERIFIER, own_functions
 
 Lines = list[dict[str, Any]]
 EMPTY = np.zeros(0, np.int32)
@@ -69,23 +70,31 @@ class Replay:
             algorithm = make_algorithm(self.config)
         except ConfigError as error:  # a class that is not installed where the report is made
             return None, f"not known: {error}"
-        reason = self._unknown(lines, algorithm, int(step))
+        group, properties = _group(lines, self.config.verifier), _properties(lines)
+        reason = self._unknown(lines, group, algorithm, int(step))
         if reason:
             return None, reason
         algorithm.restate = lambda _, ids: (ids, "")  # the target is another text, made of the same line
-        group, properties = _group(lines, self.config.verifier), _properties(lines)
         batch = algorithm.training_batch([group], int(step), properties)
         found: list[list[tuple[str, float]]] = [[] for _ in lines]
         for sample in batch.samples:
             found[int(sample.completion_ids[0])].append((sample.term, float(sample.advantage)))
         return found, self._remark(lines, algorithm, int(step))
 
-    def _unknown(self, lines: Lines, algorithm: Algorithm, step: int) -> str:
+    def _unknown(self, lines: Lines, group: Group, algorithm: Algorithm, step: int) -> str:
         counts = {kind: sum(line["kind"] == kind for line in lines) for kind in ("free", "explanation", "gold")}
         free = self.config.rollout.samples_per_prompt if algorithm.rollout_ahead(step) else 0
         explained = self.config.rollout.explanations_per_prompt if algorithm.needs_explanations(step) else 0
-        if counts["free"] != free or counts["explanation"] != explained:
+        # Out of scope, and where something stored takes their place, none are sampled.
+        optional = algorithm.explains_when_needed or (free and not in_scope(group, self.config))
+        enough = counts["explanation"] == explained or (optional and not counts["explanation"])
+        if counts["free"] != free or not enough:
             return "not known: the group's samples are not all recorded"
+        rewards = self.config.reward
+        wanted = {VERIFIER, *own_functions(rewards)} if own_functions(rewards) or rewards.weights else set()
+        earned = [(line.get("rewards") or {}).keys() for line in lines if line["kind"] in ("free", "guided")]
+        if any(wanted - names for names in earned):
+            return "not known: what each reward function gave is not recorded for every completion"
         # Without a policy term it hangs on the gold solution whether a free completion was used at all.
         by_gold = algorithm.gold_in_group or (algorithm.needs_gold and not algorithm.needs_group)
         if by_gold and not counts["gold"]:
@@ -140,16 +149,23 @@ def _group(lines: Lines, config: VerifierConfig) -> Group:
     answers = tuple(str(answer) for answer in first.get("answers") or [])
     problem = Problem(str(first.get("uid")), str(first.get("question")), answers, None, first.get("level"))
     prompt = Prompt(problem, free_ids=EMPTY, conditioned_ids=EMPTY, gold_ids=gold)
-    scored = [line.get("rewards") or {} for line in lines if line["kind"] == "free"]
-    functions = dict.fromkeys(name for of in scored for name in of if name != VERIFIER)
     told = parts["guided"]
     return Group(
         Rollout(prompt, [c for c, _ in parts["free"]], [c for c, _ in parts["explanation"]]),
         [v for _, v in parts["free"]],
         [v for _, v in parts["explanation"]],
-        {name: [Score(finite(of[name]["value"])) for of in scored] for name in functions},
-        Group(Rollout(prompt, [c for c, _ in told], []), [v for _, v in told], []) if told else None,
+        _scores(lines, "free"),
+        Group(Rollout(prompt, [c for c, _ in told], []), [v for _, v in told], [], _scores(lines, "guided"))
+        if told
+        else None,
     )
+
+
+def _scores(lines: Lines, kind: str) -> dict[str, list[Score]]:
+    """What each function of one's own gave for the completions of one kind."""
+    scored = [line.get("rewards") or {} for line in lines if line["kind"] == kind]
+    functions = dict.fromkeys(name for of in scored for name in of if name != VERIFIER)
+    return {name: [Score(finite(of.get(name, {}).get("value"))) for of in scored] for name in functions}
 
 
 def _properties(lines: Lines) -> Properties | None:

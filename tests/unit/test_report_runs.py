@@ -1,6 +1,7 @@
 """What the report reads: incomplete run folders, groups over seeds, curves, samples and their use in training."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from expo_ray.config.algorithms import samples_completions
 from expo_ray.config.errors import DataError
 from expo_ray.config.schema import Config
 from expo_ray.driver.record import sample_lines
-from expo_ray.messages import Verdict
+from expo_ray.messages import Group, Score, Verdict
 from expo_ray.reporting.charts import moving_mean, over_seeds
 from expo_ray.reporting.groups import differences, group_runs
 from expo_ray.reporting.runs import find_runs, read_run
@@ -195,6 +196,43 @@ def test_what_cannot_be_known_is_not_told():
     # (1 - mean) / population standard deviation of the rewards 1, 0, 0, 0.
     assert uses[0] == [("policy", pytest.approx(3**0.5))] and reason == ""
     assert Replay(config).uses([sample_line("free", "a", step=None)])[0] is None
+
+
+def with_functions(one: Group, **functions: list[float]) -> Group:
+    return replace(one, scores={name: [Score(value) for value in of] for name, of in functions.items()})
+
+
+@pytest.mark.parametrize(("functions", "weights"), [(["verifier", "f:g"], [2.0, 0.5]), (["verifier"], [2.0])])
+@pytest.mark.parametrize("name", ["pope", "nurl"])
+def test_guided_completions_are_used_by_what_each_function_gave(name, functions, weights):
+    config = Config()
+    config.algo.name, config.reward.functions, config.reward.weights = name, functions, weights
+    config.algo.explanation_scope, config.rollout.explanations_per_prompt = "all_wrong", 0
+    told = group(["correct", "wrong", "wrong", "correct"][-(4 - (name == "nurl")) :], explanations=[])
+    free = group(["wrong"] * 4, explanations=[])
+    told.verdicts[0] = Verdict("wrong", credit=0.25)
+    if "f:g" in functions:
+        told = with_functions(told, **{"f:g": [0.5, 0.25, 0.75, 1.0][: len(told.verdicts)]})
+        free = with_functions(free, **{"f:g": [1.0, 0.5, 0.0, 0.25]})
+    whole = replace(free, guided=told)
+    object.__setattr__(whole.rollout.prompt.problem, "solution", "x is 5")
+    lines = [json.loads(json.dumps({"step": 0} | line)) for line in sample_lines([whole], None, config)]
+    uses, _ = Replay(config).uses(lines)
+    batch = make_algorithm(config).training_batch([whole], 0)
+    assert [use for of in uses for use in of] == [(s.term, s.advantage) for s in batch.samples]
+    old = [line if line["kind"] == "free" else {k: v for k, v in line.items() if k != "rewards"} for line in lines]
+    unknown, reason = Replay(config).uses(old)
+    assert unknown is None and "what each reward function gave is not recorded" in reason
+
+
+@pytest.mark.parametrize(("name", "known"), [("exp_grpo", [True, False]), ("nurl", [True, True])])
+def test_a_group_without_explanations_is_whole_where_none_were_needed(name, known):
+    config = Config()
+    config.algo.name, config.algo.explanation_scope, config.rollout.explanations_per_prompt = name, "all_wrong", 1
+    for outcomes, is_known in zip([["correct", "wrong", "wrong", "wrong"], ["wrong"] * 4], known, strict=True):
+        lines = [sample_line("free", "a", outcome) for outcome in outcomes]
+        uses, reason = Replay(config).uses(lines)
+        assert (uses is not None) == is_known and ("not all recorded" in reason) != is_known
 
 
 def test_table_by_level_takes_runs_without_an_end(tmp_path):
