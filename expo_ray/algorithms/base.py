@@ -59,6 +59,8 @@ class Inputs:
     """Made the prompts; None where nothing is sampled."""
     context: int = 0
     """Tokens of prompt and completion that the engines have room for; 0: not known yet."""
+    model_context: int = 0
+    """Tokens that the model itself has room for; 0: not known."""
 
 
 class Algorithm(AlgorithmFacts):

@@ -1,5 +1,7 @@
 """NuRL: where every completion is wrong, all but one are drawn again with a hint of the policy's own (2509.25666)."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ from expo_ray.algorithms.rewards import group_metrics, has_signal, shaped_advant
 from expo_ray.config.algorithms import POLICY_KEYS, Explanations
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, IntArray, Rollout, RolloutRequest, TrainingBatch, TrainingSample
+from expo_ray.prompts.templates import after_thought
 
 HINT_KEYS = frozenset(
     {
@@ -45,6 +48,11 @@ def nudged_samples(group: Group, config: Config) -> list[TrainingSample]:
     advantages = shaped_advantages(nudged(group), config)
     first = replace(group, rollout=replace(group.rollout, completions=group.rollout.completions[:1]))
     return group_samples(first, advantages[:1]) + group_samples(group.guided, advantages[1:])
+
+
+def tells(hint: str, answers: Iterable[str]) -> bool:
+    """Whether a hint contains one of the answers, as whole words: "hits" does not tell "it", "15" does not tell "5"."""
+    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", hint) for answer in answers)
 
 
 class NuRl(Grpo):
@@ -117,7 +125,8 @@ class NuRl(Grpo):
         return None if period and step - made >= period else ids
 
     def _hints(self, groups: list[tuple[int, Group]], sample: Sample) -> tuple[dict[int, str], dict[str, float]]:
-        """Writes a hint from the first kept explanation of each group.
+        """Writes a hint from the first kept explanation of each group. Of both, thoughts are left out; a hint that the
+        length limit cut off counts as empty.
 
         Returns:
             Index of the group -> hint, for those that got one, and counts to log.
@@ -127,11 +136,12 @@ class NuRl(Grpo):
         reviews = [review_explanations(group, algo, None) for _, group in groups]
         counts = review_metrics([group for _, group in groups], reviews, algo)
         texts = {
-            i: next(e.text for e, review in zip(group.rollout.explanations, of, strict=True) if review.kept)
+            i: after_thought(next(e.text for e, r in zip(group.rollout.explanations, of, strict=True) if r.kept))
             for (i, group), of in zip(groups, reviews, strict=True)
             if any(review.kept for review in of)
         }
-        leaks = 0
+        texts = {i: text for i, text in texts.items() if text}
+        leaks = empty = too_long = 0
         if texts and builder.asks_for_hints:
             problems = {i: group.rollout.prompt for i, group in groups if i in texts}
             asked = [
@@ -141,8 +151,10 @@ class NuRl(Grpo):
             fits = self.inputs.context - self.config.rollout.max_completion_tokens
             short = [(i, r) for i, r in zip(problems, asked, strict=True) if len(r.prompt.free_ids) <= fits]
             written = sample([request for _, request in short]) if short else []
-            texts = {i: g.rollout.completions[0].text.strip() for (i, _), g in zip(short, written, strict=True)}
-            told = {i for i, text in texts.items() if any(a in text for a in problems[i].problem.answers)}
-            leaks = len(told)
+            hints = {i: g.rollout.completions[0] for (i, _), g in zip(short, written, strict=True)}
+            texts = {i: after_thought(hint.text) for i, hint in hints.items() if hint.finish_reason == "stop"}
+            told = {i for i, text in texts.items() if tells(text, problems[i].problem.answers)}
+            leaks, empty, too_long = len(told), len(hints) - sum(map(bool, texts.values())), len(asked) - len(short)
             texts = {i: text for i, text in texts.items() if text and not (algo.leak_filter and i in told)}
-        return texts, counts | {"hints/written": float(len(texts)), "hints/leaked": float(leaks)}
+        found = {"written": len(texts), "leaked": leaks, "empty": empty, "too_long": too_long}
+        return texts, counts | {f"hints/{name}": float(count) for name, count in found.items()}

@@ -1,5 +1,6 @@
 """OPSD: the policy's own answers, taught token by token by the same policy that is told more (arXiv 2601.18734)."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +32,12 @@ class Opsd(Grpo):
         super().__init__(config)
         self.scores_reference = config.algo.teacher == "reference"
         self.builder: PromptBuilder | None = None
+        self.room = sys.maxsize
+        """Tokens that the model has room for."""
         self._score: Score | None = None
 
     def begin(self, inputs: Inputs) -> list[str]:
-        self.builder = inputs.builder
+        self.builder, self.room = inputs.builder, inputs.model_context or sys.maxsize
         lacking = [prompt.problem.uid for prompt in inputs.prompts if prompt.problem.solution is None]
         if self.config.algo.teacher_context == "solution" and lacking:
             raise ConfigError(
@@ -76,30 +79,36 @@ class Opsd(Grpo):
         """Gives each sample the signal of its teacher, which is the policy, or the reference policy, after `contexts`.
 
         With `distill_divergence: sampled`, what a token's log-probability rises by under the teacher is added to its
-        advantage, times `distill_coef`. Otherwise the sample brings the teacher's likeliest tokens.
+        advantage, times `distill_coef`. Otherwise the sample brings the teacher's likeliest tokens. A context that
+        leaves the model no room for the sample counts as none.
 
         Returns:
             The samples in their order, and counts to log.
         """
         algo, temperature = self.config.algo, self.config.rollout.temperature
-        told = [i for i, context in enumerate(contexts) if context is not None] if algo.distill_coef else []
-        counts = {"distill/samples": float(len(told)), "distill/without_teacher": float(len(samples) - len(told))}
+        shown = [(i, context) for i, context in enumerate(contexts) if context is not None] if algo.distill_coef else []
+        told = [(i, ids) for i, ids in shown if len(ids) + len(samples[i].completion_ids) <= self.room]
+        counts = {
+            "distill/samples": float(len(told)),
+            "distill/without_teacher": float(len(samples) - len(told)),
+            "distill/too_long": float(len(shown) - len(told)),
+        }
         if not told:
             return samples, counts
         assert self._score is not None, "attach() comes before the first step"
         found, fixed = list(samples), algo.teacher == "reference"
-        after = [(context, samples[i].completion_ids) for i in told if (context := contexts[i]) is not None]
+        after = [(context, samples[i].completion_ids) for i, context in told]
         if algo.distill_divergence != "sampled":
             likeliest: list[Likeliest] = self._score(after, temperature, fixed, algo.distill_top_k)
-            for i, teacher in zip(told, likeliest, strict=True):
+            for (i, _), teacher in zip(told, likeliest, strict=True):
                 found[i] = replace(found[i], teacher=teacher)
             return found, counts
-        before = [(samples[i].prompt_ids, samples[i].completion_ids) for i in told]
+        before = [(samples[i].prompt_ids, samples[i].completion_ids) for i, _ in told]
         # One call where both are the same policy: a collective call costs more than its share of the sequences.
         both = self._score(before, temperature) + self._score(after, temperature, True) if fixed else None
         both = self._score(before + after, temperature) if both is None else both
         rises = [teacher - own for own, teacher in zip(both[: len(told)], both[len(told) :], strict=True)]
-        for i, rise in zip(told, rises, strict=True):
+        for (i, _), rise in zip(told, rises, strict=True):
             signal = np.clip(rise, -algo.distill_clip, algo.distill_clip) if algo.distill_clip else rise
             advantages = (found[i].advantage + algo.distill_coef * signal).astype(np.float32)
             found[i] = replace(found[i], token_advantages=advantages)

@@ -11,6 +11,7 @@ from expo_ray.algorithms.rewards import group_metrics
 from expo_ray.config.algorithms import POLICY_KEYS
 from expo_ray.messages import Group, IntArray, Prompt, TrainingBatch
 from expo_ray.prompts.builder import PromptBuilder
+from expo_ray.verifier.extract import THOUGHT_ENDS
 
 
 def beginning(prompt: Prompt, step: int, seed: int, share: float, builder: PromptBuilder) -> IntArray:
@@ -21,6 +22,9 @@ def beginning(prompt: Prompt, step: int, seed: int, share: float, builder: Promp
     if prompt.gold_ids is None:
         return np.empty(0, np.int32)
     chain = builder.chain_of(prompt.gold_ids)
+    if prompt.thought:  # the solution's first ids close the thought that the prompt begins
+        closed = (k for k in range(len(chain) + 1) if THOUGHT_ENDS in builder.decode(chain[:k].tolist()))
+        chain = chain[next(closed) :]
     most = min(round(share * len(chain)), len(chain))
     uid = zlib.crc32(prompt.problem.uid.encode())
     return chain[: np.random.default_rng([seed, step, uid]).integers(1, most, endpoint=True) if most else 0]
@@ -51,8 +55,8 @@ class Pope(Grpo):
             prompt = group.rollout.prompt
             if in_scope(group, self.config):
                 ids = beginning(prompt, step, self.config.seed, algo.prefix_share, builder)
-                if len(ids):
-                    guidance[i] = builder.guided(prompt.problem, "beginning", builder.decode(ids.tolist()))
+                if text := builder.decode(ids.tolist()).strip() if len(ids) else "":
+                    guidance[i] = builder.guided(prompt.problem, "beginning", text)
         return sample_guided(groups, guidance, self.config.rollout.samples_per_prompt, self.inputs, self.config, sample)
 
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:

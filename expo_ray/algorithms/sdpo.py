@@ -3,6 +3,7 @@
 from expo_ray.algorithms.opsd import Opsd
 from expo_ray.config.algorithms import POLICY_KEYS, TEACHER_KEYS
 from expo_ray.messages import Group, IntArray
+from expo_ray.prompts.templates import after_thought
 
 
 class Sdpo(Opsd):
@@ -26,6 +27,7 @@ class Sdpo(Opsd):
 
 
 def _shown(group: Group, index: int) -> str | None:
-    """The text of the first correct completion but the one at `index`."""
+    """What the first correct completion but the one at `index` says behind its thought."""
     pairs = zip(group.rollout.completions, group.verdicts, strict=True)
-    return next((c.text for i, (c, v) in enumerate(pairs) if i != index and v.outcome == "correct"), None)
+    texts = (after_thought(c.text) for i, (c, v) in enumerate(pairs) if i != index and v.outcome == "correct")
+    return next((text for text in texts if text), None)

@@ -169,6 +169,11 @@ def answer_start(text: str) -> int:
     return 0 if end < 0 else end + len(THOUGHT_ENDS)
 
 
+def after_thought(text: str) -> str:
+    """The part that may hold the answer, without white space around it: empty if the text ends within a thought."""
+    return text[answer_start(text) :].strip()
+
+
 def decode_rows(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
     """Decodes ids without special tokens, but with the marks of a thought, which are special tokens of some models."""
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))

@@ -20,14 +20,14 @@ POPE = {"name": "pope", "explanation_scope": "all_wrong"}
 class Engines:
     """Samples what is asked: a hint, or completions of which the second is right."""
 
-    def __init__(self, hint: str = "add from the left") -> None:
-        self.hint, self.asked = hint, []
+    def __init__(self, hint: str = "add from the left", reason: str = "stop") -> None:
+        self.hint, self.reason, self.asked = hint, reason, []
 
     def __call__(self, requests) -> list[Group]:
         self.asked += [(r.prompt.free_ids.tolist(), r.samples, r.explanations) for r in requests]
         found = []
         for request in requests:
-            made = [completion(4 + k, self.hint, first=10 * k) for k in range(request.samples)]
+            made = [completion(4 + k, self.hint, 10 * k, self.reason) for k in range(request.samples)]
             verdicts = [Verdict("correct" if k == 1 else "wrong") for k in range(request.samples)]
             found.append(Group(Rollout(request.prompt, made, []), verdicts, []))
         return found
@@ -87,6 +87,29 @@ def test_without_hints_nurl_is_grpo_exactly():
     assert leaks["hints/leaked"] == 1 and leaks["hints/written"] == 0
 
 
+THOUGHT = "<think>\nshall I say 5?\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("hint", "reason", "shown", "counted"),
+    [
+        (f"{THOUGHT}it is in the 15 digits", "stop", len("it is in the 15 digits"), "written"),
+        (f"{THOUGHT}say 5.", "stop", None, "leaked"),
+        (THOUGHT, "stop", None, "empty"),
+        ("<think>\nshall I", "length", None, "empty"),
+        ("add from the", "length", None, "empty"),
+    ],
+)
+def test_a_hint_is_what_follows_the_thought_and_tells_the_answer_only_as_a_word(hint, reason, shown, counted):
+    hard = group(["wrong"] * 4, explanations=[(f"{THOUGHT}x is 5", "correct")])
+    engines = Engines(hint, reason)
+    counts = algorithm_of([hard], **NURL, leak_filter=True).guide([hard], 0, engines)[1]
+    assert engines.asked[0] == ([1, 2, 72, len("x is 5"), 3], 1, 0)
+    assert [prompt[3] for prompt, *_ in engines.asked[1:]] == ([] if shown is None else [shown])
+    found = {name: counts[f"hints/{name}"] for name in ("written", "leaked", "empty", "too_long")}
+    assert found == {name: float(name == counted) for name in found}
+
+
 @pytest.mark.parametrize(("period", "asked_again"), [(0, False), (2, True)])
 def test_a_hint_is_kept_for_a_period_and_in_the_checkpoint(period, asked_again):
     algorithm = algorithm_of(mixed(), **NURL | {"explanation_refresh_steps": period})
@@ -127,6 +150,21 @@ def test_beginnings_are_short_and_never_state_the_answer():
         assert all(ids.tolist() == [41, 42, 43][: len(ids)] for ids in found)
     again = [beginning(prompt, step, 0, 1.0, Builder()).tolist() for step in range(40)]
     assert again == [ids.tolist() for ids in found]
+
+
+def test_a_beginning_is_shown_without_the_end_of_the_thought_that_the_prompt_begins():
+    class Thinking(Builder):
+        def decode(self, values):
+            return "".join({41: "</think>", 42: "\n", 43: " first"}.get(value, "?") for value in values)
+
+    hard = [group(["wrong"] * 4, uid=f"p{i}") for i in range(20)]
+    for each in hard:
+        object.__setattr__(each.rollout.prompt, "thought", "<think>\n")
+    algorithm, engines = algorithm_of(hard, **POPE, prefix_share=1.0), Engines()
+    algorithm.inputs = replace(algorithm.inputs, builder=Thinking())
+    counts = algorithm.guide(hard, 0, engines)[1]
+    assert {prompt[3] for prompt, *_ in engines.asked} == {len("first")}  # white space alone is no beginning
+    assert 0 < counts["guided/prompts"] < 20
 
 
 @pytest.mark.parametrize("limit", [{"prefix_share": 0.0}, {"gold": False}, {"context": 20}])

@@ -55,12 +55,12 @@ def told(problems, solutions=None) -> list[np.ndarray]:
     return [ids(1, 2, 70 + len(text), 3) for text in solutions or [problem.answers[0] for problem in problems]]
 
 
-def batch_of(name: str, groups, builder=told, **algo) -> tuple[TrainingBatch, Policy]:
+def batch_of(name: str, groups, builder=told, room: int = 0, **algo) -> tuple[TrainingBatch, Policy]:
     config, policy = config_with(name=name, **algo), Policy()
     config.rollout.temperature = 0.8
     algorithm = make_algorithm(config)
     prompts = [of.rollout.prompt for of in groups]
-    algorithm.begin(Inputs("model", prompts, (0,), str, SimpleNamespace(told=builder)))
+    algorithm.begin(Inputs("model", prompts, (0,), str, SimpleNamespace(told=builder), model_context=room))
     algorithm.attach(None, policy, restate)
     return algorithm.training_batch(groups, 0), policy
 
@@ -153,6 +153,24 @@ def test_sdpo_shows_a_correct_completion_other_than_the_students_own():
             signal = rise(ids(1, 2, 3), ids(1, 2, 70 + length, 3), tokens)
             np.testing.assert_allclose(sample.token_advantages, signal, atol=1e-5)
     assert (batch.metrics["distill/samples"], batch.metrics["distill/without_teacher"]) == (4, 3)
+
+
+def test_sdpo_shows_what_follows_the_thought():
+    thinking = group(["wrong", "correct", "correct"], [3, 4, 5])
+    texts = ("x", "<think>\n", "<think>\nab\n</think>\n\nx is 5\n")
+    for completion, text in zip(thinking.rollout.completions, texts, strict=True):
+        object.__setattr__(completion, "text", text)
+    seen = []
+    batch_of("sdpo", [thinking], lambda _, solutions: seen.extend(solutions) or told(None, solutions))
+    assert seen == ["x is 5", "x is 5"]  # nothing for the third, whose only model ends within its thought
+
+
+def test_a_completion_that_does_not_fit_behind_what_its_teacher_sees_has_none():
+    groups = [group(["correct", "wrong", "wrong"], [3, 5, 4])]
+    batch, policy = batch_of("opsd", groups, room=8)  # four ids are shown
+    assert [sample.teacher is not None for sample in batch.samples] == [True, False, True] and policy.calls == [2]
+    counts = [batch.metrics[f"distill/{name}"] for name in ("samples", "without_teacher", "too_long")]
+    assert counts == [2, 1, 1]
 
 
 def test_hdpo_distils_correct_explanations_of_prompts_whose_group_is_all_wrong():
