@@ -140,12 +140,13 @@ def test_an_unknown_choice_is_refused_before_any_algorithm_sees_it(choice):
 
 
 def test_the_code_that_the_pages_name_exists():
-    """Each `module.name` in backticks on the pages of docs/algorithms, but for keys, files and YAML settings."""
+    """Each `module.name` in backticks on the pages of docs/algorithms, but for keys, files and other folders' code."""
     modules = {path.stem for path in (REPOSITORY / "expo_ray/algorithms").glob("*.py")}
     named = set()
     for page in PAGE.parent.glob("*.md"):
         named |= set(re.findall(r"`([a-z_]+)\.(\w+)(?:\.\w+)*`", page.read_text()))
-    groups_and_types = {*groups(), "trainer", "verifier", "reward", "eval", "prompts", "self"}
+    groups_and_types = {*groups(), "trainer", "verifier", "reward", "eval", "model"}
+    groups_and_types |= {"prompts", "samples", "self", "update"}
     code = {(module, name) for module, name in named if module not in groups_and_types}
     assert len(code) > 15 and {module for module, _ in code} <= modules
     for module, name in code:

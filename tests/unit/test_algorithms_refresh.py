@@ -56,7 +56,7 @@ class Run:
         if state is not None:
             self.algorithm.load_state_dict(json.loads(state))
         prompts = [group([], uid=f"p{i}").rollout.prompt for i in range(6)]
-        measurer = SimpleNamespace(for_choice=lambda *_: None)
+        measurer = SimpleNamespace(for_choice=lambda *_: None, contrast=lambda *_: None)
         stream = PromptStream(prompts, 2, seed=3)
         self.collector = Collector(config, self.algorithm, stream, self.actors, measurer, LengthBook())
 
