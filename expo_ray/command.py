@@ -62,14 +62,16 @@ def end_by_signal(body: Callable[[], int]) -> int:
 
     def terminate(_number: int, _frame: FrameType | None) -> None:
         nonlocal ended
+        if ended == "SIGTERM":  # the first is on its way out; another exception would end the cleaning up behind it
+            return
         ended = "SIGTERM"
         raise KeyboardInterrupt  # the one exception that Ray lets through while it waits
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         return body()
-    except KeyboardInterrupt:
-        print(f"{ended}: stopped at once, without a checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"{ended}: {str(stopped) or 'stopped at once, without a checkpoint'}", file=sys.stderr)
         return 128 + signal.Signals[ended]
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -23,6 +23,7 @@ from expo_ray.config.compose import (
     quoted,
     register,
     sweep_jobs,
+    sweeper_chooses,
 )
 from expo_ray.config.errors import ConfigError, InputError
 from expo_ray.data.sources import Problems
@@ -82,6 +83,11 @@ def check_arguments(arguments: list[str]) -> Command:
             config.dry_run, config.cluster.address = True, config.cluster.address or "auto"
         if command.parsed.cfg:
             continue
+        if config.trainer.push_to_hub is not None and command.sweeps and sweeper_chooses(parse_overrides(overrides)):
+            raise ConfigError(
+                f"trainer.push_to_hub={config.trainer.push_to_hub} would get the policy of each job that the sweeper "
+                "chooses: leave it out, and push the best job by hand with hf upload"
+            )
         checked = check_run(config)
         if command.sweeps:  # many jobs' problems do not fit in memory together: each job reads its own
             checked = replace(checked, problems=Problems(config.data, config.seed, config.verifier))

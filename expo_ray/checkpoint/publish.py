@@ -1,5 +1,6 @@
 """An exported policy for others: its model card, and the push to the Hugging Face hub."""
 
+import re
 import shlex
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ from expo_ray.runtime.journal import Events
 CARD = "README.md"
 SLOWEST = 1 << 20
 """Bytes a second: a push that is slower than this counts as failed."""
+SECRET = re.compile(r"(?i)(^|[^a-z])(token|api_?key|key|secret|password)([^a-z]|$)")
+"""Names, within a setting of the user's own, of what must not be published: hf_token, and not max_tokens."""
 
 
 def policy_folder(run_folder: Path, done: int) -> Path:
@@ -96,12 +99,14 @@ def _settings(config: Config) -> str:
 
 
 def _public(value: Any) -> Any:
-    """A value without the folders of this machine: of a path only its last part."""
+    """A value without secrets, by their names, and without the folders of this machine: of a path its last part."""
     if isinstance(value, str):
         return Path(value).name if Path(value).is_absolute() else value
     if isinstance(value, list):
         return [_public(each) for each in value]
-    return {name: _public(each) for name, each in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return {name: _public(each) for name, each in value.items() if not SECRET.search(str(name))}
+    return value
 
 
 def push(config: Config, policy: Path, events: Events) -> str | None:
@@ -114,6 +119,9 @@ def push(config: Config, policy: Path, events: Events) -> str | None:
 
     Returns:
         The repository's address; None if the push failed.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped the push; its text says that the run itself is finished.
     """
     repo, private = str(config.trainer.push_to_hub), config.trainer.hub_private
     seconds = config.trainer.wait_s + sum(file.stat().st_size for file in policy.rglob("*") if file.is_file()) / SLOWEST
@@ -132,11 +140,17 @@ def push(config: Config, policy: Path, events: Events) -> str | None:
 
     thread = threading.Thread(target=work, name="push to the hub", daemon=True)
     thread.start()
-    thread.join(seconds)
+    interrupt: KeyboardInterrupt | None = None
+    try:
+        thread.join(seconds)
+    except KeyboardInterrupt:
+        interrupt = KeyboardInterrupt("the run is finished; its push to the hub was stopped")
     if "address" in found:
         events.note("pushed", f"{policy} to {found['address']}", repo=repo)
         return found["address"]
-    reason = found.get("reason", f"it took longer than {seconds:.0f} s")
+    reason = found.get("reason", "a signal stopped it" if interrupt else f"it took longer than {seconds:.0f} s")
     again = shlex.join(["hf", "upload", repo, str(policy), ".", *(["--private"] if private else [])])
     events.note("skipped", f"the policy was not pushed to {repo} ({reason}); nothing is lost, try again: {again}")
+    if interrupt is not None:
+        raise interrupt
     return None

@@ -189,14 +189,16 @@ def jobs_of(overrides: list[str], multirun: bool) -> list[list[str]]:
 def sweep_jobs(overrides: list[str]) -> Iterator[list[str]]:
     """Yields the overrides of each job of a sweep; only of one job if the sweeper chooses the values itself."""
     parsed = parse_overrides(overrides)
-    if any(o.get_key_element() == "hydra/sweeper" for o in parsed) or any(_is_interval(o) for o in parsed):
+    if sweeper_chooses(parsed):
         yield [o.input_line for o in parsed if o.input_line and not o.is_sweep_override()]
         return
     yield from chain.from_iterable(BasicSweeper.split_arguments(parsed, None))
 
 
-def _is_interval(override: Override) -> bool:
-    return override.is_sweep_override() and not override.is_discrete_sweep()
+def sweeper_chooses(parsed: list[Override]) -> bool:
+    """Whether a sweep's values are known only while it runs: by another sweeper than Hydra's, or of an interval."""
+    intervals = (o.is_sweep_override() and not o.is_discrete_sweep() for o in parsed)
+    return any(o.get_key_element() == "hydra/sweeper" for o in parsed) or any(intervals)
 
 
 def user_conf() -> Path | None:

@@ -6,6 +6,7 @@ import configparser
 import json
 import netrc
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,11 +34,13 @@ ENGINE_OURS = {
     "enable_sleep_mode": "use cluster.placement=colocated, where engines sleep",
     "seed": "use seed",
     "trust_remote_code": "use model.trust_remote_code",
+    "hf_token": "set the variable HF_TOKEN, which no file records",
     "hf_overrides": "use model.head_dtype, or change config.json of model.path, which learners read too",
     "scheduling_policy": "use trainer.async_steps, which decides it",
     "weight_transfer_config": "use sync.backend and sync.receiver",
     "logprobs_mode": "the loss needs log-probabilities of the distribution that was sampled from",
     "generation_config": "the model's own settings would change what is sampled; use rollout.temperature",
+    "override_generation_config": "each request has its own settings; use rollout.temperature",
     "enable_prefix_caching": "it is on, and cleared before each batch so that a seed repeats it",
     "disable_log_stats": "the run's own metrics count tokens and time",
 }
@@ -61,6 +64,9 @@ DEEPSPEED_OURS = {
     "zero_optimization.stage": "use learner.zero_stage",
     "zero_optimization.offload_optimizer.device": "use learner.offload_optimizer",
     "zero_optimization.offload_optimizer.pin_memory": "use learner.offload_optimizer",
+    "zero_optimization.cpu_offload": "use learner.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "this name is deprecated; use offload_param, which has a device",
+    "zero_optimization.cpu_offload_use_pin_memory": "use learner.offload_optimizer",
     "zero_optimization.contiguous_gradients": "gradients of many micro-batches are summed in place",
     "zero_optimization.overlap_comm": "use profile, which decides it",
     "zero_optimization.reduce_bucket_size": "the plan counts these buckets' memory",
@@ -107,7 +113,7 @@ def engine_problems(config: Config) -> Iterator[str]:
         if name not in known:
             yield f"{ENGINE}.{name}: {_vllm()} has no such engine option{did_you_mean(name, known)}"
             continue
-        yield from _nested_problems(name, value)
+        yield from _nested_problems(name, value, known[name])
         kinds = [kind.strip() for kind in known[name].split("|")]
         fits = tuple(_SCALARS[kind] for kind in kinds if kind in _SCALARS)
         right = isinstance(value, fits) and not (isinstance(value, bool) and "bool" not in kinds)  # type: ignore[arg-type]
@@ -119,10 +125,11 @@ def engine_problems(config: Config) -> Iterator[str]:
         yield f"{ENGINE}.{quantised} stores other bits than the learners send, which {setting} needs: leave it out"
 
 
-def _nested_problems(name: str, value: Any) -> Iterator[str]:
+def _nested_problems(name: str, value: Any, annotation: str) -> Iterator[str]:
     """vLLM drops unknown names in an option such as `compilation_config` without a word."""
     if name.endswith("_config") and isinstance(value, dict):
-        title = "".join(word.capitalize() for word in name.split("_"))
+        found = re.search(r"\b[A-Z]\w*Config\b", annotation)  # speculative_config says dict
+        title = found.group() if found else "".join(word.capitalize() for word in name.split("_"))
         known = _fields_of("config", title)
         for inner in value if known else ():
             if inner not in known:
@@ -165,6 +172,8 @@ def deepspeed_problems(config: Config) -> Iterator[str]:
                 yield f"{DEEPSPEED}.{name} is set by the run: {instead}"
         if name.startswith("zero_optimization.offload_optimizer.") and not config.learner.offload_optimizer:
             yield f"{DEEPSPEED}.{name} does nothing without learner.offload_optimizer=true: leave it out"
+        if name.startswith("zero_optimization.offload_param") and config.learner.zero_stage < 3:
+            yield f"{DEEPSPEED}.{name} does nothing without learner.zero_stage=3: leave it out"
     settings = deepspeed_config(config.learner, config.profile.device == "cuda")
     found = _probed(json.dumps(settings, sort_keys=True))
     version = f"DeepSpeed {metadata.version('deepspeed')}"
@@ -208,6 +217,8 @@ def _probed(settings: str) -> dict[str, Any] | str:
         return (error.stderr.strip().splitlines() or ["it ended without a word"])[-1]
     except subprocess.TimeoutExpired:
         return f"DeepSpeed's import took longer than {PROBE_S:.0f} s"
+    except (IndexError, json.JSONDecodeError):
+        return "its process gave no answer"
     return found
 
 
@@ -220,7 +231,8 @@ def tracker_problems(config: Config) -> Iterator[str]:
             yield f"logging.trackers: {name} is not a choice{hint} (choices: {', '.join(TRACKERS)})"
         elif named.count(name) > 1:
             yield f"logging.trackers=[{','.join(named)}] names {name} twice: name it once"
-        elif not config.dry_run and util.find_spec(name) is None:
+        # A folder of this name in the working directory, as wandb itself makes one, is found too, without a file.
+        elif not config.dry_run and ((found := util.find_spec(name)) is None or found.origin is None):
             yield f"logging.trackers: the package {name} is not installed: pip install {name}, or leave {name} out"
     if "wandb" in named and not config.dry_run and not _wandb_can_log():
         yield "logging.trackers: wandb has no key here: run wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline"

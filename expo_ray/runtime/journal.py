@@ -78,7 +78,7 @@ class Events:
 
         Args:
             kind: lost, replaced, restarted, resumed, skipped, checkpoint, changed, preempted,
-                reused, tracker.
+                reused, tracker, pushed.
             sentence: what happened.
             show: also print it.
             details: numbers and names for programs that read the file.

@@ -11,7 +11,7 @@ import psutil
 import ray
 
 from expo_ray.config.errors import InputError
-from expo_ray.runtime.process import Place, lives, log_path
+from expo_ray.runtime.process import Place, log_path
 
 FETCH_S = 300.0
 """Bound on fetching an answer that is ready: from another node it still has to travel."""
@@ -71,11 +71,19 @@ ray_processes: dict[str, psutil.Process] = {}
 def check_ray() -> None:
     """Raises RayLost if one of Ray's own processes has ended."""
     for name, process in ray_processes.items():
-        if not lives(process.pid, process.create_time()):
+        if not _runs(process):
             raise RayLost(
                 f"Ray's {name} on this machine (process {process.pid}) has ended, and with it every actor; the same "
                 "command resumes from the newest checkpoint"
             )
+
+
+def _runs(process: psutil.Process) -> bool:
+    # psutil's own identity counts from the machine's start: a step of the clock changes it not.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Deadline:

