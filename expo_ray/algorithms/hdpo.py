@@ -17,6 +17,7 @@ class Hdpo(Opsd):
 
     label = "HDPO"
     explanations: Explanations = "required"
+    teacher_samples = True
     uses = POLICY_KEYS | TEACHER_KEYS | (CHOICE_KEYS - {"explanation_answer"}) | SCOPE_KEYS
 
     def explanations_ahead(self, step: int) -> int:

@@ -92,7 +92,7 @@ class Luffy(Grpo):
                 samples.append(TrainingSample(prompt.free_ids, prompt.gold_ids, "expert", 1.0, advantage=trace))
         metrics = group_metrics(sampled, self.config) | {
             "groups/dropped": float(len(sampled) - len(kept)),
-            "gold/trained": float(sum(sample.term == "expert" for sample in samples)),
+            "gold/trained": float(sum(s.term == "expert" and s.advantage != 0 for s in samples)),
             "gold/prompts_without": float(sum(group.rollout.prompt.gold_ids is None for group in sampled)),
         }
         return TrainingBatch(step=step, samples=weighted(samples, self.config), metrics=metrics)

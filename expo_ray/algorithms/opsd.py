@@ -30,7 +30,7 @@ class Opsd(Grpo):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.scores_reference = config.algo.teacher == "reference"
+        self.scores_reference = config.algo.teacher == "reference" and config.algo.distill_coef > 0
         self.builder: PromptBuilder | None = None
         self.room = sys.maxsize
         """Tokens that the model has room for."""

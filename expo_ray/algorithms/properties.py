@@ -126,14 +126,16 @@ def property_metrics(groups: Sequence[GroupProperties]) -> dict[str, float]:
 
 
 def made_likelier(samples: Sequence[TrainingSample]) -> list[TrainingSample]:
-    """The samples whose text the update makes likelier, at most TRAINED_TEXTS of them: targets, and completions that
-    have a teacher or a positive advantage at some token."""
+    """The samples whose text the update makes likelier, at most TRAINED_TEXTS of them: targets with a weight, and
+    completions and expert's solutions that have a teacher or a positive advantage at some token."""
     wanted = [sample for sample in samples if len(sample.completion_ids) and _is_raised(sample)]
     return wanted[:: max(1, -(-len(wanted) // TRAINED_TEXTS))]
 
 
 def _is_raised(sample: TrainingSample) -> bool:
-    if sample.term != "policy":
+    if not sample.weight:
+        return False
+    if sample.term not in ("policy", "expert"):
         return sample.term not in ("rejected", "conditioned")
     if sample.token_advantages is not None:
         return bool((sample.token_advantages > 0).any())
@@ -160,8 +162,8 @@ def plan_trained(
     for sample in samples:
         if (span := spans.get(sample.prompt_ids.tobytes())) is None:
             continue
-        lead, answer = span[:lead_tokens], span[lead_tokens:]
-        answers.append((np.concatenate([sample.prompt_ids, lead]), answer))
+        lead, answer, alone = span[:lead_tokens], span[lead_tokens:], chain_of(sample.prompt_ids[:0])
+        answers.append((np.concatenate([sample.prompt_ids, alone, lead]), answer))
         answers.append((np.concatenate([sample.prompt_ids, chain_of(sample.completion_ids), lead]), answer))
     return TrainedPlan([(sample.prompt_ids, sample.completion_ids) for sample in samples], answers)
 

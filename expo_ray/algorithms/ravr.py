@@ -57,6 +57,7 @@ class Ravr(Grpo):
     explanations: Explanations = "required"
     uses = POLICY_KEYS - NO_REWARD_KEYS | {"explanation_scope", "explanation_threshold", "posterior_kl_coef"}
     own_reward = True
+    scores_answer = True
     scores_batch = True
 
     def begin(self, inputs: Inputs) -> list[str]:

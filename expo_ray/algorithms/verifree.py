@@ -81,6 +81,7 @@ class VeriFree(Grpo):
     label = "VeriFree"
     uses = POLICY_KEYS - NO_REWARD_KEYS
     own_reward = True
+    scores_answer = True
     scores_batch = True
 
     def begin(self, inputs: Inputs) -> list[str]:

@@ -69,6 +69,10 @@ class AlgorithmFacts:
     """Its completions have another reward than `reward.functions` gives."""
     scores_batch: bool = False
     """Its training batch depends on log-probabilities that the learners compute for it (`Algorithm.attach`)."""
+    scores_answer: bool = False
+    """The likelihood of the gold answer's text is its reward or its target."""
+    teacher_samples: bool = False
+    """What it distils was sampled by the teacher, so that tokens have no advantage (`distill_divergence=sampled`)."""
     uses: frozenset[str] | None = None
     """Keys of `algo` that it uses; another one that is set is refused. None: not known, nothing is refused."""
     completions_for_scope_only: bool = False

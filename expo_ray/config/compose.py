@@ -96,7 +96,8 @@ def _drop_experiment_values(config: Config, parsed: list[Override]) -> None:
                 setattr(config.algo, key, value)
     idle_there = {idle.key for idle in idle_keys(theirs, algorithm_values(theirs.algo.name))}
     for idle in idle_keys(config, algorithm_values(name)):
-        if idle.key not in given and idle.key not in idle_there:
+        chosen = any(key == idle.key or key.startswith(f"{idle.key}.") for key in given)  # or a name of a mapping
+        if not chosen and idle.key not in idle_there:
             *groups_of_key, leaf = idle.key.split(".")
             setattr(reduce(getattr, groups_of_key, config), leaf, idle.default)
 

@@ -40,6 +40,11 @@ def _weighs_rewards(config: Config) -> bool:
     return config.algo.policy_coef > 0 or "policy_coef" not in (algorithm_class(config.algo.name).uses or ())
 
 
+def _has_advantages(config: Config) -> bool:
+    """Whether any token has an advantage: of rewards, or of a teacher where only the sampled token is compared."""
+    return _weighs_rewards(config) or config.algo.distill_divergence == "sampled"
+
+
 # A weight of 0 (algo.beta, algo.kl_coef) is not a condition here, except for the estimator that both KL terms share:
 # 0 is where a sweep over the weight ends, and the other keys of its term stay as they are.
 NEEDS = (
@@ -85,9 +90,27 @@ NEEDS = (
         "with algo.distill_divergence=sampled, which compares the sampled token alone",
     ),
     Need(
-        ("algo.advantage", "algo.overlong_buffer_tokens", "algo.overlong_penalty"),
+        (
+            "algo.advantage",
+            "algo.overlong_buffer_tokens",
+            "algo.overlong_penalty",
+            "reward.functions",
+            "reward.weights",
+        ),
         _weighs_rewards,
         "with algo.policy_coef=0, which leaves the rewards out",
+    ),
+    Need(
+        (
+            "algo.policy_loss",
+            "algo.clip_low",
+            "algo.clip_high",
+            "algo.dual_clip",
+            "algo.importance_correction",
+            "algo.importance_cap",
+        ),
+        _has_advantages,
+        "with algo.policy_coef=0, where only algo.distill_divergence=sampled gives tokens an advantage",
     ),
     Need(
         ("algo.refill_rounds",),

@@ -239,16 +239,16 @@ def _idle(config: Config) -> Iterator[str]:
 
 
 def _teacher(config: Config) -> Iterator[str]:
-    algo, uses = config.algo, algorithm_class(config.algo.name).uses or frozenset()
-    if "policy_coef" in uses and not algo.policy_coef and not algo.distill_coef:
+    algo, facts = config.algo, algorithm_class(config.algo.name)
+    if "policy_coef" in (facts.uses or ()) and not algo.policy_coef and not algo.distill_coef:
         yield (
             f"algo={algo.name} with algo.distill_coef=0 and algo.policy_coef=0 trains on nothing: "
             "use algo.policy_coef=1, which is GRPO"
         )
-    if algo.name == "hdpo" and algo.distill_divergence == "sampled":
+    if facts.teacher_samples and algo.distill_divergence == "sampled":
         yield (
-            "algo.distill_divergence=sampled needs tokens of the policy's own, and algo=hdpo trains on its teacher's: "
-            "use algo.distill_divergence=jsd, or algo=exp_grpo, which raises those tokens' likelihood"
+            f"algo.distill_divergence=sampled needs tokens of the policy's own, and algo={algo.name} trains on its "
+            "teacher's: use algo.distill_divergence=jsd, or algo=exp_grpo, which raises those tokens' likelihood"
         )
 
 
@@ -264,11 +264,20 @@ def _sequence_clip(config: Config) -> Iterator[str]:
 
 
 def program_problems(config: Config, tasks: Iterable[str]) -> Iterator[str]:
-    """Refuses gold answers as the end of an explanation where one of the verifier's `tasks` has tests for them."""
-    algo = config.algo
+    """Refuses gold answers as text, or as the end of an explanation, where one of the verifier's `tasks` has tests for
+    them."""
+    algo, facts = config.algo, algorithm_class(config.algo.name)
+    if "python_tests" not in tasks:
+        return
+    if facts.scores_answer:
+        yield (
+            f"algo={algo.name} scores the gold answer as text, and with verifier=python_tests it holds tests: "
+            "use algo=grpo, or algo=exp_grpo algo.explanation_answer=own"
+        )
     only_right = algo.explanation_filter and algo.explanation_cut_off == "drop"
-    explained = algorithm_class(algo.name).explanations != "none" and config.rollout.explanations_per_prompt > 0
-    if "python_tests" in tasks and explained and algo.explanation_answer == "gold" and not only_right:
+    explained = facts.explanations != "none" and config.rollout.explanations_per_prompt > 0
+    replaces = explained and (facts.uses is None or "explanation_answer" in facts.uses)
+    if replaces and algo.explanation_answer == "gold" and not only_right:
         yield (
             "algo.explanation_answer=gold cannot replace a wrong program: with verifier=python_tests the gold answer "
             "holds tests; use algo.explanation_filter=true, or algo.explanation_answer=own"

@@ -41,6 +41,7 @@ def test_the_normaliser_counts_the_solutions_too(normalisation):
 def test_an_all_wrong_group_learns_from_the_solution_and_an_all_right_one_does_not():
     batch = batch_of([group(["wrong"] * 3), group(["correct"] * 3)], **NAMED)
     assert [s.advantage for s in batch.samples] == pytest.approx([-0.25] * 3 + [0.75] + [0.0] * 4)
+    assert batch.metrics["gold/trained"] == 1
     dropped = batch_of([group(["wrong"] * 3), group(["correct"] * 3)], **NAMED | {"dynamic_sampling": "drop"})
     assert len(dropped.samples) == 4 and dropped.metrics["groups/dropped"] == 1
     algorithm = make_algorithm(config_with(**NAMED))

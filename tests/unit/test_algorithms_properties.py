@@ -12,6 +12,7 @@ from expo_ray.algorithms.properties import (
     TRAINED_TEXTS,
     made_likelier,
     plan_properties,
+    plan_trained,
     property_metrics,
     read_properties,
     wrong_answers,
@@ -120,18 +121,21 @@ def test_what_the_update_makes_likelier():
         sample_of("policy", advantage=0.1),
         sample_of("policy", advantage=-1.0, token_advantages=up),
         sample_of("policy", teacher=teacher),
-        *map(sample_of, ("sft", "distill", "chosen", "expert")),
+        sample_of("expert", advantage=0.1),
+        *map(sample_of, ("sft", "distill", "chosen")),
     ]
     others = [
         sample_of("policy"),
+        sample_of("expert"),
+        replace(sample_of("sft"), weight=0.0),
         sample_of("policy", advantage=1.0, token_advantages=down),
         sample_of("rejected"),
         sample_of("conditioned"),
         replace(sample_of("sft"), completion_ids=encoded("")[:0]),
     ]
     assert made_likelier(others + raised) == raised
-    many = [replace(sample_of("sft"), weight=float(i)) for i in range(3 * TRAINED_TEXTS - 1)]
-    assert [sample.weight for sample in made_likelier(many)] == list(range(0, 3 * TRAINED_TEXTS - 1, 3))
+    many = [replace(sample_of("sft"), weight=float(i + 1)) for i in range(3 * TRAINED_TEXTS - 1)]
+    assert [sample.weight for sample in made_likelier(many)] == list(range(1, 3 * TRAINED_TEXTS, 3))
 
 
 class Learners:
@@ -178,6 +182,20 @@ def test_trained_text_is_measured_after_the_prompt_that_it_is_trained_after(base
     assert (found["trained/texts"], found["trained/leaked"]) == (3, 0)
     assert found.get("trained/base_logprob") == (pytest.approx(np.mean(expected) - 2, abs=1e-6) if base else None)
     assert record.seconds["properties"] > 0
+
+
+def test_the_answer_alone_follows_what_a_chain_of_nothing_needs():
+    """Where the template begins a thought, that is its end."""
+    group = toy_group()
+    prompt, closing = group.rollout.prompt, encoded(";")[:1]
+    plan = plan_trained(
+        [TrainingSample(prompt.free_ids, encoded("1=1;"), "sft", 1.0)],
+        [group],
+        BUILDER.lead_tokens,
+        lambda ids: np.concatenate([ids[:-1], closing]),
+    )
+    contexts = [text_of(context) for context, _ in plan.answers]
+    assert contexts == [text_of(prompt.free_ids) + chain + "A:" for chain in (";", "1=1;;")]
 
 
 def test_trained_text_that_mentions_a_given_answer_is_counted():

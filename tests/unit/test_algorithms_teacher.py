@@ -8,6 +8,7 @@ from algorithm_cases import config_with, group, ids, restate
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.base import Inputs
+from expo_ray.algorithms.hdpo import Hdpo
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import Resources
@@ -21,6 +22,10 @@ VOCABULARY = 6
 HERE = Resources("here", 1, 64, 500, 8, 79)
 WRONG = ("it follows that x is 6", "wrong")
 RIGHT = ("it follows that x is 5", "correct")
+
+
+class OwnHdpo(Hdpo):
+    """A user's."""
 
 
 def distributions(context, scored, temperature: float, reference: bool) -> np.ndarray:
@@ -121,6 +126,12 @@ def test_a_teacher_that_is_told_nothing_gives_no_advantage():
     assert all(sample.token_advantages.all() for sample in fixed.samples)
 
 
+@pytest.mark.parametrize(("coef", "loads"), [(0.0, False), (1.0, True)])
+def test_only_a_teacher_that_is_asked_loads_the_reference_policy(coef, loads):
+    config = config_with(name="opsd", teacher="reference", distill_coef=coef, policy_coef=1.0)
+    assert make_algorithm(config).loads_reference is loads
+
+
 def same(left: TrainingBatch, right: TrainingBatch) -> None:
     assert len(left.samples) == len(right.samples)
     for one, other in zip(left.samples, right.samples, strict=True):
@@ -210,6 +221,13 @@ def test_a_problem_without_a_solution_has_none_to_show():
             "with algo.distill_divergence=sampled",
         ),
         (["algo=sdpo", "algo.teacher_context=solution"], "does nothing with algo=sdpo"),
+        (["algo=opsd", "algo.policy_loss=gspo"], "algo.policy_loss=gspo does nothing with algo.policy_coef=0"),
+        (["algo=sdpo", "algo.importance_correction=none"], "does nothing with algo.policy_coef=0"),
+        (["algo=sdpo", "reward.weights=[0.5]"], "does nothing with algo.policy_coef=0"),
+        (
+            ["algo=test_algorithms_teacher:OwnHdpo", "algo.distill_divergence=sampled"],
+            "needs tokens of the policy's own",
+        ),
     ],
 )
 def test_settings_without_an_effect_are_refused(overrides, sentence):

@@ -126,6 +126,13 @@ def test_a_misspelled_fact_of_a_key_is_an_error():
             ["algo=exp_dpo", "verifier=python_tests", "data=jsonl", "data.path=x.jsonl"],
             ["algo.explanation_answer=gold cannot replace a wrong program", "algo.explanation_filter=true"],
         ),
+        *(
+            (
+                [f"algo={name}", "verifier=python_tests", "data=jsonl", "data.path=x.jsonl"],
+                [f"algo={name} scores the gold answer as text", "algo=exp_grpo algo.explanation_answer=own"],
+            )
+            for name in ("verifree", "ravr")
+        ),
         (
             ["rollout.explanations_per_prompt=0", "algo.kl_conditioned_coef=0.5"],
             ["algo.kl_conditioned_coef=0.5", "rollout.explanations_per_prompt=1"],

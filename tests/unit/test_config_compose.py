@@ -30,6 +30,12 @@ def test_the_command_line_wins_over_experiment_profile_and_group():
     assert (config.trainer.steps, config.learner.ranks) == (2, 1)
 
 
+def test_a_name_of_a_mapping_on_the_command_line_wins_over_the_experiment_too():
+    name = "model.chat_template_kwargs.enable_thinking=false"
+    config = compose_config(["experiment=math_l5_qwen2.5_3b", "profile=cpu", "model.prompt_style=base", name])
+    assert config.model.chat_template_kwargs == {"enable_thinking": False}  # refused, not reset in silence
+
+
 def test_the_recipe_has_the_papers_defaults():
     config = compose_config(["experiment=math_l5_qwen2.5_3b", "profile=gpu"])
     assert config.model.path == "Qwen/Qwen2.5-3B-Instruct"
