@@ -15,7 +15,7 @@ from expo_ray.data.stream import pass_rate
 from expo_ray.driver.actors import Actors
 from expo_ray.driver.stopping import staleness
 from expo_ray.driver.throughput import peak_of, throughput
-from expo_ray.driver.trackers import Tracker
+from expo_ray.driver.trackers import Tracker, close_all
 from expo_ray.evaluation.evaluator import Evaluator
 from expo_ray.files import append_lines
 from expo_ray.leaks import mentions_given_answer
@@ -234,8 +234,7 @@ class Recorder:
 
     def close(self) -> None:
         """Closes the trackers."""
-        for tracker in self.trackers:
-            tracker.close()
+        close_all(self.trackers)
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         append_lines(self.folder / name, [line])

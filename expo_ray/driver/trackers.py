@@ -5,7 +5,7 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from expo_ray.config.schema import Config
 from expo_ray.runtime.journal import Events
+from expo_ray.runtime.waits import Deadline
 
 CLOSE_S = 120.0
-"""Bound on the end of a tracker, which may still be sending."""
+"""Bound on the end of all trackers together, which may still be sending."""
 MOST_WAITING = 10_000
 LONGEST_SETTING = 1000
 PLAIN_NAMES = ("mlflow", "swanlab")
@@ -29,7 +30,20 @@ class Tracker(Protocol):
 
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Asks it to end, without waiting."""
+
+    def wait(self, deadline: Deadline) -> None:
+        """Waits until it has ended, but not for ever."""
+
+
+def close_all(trackers: Sequence[Tracker]) -> None:
+    """Ends all trackers at the same time, within CLOSE_S."""
+    deadline = Deadline(CLOSE_S)
+    for tracker in trackers:
+        tracker.close()
+    for tracker in trackers:
+        tracker.wait(deadline)
 
 
 class BackgroundTracker:
@@ -46,7 +60,7 @@ class BackgroundTracker:
 
     def __init__(self, name: str, begin: Callable[[], Any], events: Events) -> None:
         self.name, self._begin, self._events = name, begin, events
-        self._waiting: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.SimpleQueue[tuple[int, dict[str, float]] | None] = queue.SimpleQueue()
         self._asked = self._shown = 0
         self._reason = ""
         self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
@@ -57,21 +71,20 @@ class BackgroundTracker:
         self._asked += 1
         if self.name in PLAIN_NAMES:
             values = {re.sub(r"[^\w./ -]", "_", name): value for name, value in values.items()}
-        try:
-            self._waiting.put_nowait((step, {name: float(value) for name, value in values.items()}))
-        except queue.Full:
-            self._failed(f"it is {MOST_WAITING} records behind")
-
-    def close(self) -> None:
-        """Waits until everything is shown, but not for ever; notes how many records are missing."""
-        try:
-            self._waiting.put(None, timeout=CLOSE_S)
-        except queue.Full:
+        if self._waiting.qsize() >= MOST_WAITING:
             self._failed(f"it is {MOST_WAITING} records behind")
         else:
-            self._thread.join(CLOSE_S)
+            self._waiting.put((step, {name: float(value) for name, value in values.items()}))
+
+    def close(self) -> None:
+        """Asks the thread to end once everything is shown."""
+        self._waiting.put(None)
+
+    def wait(self, deadline: Deadline) -> None:
+        """Waits until everything is shown, or the deadline passes; notes how many records are missing."""
+        self._thread.join(deadline.left)
         if self._thread.is_alive():
-            self._failed(f"it did not end within {CLOSE_S:.0f} s")
+            self._failed(f"it did not end within {deadline.seconds:.0f} s")
         if missing := self._asked - self._shown:
             sentence = f"{self.name} has not shown {missing} of {self._asked} records ({self._reason})"
             self._events.note("tracker", f"{sentence}; metrics.jsonl has all", tracker=self.name, missing=missing)
@@ -125,7 +138,8 @@ def tracker_of(name: str, config: Config, folder: Path, first_step: int, setting
     project, run = config.logging.project, f"{config.run_name}/{folder.name}"
     arguments: dict[str, dict[str, Any]] = {
         "tensorboard": {"run_name": "tensorboard", "logging_dir": str(folder), "purge_step": first_step},
-        "wandb": {"run_name": project, "name": run, "dir": str(folder)},
+        # Of a sweep's jobs in one process, one may have left its run open, to which this one's records would go.
+        "wandb": {"run_name": project, "name": run, "dir": str(folder), "reinit": "finish_previous"},
         "mlflow": {"experiment_name": project, "run_name": run},
         "trackio": {"run_name": project, "name": run},
         "swanlab": {"run_name": project, "experiment_name": run, "logdir": str(folder / "swanlog")},
@@ -153,6 +167,9 @@ class PrometheusTracker:
 
     def close(self) -> None:
         """Does nothing: Ray's exporter keeps the last values until Ray ends."""
+
+    def wait(self, deadline: Deadline) -> None:
+        """Does nothing."""
 
     def _gauge(self, name: str) -> Any:
         if name not in self._gauges:
@@ -201,6 +218,9 @@ class ProgressTracker:
 
     def close(self) -> None:
         self._progress.stop()
+
+    def wait(self, deadline: Deadline) -> None:
+        """Does nothing."""
 
 
 def _state(values: dict[str, float]) -> str:

@@ -17,7 +17,7 @@ from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import as_settings, differences, with_new_keys
 from expo_ray.config.schema import Config
 from expo_ray.driver import trackers
-from expo_ray.driver.trackers import BackgroundTracker, tracker_of
+from expo_ray.driver.trackers import BackgroundTracker, close_all, tracker_of
 from expo_ray.preflight.options import TRACKERS, tracker_problems
 from expo_ray.preflight.values import check_config
 from expo_ray.runtime.journal import Events
@@ -136,7 +136,7 @@ def followed(name: str, folder: Path, first_step: int = 0) -> list[dict]:
     tracker = BackgroundTracker(name, begin, Events(folder))
     for step in range(3):
         tracker.scalars(first_step + step, {"reward/mean": 0.25 * step, "eval/pass@1/all": 0.5})
-    tracker.close()
+    close_all([tracker])
     file = folder / "events.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -178,7 +178,7 @@ def test_one_that_fails_in_the_middle_is_said_once_and_counted(tmp_path, capsys)
     tracker = BackgroundTracker("mlflow", lambda: service, Events(tmp_path))
     for step in range(5):
         tracker.scalars(step, {"eval/pass@1/all": 1, "reward/my_file:judge/mean": 2.0})
-    tracker.close()
+    close_all([tracker])
     assert [step for step, _ in service.logged] == [0, 3, 4]
     assert set(service.logged[0][1]) == {"eval/pass_1/all", "reward/my_file_judge/mean"}  # names that MLflow takes
     first, last = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
@@ -193,7 +193,7 @@ def test_one_that_cannot_start_shows_nothing_and_says_so(tmp_path):
 
     tracker = BackgroundTracker("trackio", begin, Events(tmp_path))
     tracker.scalars(0, {"a": 1.0})
-    tracker.close()
+    close_all([tracker])
     said = [json.loads(line)["what"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert said[0] == "trackio: it did not start: RuntimeError: no such host; the run goes on"
     assert said[1].startswith("trackio has not shown 1 of 1 records")
@@ -206,8 +206,34 @@ def test_one_that_hangs_holds_up_neither_a_step_nor_the_end(tmp_path, monkeypatc
     tracker = BackgroundTracker("wandb", lambda: SimpleNamespace(log=lambda *_, **__: free.wait()), Events(tmp_path))
     for step in range(10):
         tracker.scalars(step, {"a": 1.0})
-    tracker.close()
+    close_all([tracker])
     free.set()
     said = [json.loads(line)["what"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert said[0] == "wandb: it is 2 records behind; the run goes on"
     assert said[-1].startswith("wandb has not shown 10 of 10 records")
+
+
+def test_all_are_asked_to_end_before_one_is_waited_for(tmp_path):
+    ended = threading.Event()
+    first, last = Service(finish=lambda: ended.wait(60)), Service(finish=ended.set)
+    close_all([BackgroundTracker(name, lambda s=s: s, Events(tmp_path)) for name, s in (("a", first), ("b", last))])
+    assert ended.is_set() and not (tmp_path / "events.jsonl").exists()
+
+
+def test_several_that_hang_share_one_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "CLOSE_S", 0.2)
+    free, waited, join = threading.Event(), [], threading.Thread.join
+    hangs = [BackgroundTracker(name, lambda: Service(finish=free.wait), Events(tmp_path)) for name in "ab"]
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "join", lambda thread, seconds: (waited.append(seconds), join(thread, seconds)))
+        close_all(hangs)
+    free.set()
+    assert 0 < waited[0] <= 0.2 and waited[1] < 0.1, "the first has used up the bound"
+    assert (tmp_path / "events.jsonl").read_text().count("did not end within 0 s") == 2
+
+
+def test_a_run_of_wandb_that_was_left_open_gets_no_other_runs_records(monkeypatch, tmp_path):
+    from accelerate import tracking
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Recorded)
+    assert tracker_of("wandb", Config(), tmp_path, 0, {}).given["reinit"] == "finish_previous"
