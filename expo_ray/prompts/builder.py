@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,14 +111,31 @@ class PromptBuilder:
         A problem's own messages stay as they are. The request for a boxed answer becomes the system message, unless
         they have one, or name the answer's form (\\boxed or ####) in their question.
         """
-        question, answer = problem.question, problem.answers[0]
+        answer = problem.answers[0]
         if self.style == "toy":
             from expo_ray.world.running_totals import ANSWER_END, ANSWER_MARK, conditioned_prompt, free_prompt
 
             if solution is not None:
                 answer = solution.rpartition(ANSWER_MARK)[2].partition(ANSWER_END)[0]
-            return [("user", free_prompt(question))], [("user", conditioned_prompt(question, answer))]
+            texts = free_prompt(problem.question), conditioned_prompt(problem.question, answer)
+            return [("user", texts[0])], [("user", texts[1])]
         templates = CHAT if self.style == "chat" else BASE
+        told = templates.conditioned if solution is None else templates.shown
+        free = self._messages(problem, problem.question, templates.free)
+        return free, self._messages(problem, problem.question, told, answer=answer, solution=solution or "")
+
+    def _messages(
+        self, problem: Problem, question: str, template: str, wants_answer: bool = True, **values: str
+    ) -> Messages:
+        """The messages of one prompt of a chat or base model.
+
+        Args:
+            problem: the problem.
+            question: its question, and what follows it.
+            template: the last message.
+            wants_answer: whether the answer's form is asked for.
+            values: what the template shows besides.
+        """
         before = list(problem.turns[:-1])
         if self.style == "base" and before:  # without a chat template there are no roles
             if any(role != "system" for role, _ in before):
@@ -129,17 +145,14 @@ class PromptBuilder:
                 )
             question = "\n\n".join([*(text for _, text in before), question])
         instruction = instruction_for(problem.task) if problem.task else self.instruction
-        values = {"question": question, "answer": answer, "solution": solution or "", "instruction": instruction}
-        told = templates.conditioned if solution is None else templates.shown
-        free, conditioned = fill(templates.free, **values), fill(told, **values)
+        text = fill(template, question=question, instruction=instruction, **values)
         if self.style == "base":
-            return [("user", free)], [("user", conditioned)]
-        own = any(role == "system" for role, _ in before) or (problem.turns and NAMES_FORM.search(question))
-        before = before if own else [("system", instruction), *before]
-        return [*before, ("user", free)], [*before, ("user", conditioned)]
+            return [("user", text)]
+        own = any(role == "system" for role, _ in before) or (problem.turns and NAMES_FORM.search(problem.question))
+        return [*([] if own or not wants_answer else [("system", instruction)]), *before, ("user", text)]
 
     def guided(self, problem: Problem, kind: str, text: str) -> IntArray:
-        """The free prompt with one more request or text after the question.
+        """The free prompt with one more request or text after the question; one that asks for a hint wants no answer.
 
         Args:
             problem: the problem.
@@ -153,8 +166,10 @@ class PromptBuilder:
 
             shown = half_hidden(text) if kind == "hint" else stated_so_far(problem.question, text)
             return _ids(self._prompt_ids([[("user", conditioned_prompt(problem.question, shown))]])[0])
-        question = f"{problem.question}\n\n{GUIDANCE[kind]}".replace("{text}", text)
-        return _ids(self._prompt_ids([self.messages(replace(problem, question=question))[0]])[0])
+        question = problem.question + "\n\n" + GUIDANCE[kind].replace("{text}", text)
+        templates, asks = CHAT if self.style == "chat" else BASE, kind == "ask_hint"
+        template = templates.ask_hint if asks else templates.free
+        return _ids(self._prompt_ids([self._messages(problem, question, template, wants_answer=not asks)])[0])
 
     @property
     def asks_for_hints(self) -> bool:

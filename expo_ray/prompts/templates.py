@@ -59,6 +59,8 @@ class Templates:
     conditioned: str
     shown: str
     """Shows a solution instead of the answer."""
+    ask_hint: str
+    """Asks for a hint, and for no answer."""
     answer_lead: str
     """Text that introduces the answer at the end of a completion."""
     answer_tail: str
@@ -71,6 +73,7 @@ CHAT = Templates(
     free="{question}",
     conditioned="{question}\n\n" + CONDITIONED_REQUEST,
     shown="{question}\n\n" + SOLUTION_REQUEST,
+    ask_hint="{question}",
     answer_lead="\n\nThe final answer is $\\boxed{",
     answer_tail="}",
     answer_close="$.",
@@ -79,6 +82,7 @@ BASE = Templates(
     free="Problem:\n{question}\n\n{instruction}\n\nSolution:\n",
     conditioned="Problem:\n{question}\n\n{instruction} " + CONDITIONED_REQUEST + "\n\nSolution:\n",
     shown="Problem:\n{question}\n\n{instruction} " + SOLUTION_REQUEST + "\n\nSolution:\n",
+    ask_hint="Problem:\n{question}\n\nHint:\n",
     answer_lead=CHAT.answer_lead,
     answer_tail=CHAT.answer_tail,
     answer_close=CHAT.answer_close,
@@ -176,11 +180,18 @@ def after_thought(text: str) -> str:
 
 def decode_rows(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
     """Decodes ids without special tokens, but with the marks of a thought, which are special tokens of some models."""
-    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    special = _special_tokens(tokenizer)
     if not special.keys() & {THOUGHT_BEGINS, THOUGHT_ENDS}:
         return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
     hidden = {token for text, token in special.items() if text not in (THOUGHT_BEGINS, THOUGHT_ENDS)}
     return list(tokenizer.batch_decode([[token for token in row if token not in hidden] for row in rows]))
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    # skip_special_tokens drops both those with a role, as eos_token, and those that only tokenizer.json calls special.
+    added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
 @lru_cache(maxsize=8)

@@ -303,7 +303,7 @@ def test_a_restated_completion_keeps_its_ids_and_states_the_gold_answer(tokenize
     assert said == builder.decode(chain.tolist()) + statement
 
 
-@pytest.mark.parametrize("kind", ["hint", "beginning", "ask_hint"])
+@pytest.mark.parametrize("kind", ["hint", "beginning"])
 def test_a_guided_prompt_is_the_free_one_with_the_text_after_the_question(tokenizer, kind):
     """Braces in the text have no effect, and nothing else of the prompt changes."""
     builder = PromptBuilder(tokenizer)
@@ -313,6 +313,22 @@ def test_a_guided_prompt_is_the_free_one_with_the_text_after_the_question(tokeni
     before, _, after = free.partition(PROBLEM.question)
     assert guided.startswith(before + PROBLEM.question) and guided.endswith(after)
     assert text in guided and builder.asks_for_hints
+
+
+def test_the_request_for_a_hint_wants_no_answer(tokenizer):
+    builder = PromptBuilder(tokenizer)
+    asked = builder.decode(builder.guided(PROBLEM, "ask_hint", "Adding gives {text}.").tolist())
+    assert PROBLEM.question in asked and "Adding gives {text}." in asked
+    assert "final answer" not in asked and "boxed" not in asked
+    assert builder.style == "chat" or asked.endswith("do not solve the problem.\n\nHint:\n")
+
+
+def test_guidance_changes_neither_the_question_nor_the_request_for_a_box():
+    builder = PromptBuilder(character_tokenizer(CHAT_TEMPLATE))
+    asked = replace(PROBLEM, question="Sum in \\text{text}?", turns=(("user", "Sum in \\text{text}?"),))
+    guided = builder.decode(builder.guided(asked, "hint", "use \\boxed{3}").tolist())
+    assert guided.startswith("<system>Reason step by step, and put your final answer within \\boxed{}.")
+    assert "<user>Sum in \\text{text}?\n\nHint: use \\boxed{3}<end>" in guided
 
 
 @pytest.mark.parametrize(

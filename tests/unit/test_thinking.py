@@ -49,8 +49,9 @@ PROBLEM = Problem("p1", "What is 3 + 4?", ("7",), "Adding gives $\\boxed{7}$.", 
 OFF = {"enable_thinking": False}
 
 
-def thinking_tokenizer(template: str = QWEN3, special: bool = False):
-    """One token a character, and four marks; `special`: those of a thought are special tokens, too."""
+def thinking_tokenizer(template: str = QWEN3, special: bool = False, named: bool = True):
+    """One token a character, and four marks; `special`: those of a thought are special tokens, too, which
+    tokenizer_config.json names or (`named`) only tokenizer.json flags."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -60,7 +61,8 @@ def thinking_tokenizer(template: str = QWEN3, special: bool = False):
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens([AddedToken(mark, special=special, normalized=False) for mark in ("<think>", "</think>")])
-    more = {"additional_special_tokens": ["<|im_start|>", *(["<think>", "</think>"] if special else [])]}
+    marks = ["<|im_start|>", *(["<think>", "</think>"] if special else [])]
+    more = {"additional_special_tokens": marks} if named else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", unk_token="<unk>", chat_template=template, **more
     )
@@ -132,6 +134,12 @@ def test_only_what_follows_the_thought_is_graded(text, answer, special):
         found = sampled(builder, written)
         if not builder.thought or text.startswith("<think>\n"):
             assert found.text == text and math.extract(found.text) == answer
+
+
+def test_marks_that_only_tokenizer_json_calls_special_are_kept():
+    builder = PromptBuilder(thinking_tokenizer(special=True, named=False))
+    text = f"<|im_start|>{RESPONSES[0][0]}"
+    assert sampled(builder, text).text == text.removeprefix("<|im_start|>")
 
 
 def test_a_thought_that_the_prompt_begins_and_the_limit_cuts_off_has_no_answer():
