@@ -103,7 +103,8 @@ class NuRl(Grpo):
         kept = [group for group in sampled if not drops or self.has_signal(group)]
         for group in sampled:
             uid = group.rollout.prompt.problem.uid
-            if group.guided is not None and self._known(uid, step) is None:
+            held = self.hinted.get(uid)
+            if group.guided is not None and (held is None or self._expired(held[0], step)):
                 self.hinted[uid] = step, group.guided.rollout.prompt.free_ids
         samples = [sample for group in kept for sample in nudged_samples(group, self.config)]
         metrics = group_metrics(sampled, self.config) | {"groups/dropped": float(len(sampled) - len(kept))}
@@ -119,10 +120,18 @@ class NuRl(Grpo):
         self.hinted = {uid: (step, np.array(ids, np.int32)) for uid, (step, ids) in state["hinted"].items()}
 
     def _known(self, uid: str, step: int) -> IntArray | None:
-        """The prompt with the problem's hint, for `explanation_refresh_steps` steps after it was made; 0: for all."""
+        """The prompt with the problem's hint, for `explanation_refresh_steps` steps after it was made; 0: for all.
+
+        With `trainer.async_steps` k, step + k may be sampled before `step` has its batch or after it. So a hint counts
+        from k + 1 steps on: what a step samples does not depend on which of both came first.
+        """
         made, ids = self.hinted.get(uid, (step, None))
+        early = step <= made + self.config.trainer.async_steps
+        return None if early or self._expired(made, step) else ids
+
+    def _expired(self, made: int, step: int) -> bool:
         period = self.config.algo.explanation_refresh_steps
-        return None if period and step - made >= period else ids
+        return period > 0 and step - made >= period
 
     def _hints(self, groups: list[tuple[int, Group]], sample: Sample) -> tuple[dict[int, str], dict[str, float]]:
         """Writes a hint from the first kept explanation of each group. Of both, thoughts are left out; a hint that the

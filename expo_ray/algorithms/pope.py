@@ -7,7 +7,7 @@ import numpy as np
 from expo_ray.algorithms.base import Inputs, Properties, Sample
 from expo_ray.algorithms.explanations import in_scope
 from expo_ray.algorithms.grpo import Grpo, policy_samples, sample_guided
-from expo_ray.algorithms.rewards import group_metrics
+from expo_ray.algorithms.rewards import group_metrics, has_signal
 from expo_ray.config.algorithms import POLICY_KEYS
 from expo_ray.messages import Group, IntArray, Prompt, TrainingBatch
 from expo_ray.prompts.builder import PromptBuilder
@@ -62,7 +62,11 @@ class Pope(Grpo):
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
         sampled = [group for group in groups if group.rollout.completions]
         guided = [group.guided for group in sampled if group.guided is not None]
-        metrics = group_metrics(sampled, self.config) | {
-            "gold/prompts_without": float(sum(group.rollout.prompt.gold_ids is None for group in sampled))
-        }
+        metrics = group_metrics(sampled, self.config)
+        if self.config.algo.dynamic_sampling != "none":
+            metrics["groups/dropped"] += sum(not has_signal(group, self.config) for group in guided)
+        metrics |= {"gold/prompts_without": float(sum(group.rollout.prompt.gold_ids is None for group in sampled))}
         return TrainingBatch(step=step, samples=policy_samples([*sampled, *guided], self.config), metrics=metrics)
+
+    def has_signal(self, group: Group) -> bool:
+        return any(each is not None and has_signal(each, self.config) for each in (group, group.guided))

@@ -25,7 +25,7 @@ from expo_ray.leaks import mentions_given_answer
 from expo_ray.learner.group import LearnerGroup
 from expo_ray.messages import Group, Prompt, RolloutRequest, TrainingBatch
 from expo_ray.prompts.builder import PromptBuilder
-from expo_ray.rewards.functions import own_functions
+from expo_ray.rewards.functions import judged_by_gold, own_functions
 from expo_ray.rollout.requests import LengthBook, training_sampling
 
 GUIDED, TOLD_WRONG = 1000, 2000
@@ -81,7 +81,9 @@ class Measurer:
         """Samples explanations of a wrong answer for `algo.contrast_prompts` groups; nothing is trained on them."""
         if not self.config.algo.contrast_prompts or not self.is_due(step):
             return
-        with_answer = wrong_answers(groups, self.config.algo.contrast_prompts)
+        judged = [group for group in groups if judged_by_gold(group.rollout.prompt.problem, self.config.verifier)]
+        record.count({"contrast/left_out": float(len(groups) - len(judged))} if len(judged) < len(groups) else {})
+        with_answer = wrong_answers(judged, self.config.algo.contrast_prompts)
         if not with_answer:
             return
         prompts = [group.rollout.prompt for group, _ in with_answer]

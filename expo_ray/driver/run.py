@@ -63,6 +63,7 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     context = longest_sequence([*training, *heldout], config.rollout.max_completion_tokens)
     check_context(plan, context)
     context = min(context + algorithm.guidance_tokens(training), plan.context or sys.maxsize)
+    check_context(plan, context)
     inputs = Inputs(identity.base_model, training, ends, builder.decode, builder, context, plan.context or 0)
     for sentence in algorithm.begin(inputs):
         events.note("reused", sentence)

@@ -264,8 +264,7 @@ def _sequence_clip(config: Config) -> Iterator[str]:
 
 
 def program_problems(config: Config, tasks: Iterable[str]) -> Iterator[str]:
-    """Refuses gold answers as text, or as the end of an explanation, where one of the verifier's `tasks` has tests for
-    them."""
+    """Refuses to score gold answers, or to end explanations in them, where one of the verifier's `tasks` has tests."""
     algo, facts = config.algo, algorithm_class(config.algo.name)
     if "python_tests" not in tasks:
         return

@@ -23,6 +23,7 @@ from expo_ray.config.schema import Config, DataConfig, RewardConfig, VerifierCon
 from expo_ray.messages import Outcome, Problem, Verdict
 from expo_ray.verifier import wire
 from expo_ray.verifier.sandbox import PR_SET_PDEATHSIG
+from expo_ray.verifier.tasks import WITHOUT_META
 
 VERIFIER = "verifier"
 """The name in `reward.functions` that stands for the verifier's own reward; the only one by default."""
@@ -57,6 +58,13 @@ def reward(verdict: Verdict, config: VerifierConfig) -> float | None:
     if verdict.outcome in FAILURES and not config.count_failures_as_wrong:
         return None
     return config.reward_wrong + verdict.credit * (config.reward_correct - config.reward_wrong)
+
+
+def judged_by_gold(problem: Problem, config: VerifierConfig) -> bool:
+    """Whether the gold answer's text decides, so that another one may take its place: a scorer of the data set's own,
+    and tests, read the problem's metadata instead. A class of the user's is taken to read the text."""
+    task = problem.task or config.name
+    return task in WITHOUT_META or ":" in task
 
 
 def check_failure_rate(verdicts: Iterable[Verdict], config: VerifierConfig) -> float:

@@ -125,6 +125,31 @@ def test_a_hint_is_kept_for_a_period_and_in_the_checkpoint(period, asked_again):
         assert (engines.asked[0][0][2] == 72) is again
 
 
+def test_with_async_steps_a_hint_counts_from_the_step_that_is_surely_sampled_after_it():
+    algorithm = algorithm_of(mixed(), **NURL)
+    algorithm.config.trainer.async_steps = 1
+    first, _ = algorithm.guide(mixed(), 0, Engines("one"))
+    ahead, _ = algorithm.guide(mixed(), 1, Engines("another"))  # before step 0 has its batch
+    algorithm.training_batch(first, 0)
+    late = Engines("another")
+    algorithm.guide(mixed(), 1, late)  # or after it
+    assert late.asked[0][0] == [1, 2, 72, 22, 3]
+    algorithm.training_batch(ahead, 1)  # does not replace what step 2 may be showing already
+    engines = Engines()
+    algorithm.guide(mixed(), 2, engines)
+    assert engines.asked == [([1, 2, 71, len("one"), 3], 3, 0)]
+
+
+def test_pope_keeps_a_hard_prompt_whose_guided_group_has_signal():
+    algorithm = algorithm_of(mixed(), **POPE, dynamic_sampling="drop")
+    (hard, _), _ = algorithm.guide(mixed(), 0, Engines())
+    silent = replace(hard.guided, verdicts=[Verdict("wrong")] * 4)
+    assert algorithm.has_signal(hard) and not algorithm.has_signal(replace(hard, guided=silent))
+    for guided, dropped in ((hard.guided, 1), (silent, 2)):
+        batch = algorithm.training_batch([replace(hard, guided=guided)], 0)
+        assert (batch.metrics["groups/dropped"], len(batch.samples)) == (dropped, 8 - 4 * dropped)
+
+
 def test_pope_trains_a_guided_group_of_its_own_beside_each_hard_one():
     engines, groups = Engines(), mixed()
     algorithm = algorithm_of(groups, **POPE)

@@ -1,5 +1,6 @@
 """The two properties: what is scored, and the numbers, with a character tokenizer and a made-up policy."""
 
+import contextlib
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -229,6 +230,18 @@ def test_wrong_answers_are_the_groups_own_or_another_problems_of_the_level():
     found = [(groups.index(of), answer) for of, answer in wrong_answers(groups, 9)]
     assert found == [(0, "64"), (1, "31"), (3, problem.answers[0])]
     assert wrong_answers(groups, 1) == [(silent, "64")]
+
+
+@pytest.mark.parametrize(("task", "asked"), [("reasoning_gym", 0), ("python_tests", 0), ("package.own:Task", 1)])
+def test_no_contrast_where_the_verifier_judges_by_more_than_the_gold_answer(task, asked):
+    group = replace(toy_group(), verdicts=[Verdict("wrong", "31")])
+    prompt = group.rollout.prompt
+    own = replace(prompt, problem=replace(prompt.problem, task=task))
+    mine, record, requests = measurer(contrast_prompts=3), StepRecord(2), []
+    told = lambda more: requests.extend(more) or []  # noqa: E731
+    with contextlib.suppress(ValueError):  # of the explanation that was not sampled
+        mine.contrast([replace(group, rollout=replace(group.rollout, prompt=own))], 2, record, told)
+    assert len(requests) == asked and record.metrics.get("contrast/left_out", 0) == 1 - asked
 
 
 def test_the_contrast_asks_for_explanations_of_a_wrong_answer_and_says_whether_they_follow():
