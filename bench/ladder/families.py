@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from bench.ladder.methods import ANSWER, FAMILIES, METHODS, RATES, SEARCH_SEED, Method
-from bench.ladder.run import best_rate, search_results
-from bench.ladder.tables import Setting, collect, updates_made, updates_table
+from bench.ladder.run import best_rate, finished_jobs, search_results
+from bench.ladder.tables import Setting, check_comparable, collect, updates_made, updates_table
 from expo_ray.config.errors import DataError, InputError
 from expo_ray.files import write_whole
 from expo_ray.reporting.groups import RunGroup
+from expo_ray.reporting.runs import RunFolder
 from expo_ray.sweep.ledger import FILE as SWEEP_FILE
 
 Row = tuple[Method, RunGroup]
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's t for 95 %, two-sided, by the number of seeds."""
+T_95 = {
+    2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262, 12: 2.201, 15: 2.145,
+    20: 2.093, 30: 2.045, 60: 2.001, 120: 1.98,
+}  # fmt: skip
+"""Student's t for 95 %, two-sided, by the number of seeds; between two numbers the smaller one's, which is larger."""
 INTRO = (
     "Every method got the same prompts, {steps} updates of {prompts} prompts with {completions} completions each, and "
     "a learning rate from the same search: {rates}, one run each on all levels with seed {seed}, which is not among "
@@ -99,22 +103,27 @@ def write_page(folder: Path, page: Path) -> Path:
 
 
 def finished(folder: Path) -> dict[str, dict[tuple[int, ...], list[Row]]]:
-    """Family -> levels trained on -> the methods with finished runs, in the order of METHODS."""
+    """Family -> levels trained on -> the methods with finished runs, in the order of METHODS.
+
+    Raises:
+        DataError: runs of one method or of several cannot be compared.
+    """
     found: dict[str, dict[tuple[int, ...], list[Row]]] = {}
+    runs: list[RunFolder] = []
     for method in METHODS:
         where = folder / "runs" / method.name
-        if not any(where.glob("*/summary.json")):
+        if not finished_jobs(where):
+            if where.is_dir():
+                print(f"{method.label}: no finished run yet", file=sys.stderr)
             continue
-        try:
-            collection = collect(where)
-        except DataError:  # runs, none of them finished
-            print(f"{method.label}: no finished run yet", file=sys.stderr)
-            continue
+        collection = collect(where)
         for setting in collection.settings:
             if len(setting.methods) != 1:
                 names = ", ".join(group.label for group in setting.methods)
                 raise DataError(f"{where}: runs with different settings ({names}): give each its own folder")
             found.setdefault(method.family, {}).setdefault(setting.levels, []).append((method, setting.methods[0]))
+            runs += setting.methods[0].runs
+    check_comparable(runs, folder / "runs")
     return {family: found[family] for family in FAMILIES if family in found}
 
 
@@ -123,7 +132,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return mean, mean, mean
-    reach = T_95.get(n, 1.96) * statistics.stdev(values) / math.sqrt(n)
+    reach = T_95[max(seeds for seeds in T_95 if seeds <= n)] * statistics.stdev(values) / math.sqrt(n)
     return mean, max(0.0, mean - reach), min(1.0, mean + reach)
 
 

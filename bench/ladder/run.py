@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.ladder.methods import JOBS, METHODS, MINUTES, RATES, SEARCH_SEED, SEEDS, SETTINGS, Method
+from expo_ray.config.compose import compose_config
+from expo_ray.config.errors import InputError
 from expo_ray.files import read_summary, write_whole
+from expo_ray.sweep.job import is_finished
 
 STOPPED = 130
 
@@ -41,19 +44,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for method in chosen:
             print(method.name, *search_command(given.folder, method, overrides)[3:])
         return 0
+    try:
+        for method in chosen:
+            _check_search(given.folder, method, overrides)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     codes = [_base(given.folder, overrides)]
     for method in chosen:
         if STOPPED in codes:
             break
         codes += _run(given.folder, method, overrides)
-    return STOPPED if STOPPED in codes else max(codes)
+    return STOPPED if STOPPED in codes else int(any(codes))
 
 
 def search_command(folder: Path, method: Method, overrides: Sequence[str]) -> list[str]:
     """The sweep that looks for a method's learning rate."""
-    rates = ",".join(f"{rate:g}" for rate in RATES)
-    keys = [f"seed={SEARCH_SEED}", "data.levels=[]", f"learner.learning_rate={rates}"]
-    return _sweep(folder / "search" / method.name, [*method.overrides, *keys, *overrides])
+    return _sweep(folder / "search" / method.name, _search_keys(method, RATES, overrides))
+
+
+def _search_keys(method: Method, rates: Sequence[float], overrides: Sequence[str]) -> list[str]:
+    given = ",".join(f"{rate:g}" for rate in rates)
+    return [*method.overrides, f"seed={SEARCH_SEED}", "data.levels=[]", f"learner.learning_rate={given}", *overrides]
 
 
 def runs_command(folder: Path, method: Method, rate: float, overrides: Sequence[str]) -> list[str]:
@@ -71,13 +83,26 @@ def search_results(folder: Path, method: Method) -> dict[float, float]:
     from omegaconf import OmegaConf
 
     found: dict[float, float] = {}
-    for file in sorted((folder / "search" / method.name).glob("*/summary.json")):
-        summary = read_summary(file.parent)
-        evaluation = summary.get("evaluation")
-        if summary.get("finished") and evaluation:
-            rate = float(OmegaConf.select(OmegaConf.load(file.parent / "config.yaml"), "learner.learning_rate"))
-            found[rate] = float(evaluation["pass_at_k"]["all"][str(evaluation["samples"])])
+    for job in finished_jobs(folder / "search" / method.name):
+        evaluation = read_summary(job)["evaluation"]
+        rate = float(OmegaConf.select(OmegaConf.load(job / "config.yaml"), "learner.learning_rate"))
+        found[rate] = float(evaluation["pass_at_k"]["all"][str(evaluation["samples"])])
     return dict(sorted(found.items()))
+
+
+def finished_jobs(sweep: Path) -> list[Path]:
+    """The folders of a sweep's jobs that finished, with an evaluation."""
+    summaries = {file.parent: read_summary(file.parent) for file in sorted(sweep.glob("*/summary.json"))}
+    return [job for job, summary in summaries.items() if summary.get("finished") and summary.get("evaluation")]
+
+
+def _check_search(folder: Path, method: Method, overrides: Sequence[str]) -> None:
+    """Raises ConfigError if a finished search had other overrides: its rate would not be that of these runs."""
+    from omegaconf import OmegaConf
+
+    for job in finished_jobs(folder / "search" / method.name):
+        rate = OmegaConf.select(OmegaConf.load(job / "config.yaml"), "learner.learning_rate")
+        is_finished(job, compose_config(["experiment=ladder", *_search_keys(method, [float(rate)], overrides)]))
 
 
 def best_rate(results: dict[float, float]) -> float:
@@ -109,10 +134,17 @@ def _run(folder: Path, method: Method, overrides: Sequence[str]) -> list[int]:
 
 
 def _call(command: list[str]) -> int:
-    try:
-        return subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:  # the job got it too, and has ended
-        return STOPPED
+    """Runs a job to its end. Returns its exit code, STOPPED if Ctrl-C came meanwhile.
+
+    A terminal's Ctrl-C goes to the job too, which ends after its step with a checkpoint: it is not killed here.
+    """
+    job, stopped = subprocess.Popen(command), False
+    while True:
+        try:
+            code = job.wait()
+            return STOPPED if stopped else code
+        except KeyboardInterrupt:
+            stopped = True
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def collect(folder: Path, apart: Sequence[Path] = ()) -> Collection:
     finished = [run for run in runs if run.summary.get("finished") and run.summary.get("evaluation")]
     if not finished:
         raise DataError(f"{folder}: no finished run with an evaluation in it")
-    _comparable(finished, folder)
+    check_comparable(finished, folder)
     by_levels: defaultdict[tuple[int, ...], list[RunFolder]] = defaultdict(list)
     for run in finished:
         by_levels[tuple(run.config.data.levels)].append(run)
@@ -110,7 +110,8 @@ def _methods(runs: list[RunFolder]) -> list[RunGroup]:
     return groups
 
 
-def _comparable(runs: list[RunFolder], folder: Path) -> None:
+def check_comparable(runs: Sequence[RunFolder], folder: Path) -> None:
+    """Raises DataError if the runs differ in their numbers of samples, problems or updates, or in the like."""
     for name, value in _MUST_AGREE.items():
         found: dict[str, Path] = {}
         for run in runs:

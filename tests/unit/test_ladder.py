@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -319,14 +322,26 @@ def test_the_table_by_updates_has_each_evaluation_of_each_method(make_run, tmp_p
 SCORES = {"luffy": (0.25, 0.75, 0.5), "grpo": (0.5, 0.5, 0.25)}
 
 
+SAME = ("--", "trainer.steps=2")
+"""The overrides of the runs that `make_run` makes up."""
+
+
+@cache
+def searched_config(name: str) -> str:
+    keys = ["experiment=ladder", f"algo={name}", "seed=100", "data.levels=[]", *SAME[1:]]
+    return OmegaConf.to_yaml(OmegaConf.structured(compose_config(keys)))
+
+
 @pytest.fixture
 def searched(tmp_path, make_run):
     """Two methods whose search is finished, and a third whose search is not."""
-    for name, values in SCORES.items():
-        for number, (rate, value) in enumerate(zip(RATES, values, strict=True)):
+    for name, values in (SCORES | {"pope": (1.0,)}).items():
+        for number, (rate, value) in enumerate(zip(RATES, values, strict=False)):
             where = tmp_path / "search" / name / str(number)
-            make_run(where, name, 100, value, level_1=value, levels=(), **{"learner.learning_rate": rate})
-    make_run(tmp_path / "search" / "pope" / "0", "pope", 100, 1.0, levels=(), **{"learner.learning_rate": RATES[0]})
+            make_run(where, name, 100, value, level_1=value, levels=())
+            config = OmegaConf.create(searched_config(name))
+            OmegaConf.update(config, "learner.learning_rate", rate)
+            OmegaConf.save(config, where / "config.yaml")
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "evaluation.json").write_text(json.dumps(evaluation(values_of(0.125), 64)))
     return tmp_path
@@ -346,7 +361,7 @@ def test_a_rate_is_chosen_by_the_search_and_the_runs_get_it(searched, monkeypatc
     """The highest over all levels, of equal ones the smallest; a method without a whole search waits."""
     called = []
     monkeypatch.setattr(ladder_run, "_call", lambda command: called.append(command[5:]) or 0)
-    assert ladder_run.main([str(searched), "--methods", "luffy", "grpo", "pope", "--", "trainer.steps=2"]) == 1
+    assert ladder_run.main([str(searched), "--methods", "luffy", "grpo", "pope", *SAME]) == 1
     assert [c[-1].rsplit("/", 2)[1:] for c in called] == [["runs", "luffy"], ["search", "pope"], ["runs", "grpo"]]
     luffy, pope, grpo = called
     assert "learner.learning_rate=0.0002" in luffy and "seed=0,1,2" in luffy and "data.levels=[5],[]" in luffy
@@ -359,7 +374,42 @@ def test_a_rate_is_chosen_by_the_search_and_the_runs_get_it(searched, monkeypatc
 def test_a_stopped_job_stops_the_ladder(searched, monkeypatch):
     called = []
     monkeypatch.setattr(ladder_run, "_call", lambda command: called.append(command) or 130)
-    assert ladder_run.main([str(searched), "--methods", "luffy", "grpo"]) == 130 and len(called) == 1
+    assert ladder_run.main([str(searched), "--methods", "luffy", "grpo", *SAME]) == 130 and len(called) == 1
+    monkeypatch.setattr(ladder_run, "_call", lambda command: -9)
+    assert ladder_run.main([str(searched), "--methods", "luffy", *SAME]) == 1
+
+
+def test_a_job_that_is_stopped_may_write_its_checkpoint(monkeypatch):
+    """The first wait is interrupted, as by Ctrl-C; the job ends on its own a second later."""
+    waits = iter([KeyboardInterrupt(), None])
+
+    class Job(subprocess.Popen):
+        def wait(self, timeout=None):
+            if (interrupt := next(waits, None)) is not None:
+                raise interrupt
+            jobs.append(super().wait(timeout))
+            return jobs[-1]
+
+    jobs: list[int] = []
+    monkeypatch.setattr(subprocess, "Popen", Job)
+    assert ladder_run._call([sys.executable, "-c", "import time; time.sleep(1)"]) == 130 and jobs == [0]
+
+
+def test_a_search_with_other_settings_is_not_used(searched, monkeypatch, capsys):
+    monkeypatch.setattr(ladder_run, "_call", lambda command: pytest.fail("nothing may run"))
+    assert ladder_run.main([str(searched), "--methods", "luffy", "--", "trainer.steps=7"]) == 2
+    assert "other settings (trainer.steps=2, here trainer.steps=7)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("algo", "seed", "settings", "words"),
+    [("luffy", 1, {}, "trainer.steps"), ("grpo", 1, {}, "trainer.steps"), ("grpo", 0, {"trainer.steps": 2}, "twice")],
+)
+def test_methods_that_cannot_be_compared_are_refused(searched, make_run, capsys, algo, seed, settings, words):
+    make_run(searched / "runs" / "grpo" / "0", "grpo", 0, 0.5)
+    make_run(searched / "runs" / algo / "1", algo, seed, 0.5, **({"trainer.steps": 20} | settings))
+    assert families.main([str(searched), "--page", str(searched / "page.md")]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_the_families_page_has_intervals_rates_and_tokens(searched, make_run):
@@ -387,6 +437,9 @@ def test_an_interval_is_students():
 
     for n, factor in families.T_95.items():
         assert factor == pytest.approx(t.ppf(0.975, n - 1), abs=1e-3)
+    values = [i / 25 for i in range(25)]
+    mean, _, high = families.interval(values)
+    assert high - mean >= t.ppf(0.975, 24) * np.std(values, ddof=1) / 5
     values = [0.5, 0.51, 0.52]
     mean, low, high = families.interval(values)
     assert (high - mean, mean - low) == pytest.approx([t.ppf(0.975, 2) * np.std(values, ddof=1) / 3**0.5] * 2, rel=1e-3)
