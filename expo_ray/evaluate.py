@@ -72,7 +72,7 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
     from rich.console import Console
 
     from expo_ray.evaluation.samples import SampleFile
-    from expo_ray.evaluation.settings import CHUNK, settle, store
+    from expo_ray.evaluation.settings import CHUNK, settle, store, stored
     from expo_ray.preflight.inputs import with_merged_adapter
     from expo_ray.preflight.model_folder import adapter_base, generation_ends
     from expo_ray.preflight.plan import write_plan
@@ -80,14 +80,16 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
     from expo_ray.reporting.terminal import evaluation_table
     from expo_ray.runtime.journal import owned
 
-    if adapter_base(plan.config.model.path):
+    model = plan.config.model.path
+    if adapter_base(model):
+        stored(folder, model)  # before the folder's merged model is replaced: it may be another command's
         with owned(folder):
             plan = with_merged_adapter(plan, folder)
     config = plan.config
     tokenizer = load_tokenizer(config)
     prompts = _prompts(plan, tokenizer)
     ends = stop_ids(tokenizer, generation_ends(config.model.path))
-    settings = settle(config, folder, prompts, ends)
+    settings = settle(config, folder, prompts, ends, model)
     with owned(folder):
         store(settings, folder)  # first: a folder with other files and no settings is taken for another command's
         write_plan(plan, folder)
@@ -101,8 +103,8 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
         write_whole(folder / "pass_rates.jsonl", rates)
         write_whole(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
         for name, of in summary["sets"].items():
-            Console().print(evaluation_table(f"{config.model.path} on {name}", of))
-        Console().print(evaluation_table(f"{config.model.path} on {_data_name(config)}", summary))
+            Console().print(evaluation_table(f"{model} on {name}", of))
+        Console().print(evaluation_table(f"{model} on {_data_name(config)}", summary))
         return 0
 
 

@@ -35,8 +35,17 @@ GOES_WITH = {
 """Overrides that a choice implies; the user's own overrides win."""
 
 
-def settle(config: Config, folder: Path, prompts: Sequence[Prompt], stop_ids: Sequence[int] = ()) -> dict[str, Any]:
+def settle(
+    config: Config, folder: Path, prompts: Sequence[Prompt], stop_ids: Sequence[int] = (), model: str | None = None
+) -> dict[str, Any]:
     """Determines this evaluation's settings, and checks that they equal those that the folder holds, if any.
+
+    Args:
+        config: the evaluation's configuration.
+        folder: its folder.
+        prompts: what is sampled.
+        stop_ids: token ids that end a completion.
+        model: model.path as the user gave it, if `config` has an adapter's merged model, which is in the folder.
 
     Returns:
         Dotted key -> value, with the fields of `Identity` under their names. `eval.chunk` is the number of prompts of
@@ -45,8 +54,9 @@ def settle(config: Config, folder: Path, prompts: Sequence[Prompt], stop_ids: Se
     Raises:
         ConfigError: the folder belongs to another evaluation or another command.
     """
-    before = _stored(folder)
+    before = stored(folder)
     settings = {key: value_of(config, key) for key in defaults() if facts_of(key).evaluation}
+    settings["model.path"] = model or config.model.path
     settings[CHUNK] = config.eval.chunk or (before or {}).get(CHUNK) or _whole_engines(config)
     settings |= asdict(identify(config.model.path, prompts, stop_ids))
     for key, value in settings.items():
@@ -61,15 +71,22 @@ def store(settings: dict[str, Any], folder: Path) -> None:
     write_whole(folder / FILE, json.dumps(settings, indent=2) + "\n")
 
 
-def _stored(folder: Path) -> dict[str, Any] | None:
+def stored(folder: Path, model: str | None = None) -> dict[str, Any] | None:
+    """The settings of the evaluation that the folder holds; None if it holds none.
+
+    Raises:
+        ConfigError: the folder belongs to another command, or to the evaluation of another model.path than `model`.
+    """
     file = folder / FILE
     if file.exists():
-        stored = json.loads(file.read_text())
-        if not isinstance(stored, dict):
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict):
             raise ConfigError(f"{file} does not belong to an evaluation: give a new run_dir=FOLDER")
-        return stored
-    if found := [name for name in OTHERS if (folder / name).exists()]:
-        raise ConfigError(f"run_dir={folder} holds {found[0]} of another command: give a new run_dir=FOLDER")
+        if model is not None and (old := found.get("model.path", model)) != model:
+            raise ConfigError(_difference("model.path", old, model, folder))
+        return found
+    if others := [name for name in OTHERS if (folder / name).exists()]:
+        raise ConfigError(f"run_dir={folder} holds {others[0]} of another command: give a new run_dir=FOLDER")
     return None
 
 

@@ -2,12 +2,14 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from evaluation_cases import graded, prompt, right, wrong
 
+from expo_ray import evaluate
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config
@@ -18,6 +20,7 @@ from expo_ray.evaluate import _prompts
 from expo_ray.evaluation.evaluator import summarise
 from expo_ray.evaluation.samples import SampleFile
 from expo_ray.evaluation.settings import expand, settle, store
+from expo_ray.preflight import inputs
 from expo_ray.world.tokenizer import build_tokenizer
 
 PROMPTS = [prompt(f"p{i}", i % 5 + 1, "Algebra" if i % 2 else "Geometry") for i in range(7)]
@@ -175,6 +178,25 @@ def test_other_problems_are_refused(begun, model):
 def test_another_model_in_the_same_folder_is_refused(begun, model):
     (model / "model.safetensors").write_bytes(bytes(range(255, -1, -1)))
     assert "the files of model.path are not those" in refusal(config(model), begun)
+
+
+def test_an_adapter_goes_on_in_a_moved_folder(tmp_path, model):
+    """It is evaluated as the model that it was merged into, which is in the folder."""
+    for name in ("before", "after"):
+        shutil.copytree(model, tmp_path / name / "merged")
+    settings = settle(config(tmp_path / "before/merged"), tmp_path / "before", PROMPTS, (), "my_adapter")
+    store(settings, tmp_path / "after")
+    assert settle(config(tmp_path / "after/merged"), tmp_path / "after", PROMPTS, (), "my_adapter")
+
+
+@pytest.mark.parametrize(("of", "words"), [("config.yaml", "another command"), ("settings.json", "other_adapter")])
+def test_an_adapter_is_not_merged_into_a_folder_of_something_else(tmp_path, monkeypatch, of, words):
+    (tmp_path / of).write_text('{"model.path": "other_adapter"}')
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    monkeypatch.setattr(inputs, "with_merged_adapter", lambda plan, folder: pytest.fail("merged"))
+    with pytest.raises(ConfigError, match=words):
+        evaluate._evaluate(SimpleNamespace(config=config(tmp_path / "adapter")), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "samples.jsonl"])
