@@ -10,6 +10,7 @@ import expo_ray
 from expo_ray.config.keys import as_settings, defaults, facts_of
 from expo_ray.config.schema import Config
 from expo_ray.files import read_lines, write_whole
+from expo_ray.preflight.model_folder import weights_of
 from expo_ray.runtime.journal import Events
 
 CARD = "README.md"
@@ -29,15 +30,16 @@ def write_card(policy: Path, config: Config, run_folder: Path, done: int) -> Non
 
     Args:
         policy: the exported folder.
-        config: the run's configuration.
+        config: the run's configuration as the user gave it.
         run_folder: its evaluations.jsonl is read.
         done: updates that the policy has had; later evaluations are left out.
     """
     from huggingface_hub import ModelCardData
 
     model, data = config.model.path, config.data
+    base = weights_of(model)
     head = ModelCardData(
-        base_model=None if Path(model).is_absolute() else model,
+        base_model=None if Path(base).is_absolute() else base,
         datasets=[data.hub] if data.hub and not (data.path or data.sources or Path(data.hub).is_absolute()) else None,
         library_name="transformers",
         pipeline_tag="text-generation",

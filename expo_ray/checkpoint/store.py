@@ -40,6 +40,7 @@ class Checkpoints:
 
     Args:
         config: the run's configuration.
+        given: the same as the user gave it, for the model card: of an adapter, not its merged model.
         run_folder: the run folder; checkpoints go to its `checkpoints/`.
         learners: write their part.
         algorithm: its state is saved too.
@@ -50,12 +51,14 @@ class Checkpoints:
     def __init__(
         self,
         config: Config,
+        given: Config,
         run_folder: Path,
         learners: LearnerGroup,
         algorithm: Algorithm,
         identity: Identity,
         events: Events,
     ) -> None:
+        self.given = given
         self.config, self.run_folder, self.folder = config, run_folder, run_folder / "checkpoints"
         self.learners, self.algorithm, self.identity, self.events = learners, algorithm, identity, events
         self._last = time.monotonic()
@@ -137,7 +140,7 @@ class Checkpoints:
             self._failed(draft, error)
 
     def _finish(self, draft: _Draft) -> None:
-        write_card(draft.aside / "policy", self.config, self.run_folder, draft.done)
+        write_card(draft.aside / "policy", self.given, self.run_folder, draft.done)
         manifest = seal(draft.aside, draft.done, draft.score)
         if draft.final.exists():
             _remove(draft.final)

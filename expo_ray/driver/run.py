@@ -74,7 +74,7 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     actors.rewards.chat = builder.style == "chat"
     try:
         with StopSignal() as stop:  # not earlier: there is nothing to save before
-            job = Job(config, run_folder, actors, builder, inputs, heldout, identity, stop, origin)
+            job = Job(config, checked.config, run_folder, actors, builder, inputs, heldout, identity, stop, origin)
             done = supervise(job)
             stopped = stop.requested
     except BaseException:
@@ -88,7 +88,7 @@ def run(checked: Checked, run_folder: Path, warm: WarmActors | None = None) -> N
     seconds = time.monotonic() - began
     _summarise(config, run_folder, done, stopped, seconds)
     policy = policy_folder(run_folder, done)
-    write_card(policy, config, run_folder, done)  # again, with the last evaluation
+    write_card(policy, checked.config, run_folder, done)  # again, with the last evaluation
     if config.trainer.push_to_hub is not None and done == config.trainer.steps:
         _summarise(config, run_folder, done, stopped, seconds, push(config, policy, events))
 
@@ -124,6 +124,8 @@ class Job:
     """Everything about a run that its restarts share."""
 
     config: Config
+    given: Config
+    """The same as the user gave it; only model.path can differ."""
     folder: Path
     actors: Actors
     builder: PromptBuilder
@@ -173,6 +175,8 @@ def _attempt(job: Job, checkpoint: Path | None, restart: int) -> int:
         if job.config.eval.before and job.heldout and run.first_step == 0:
             run.recorder.evaluation(0, run.evaluator)
         done = train(run)
+        if run.first_step >= done and not policy_folder(job.folder, done).exists():
+            run.checkpoints.save(done, None, last=True)  # another run's last one: this folder has none yet
         if job.heldout and not job.stop.requested:
             run.recorder.evaluation(done, run.evaluator)
         return done
@@ -208,7 +212,7 @@ def _assemble(job: Job, checkpoint: Path | None, restart: int) -> Run:
         sync=WeightSync(config, actors.learners, actors.rollouts, job.inputs.prompts),
         evaluator=Evaluator(config, job.heldout, actors.rollouts, actors.verifiers),
         recorder=recorder,
-        checkpoints=Checkpoints(config, folder, actors.learners, algorithm, job.identity, actors.events),
+        checkpoints=Checkpoints(config, job.given, folder, actors.learners, algorithm, job.identity, actors.events),
         stop=job.stop,
         first_step=first_step,
     )

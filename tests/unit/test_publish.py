@@ -133,6 +133,17 @@ def test_a_base_model_of_the_hub_and_several_evaluation_sets(tmp_path):
     assert "**math**" in card and "**gsm8k**" in card and card.count("| 2 | 3 | 50.0% |") == 2
 
 
+def test_a_run_of_an_adapter_names_it_and_its_base(tmp_path):
+    policy, adapter = run_folder(tmp_path), tmp_path / "my_adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen2.5-3B"}')
+    config = configured()
+    config.model.path = str(adapter)
+    write_card(policy, config, tmp_path, done=2)
+    card = (policy / "README.md").read_text()
+    assert "base_model: Qwen/Qwen2.5-3B\n" in card and "\nmy_adapter after 2 steps" in card
+
+
 def test_a_card_that_is_written_again_damages_no_checkpoint(tmp_path):
     policy = run_folder(tmp_path)
     write_card(policy, configured(), tmp_path, done=2)

@@ -1,5 +1,6 @@
 """Lost learners are restarted from the newest checkpoint, a limited number of times."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,3 +58,22 @@ def test_after_max_restarts_the_loss_ends_the_run(tmp_path, monkeypatch):
         supervise.supervise(mine)
     assert len(seen) == 3
     assert mine.actors.restarts == 2
+
+
+@pytest.mark.parametrize(("first", "own", "saved"), [(5, False, [5]), (5, True, []), (3, False, [])])
+def test_a_run_that_begins_at_its_end_saves_what_it_began_with(tmp_path, monkeypatch, first, own, saved):
+    """trainer.resume=OTHER_RUN already at trainer.steps; without a checkpoint here there is no policy to push."""
+    written: list[int] = []
+    anything = SimpleNamespace(
+        phase=lambda _: nullcontext(), proof=lambda _: None, push=lambda _: None, close=lambda: None,
+        settle=lambda: None, save=lambda done, score, last: written.append(done),
+    )  # fmt: skip
+    anything.status = anything
+    run = SimpleNamespace(first_step=first, **dict.fromkeys(("recorder", "sync", "ahead", "checkpoints"), anything))
+    monkeypatch.setattr(supervise, "_assemble", lambda *_: run)
+    monkeypatch.setattr(supervise, "train", lambda _: 5)
+    if own:
+        (tmp_path / "checkpoints" / "step_000005" / "policy").mkdir(parents=True)
+    mine = job(tmp_path, max_restarts=0)
+    mine.heldout, mine.stop = [], SimpleNamespace(requested=False)
+    assert supervise._attempt(mine, None, 0) == 5 and written == saved
