@@ -7,7 +7,7 @@ from pathlib import Path
 
 from expo_ray.config.schema import Config
 from expo_ray.preflight.estimate import BYTES, completions_per_prompt
-from expo_ray.preflight.model_folder import ModelShape
+from expo_ray.preflight.model_folder import MERGED, ModelShape, adapter_base
 
 MIB, GIB = 1 << 20, 1 << 30
 RECORDS_A_STEP = 16 << 10
@@ -42,6 +42,18 @@ def record_bytes(config: Config) -> int:
     return config.trainer.steps * a_step + actors * LOGS_AN_ACTOR
 
 
+def merged_bytes(config: Config, shape: ModelShape | None) -> int:
+    """What an adapter in model.path makes of its base, a whole model in the run folder; 0 for another model.
+
+    It has the size of the base's files, or of bfloat16 weights where the base has still to be fetched.
+    """
+    base = adapter_base(config.model.path)
+    if base is None:
+        return 0
+    files = sum(file.stat().st_size for file in Path(base).glob("*.safetensors"))
+    return files or (shape.parameters * BYTES["bfloat16"] if shape is not None else 0)
+
+
 def checkpoints_at_once(config: Config) -> int:
     """How many checkpoints are on disk at the worst moment: those kept, and the one being written."""
     trainer = config.trainer
@@ -59,9 +71,11 @@ def disk_problems(config: Config, shape: ModelShape | None) -> Iterator[str]:
     """
     folder = Path(config.run_dir)
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(nearest).free + _taken(folder / "checkpoints")
+    free = shutil.disk_usage(nearest).free + _taken(folder / "checkpoints") + _taken(folder / MERGED)
     each = checkpoint_bytes(config, shape) if shape is not None else 0
     count, records = checkpoints_at_once(config), record_bytes(config)
+    merged = merged_bytes(config, shape)
+    records += merged
     if count * each + records <= free:
         return
     remedies = [
@@ -69,8 +83,9 @@ def disk_problems(config: Config, shape: ModelShape | None) -> Iterator[str]:
         *_fewer(config, each, free - records),
     ]
     checkpoints = f"{count} checkpoint{'s' if count > 1 else ''} of {_size(each)}"
+    merges = " and the adapter's merged model" if merged else ""
     yield (
-        f"run_dir={folder}: {checkpoints} and {_size(records)} of records do not fit, the disk "
+        f"run_dir={folder}: {checkpoints} and {_size(records)} of records{merges} do not fit, the disk "
         f"of {nearest} has {_size(free)} free: use {' or '.join(remedies)}"
     )
 

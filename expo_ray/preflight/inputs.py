@@ -6,9 +6,11 @@ An adapter as model.path is merged into its base model before a run starts, in a
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +19,13 @@ from typing import Any
 from expo_ray.config.errors import ConfigError, DataError
 from expo_ray.config.schema import Config
 from expo_ray.messages import Problem
-from expo_ray.preflight.model_folder import adapter_base, tokenizer_of, weights_of
+from expo_ray.preflight.model_folder import MERGED, adapter_base, tokenizer_of, weights_of
 from expo_ray.preflight.plan import Plan
 
 HOST = "huggingface.co"
 WAIT_S = 3.0
+ASK_S = 30.0
+"""Of the hub's answer about a token."""
 
 
 def check_hub(config: Config) -> None:
@@ -66,11 +70,21 @@ def check_push(config: Config) -> None:
     away = f"{key}: the Hugging Face hub cannot be reached from here: leave it out, and push later with hf upload"
     if not _reachable():
         raise ConfigError(away)
-    try:
-        account = HfApi().whoami(cache=True)
-    except HfHubHTTPError as error:
+    found: dict[str, Any] = {}
+
+    def ask() -> None:
+        try:
+            found["account"] = HfApi().whoami(cache=True)
+        except Exception as error:  # the client's errors about a connection are of many kinds
+            found["error"] = error
+
+    asking = threading.Thread(target=ask, name="ask the hub", daemon=True)  # the client itself waits for ever
+    asking.start()
+    asking.join(ASK_S)
+    error = found.get("error")
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         raise ConfigError(f"{key}: the Hugging Face hub refuses this machine's token: {login}") from error
-    except Exception as error:  # the client's errors about a connection are of many kinds
+    if (account := found.get("account")) is None:
         raise ConfigError(away) from error
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ConfigError(f"{key}: this machine's token of the Hugging Face hub only reads: {login}")
@@ -142,10 +156,14 @@ def _unknown(tokenizer: Any, ids: Sequence[int]) -> float:
     return list(ids).count(tokenizer.token_to_id(unknown)) / len(ids)
 
 
-MERGED, MADE_OF = "merged", "made_of.txt"
+MADE_OF = "made_of.txt"
 _MERGE = (
     "import sys; from expo_ray.learner.lora import merge_adapter as merge; merge(*sys.argv[1:5], sys.argv[5] == 'True')"
 )
+
+
+NOT_ITS_BASE = ("missing adapter keys", "size mismatch", "not found in the base model")
+"""Said where an adapter's weights do not fit the base that it names."""
 
 
 def with_merged_adapter(plan: Plan, folder: Path) -> Plan:
@@ -170,6 +188,8 @@ def with_merged_adapter(plan: Plan, folder: Path) -> Plan:
     mark = target / MADE_OF
     if not mark.is_file() or mark.read_text(encoding="utf-8") != made_of:
         print(f"model.path={path} is an adapter: merging it into {base}", file=sys.stderr, flush=True)
+        for left in folder.glob(f"{MERGED}.*"):  # by a process that was killed meanwhile
+            shutil.rmtree(left, ignore_errors=True)
         written = folder / f"{MERGED}.{os.getpid()}"
         try:
             _merge(config, base, written)
@@ -194,10 +214,25 @@ def _merge(config: Config, base: str, target: Path) -> None:
             f"{start} within trainer.start_s={config.trainer.start_s:g}: use a larger trainer.start_s"
         ) from error
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise ConfigError(
-            f"{start} ({lines[-1] if lines else f'exit code {done.returncode}'}): give the base that it was trained on"
-        )
+        reason, remedy = _why_not_merged(done.returncode, done.stderr, target.parent)
+        raise ConfigError(f"{start} ({reason}): {remedy}")
+
+
+def _why_not_merged(code: int, said: str, folder: Path) -> tuple[str, str]:
+    """The reason that a merge failed, and the remedy, by its exit code and standard error."""
+    memory = "it needs memory for the whole model: free some, or merge it on a larger machine (peft: merge_and_unload)"
+    if code < 0:
+        killer = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
+        return f"ended by {killer}", memory
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reason = lines[-1] if lines else f"exit code {code}"
+    if "MemoryError" in reason or "t allocate memory" in reason:
+        return reason, memory
+    if "No space left" in reason or "Disk quota" in reason:
+        return reason, f"{folder} needs room for the whole model: free some, or give run_dir=FOLDER on another disk"
+    if any(words in reason for words in NOT_ITS_BASE):
+        return reason, "give the base that it was trained on"
+    return reason, "check the files of both"
 
 
 def _digest(adapter: Path) -> str:

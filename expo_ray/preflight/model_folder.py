@@ -15,6 +15,8 @@ GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 WHOLE_MODEL = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
+MERGED = "merged"
+"""The folder of a run for what an adapter makes of its base."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 

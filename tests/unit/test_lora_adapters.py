@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.resources import Resources
 from expo_ray.config.schema import LoraConfig
+from expo_ray.preflight import inputs
 from expo_ray.preflight.inputs import with_merged_adapter
 from expo_ray.preflight.model_folder import model_shape
 from expo_ray.preflight.values import check_config
@@ -113,7 +115,9 @@ def test_an_adapter_as_the_start_is_the_sum_of_its_base_and_itself(tiny_models, 
     config = compose_config([*TOY, f"model.path={saved_adapter}"])
     plan = check_config(config, Resources("here", 1, 64, 500, 0, 0))
     assert plan.shape == model_shape(str(base))
+    (tmp_path / "merged.12345").mkdir()  # of a process that was killed
     made = with_merged_adapter(plan, tmp_path)
+    assert [path.name for path in tmp_path.glob("merged*")] == ["merged"]
     assert "merging it into" in capsys.readouterr().err
     folder = Path(made.config.model.path)
     assert folder.parent == tmp_path and made.shape == plan.shape and config.model.path == str(saved_adapter)
@@ -142,3 +146,20 @@ def test_an_adapter_of_another_model_is_refused_in_a_sentence(tiny_models, saved
     with pytest.raises(ConfigError, match=r"cannot be merged into .* \(.*missing adapter keys") as refused:
         with_merged_adapter(plan, tmp_path / "run")
     assert "\n" not in str(refused.value) and list((tmp_path / "run").glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "words"),
+    [
+        (-9, "Loading weights:  40%|####      |\n", r"\(ended by SIGKILL\): it needs memory"),
+        (1, "OSError: [Errno 28] No space left on device\n", r"device\): RUN needs room"),
+        (1, "UserWarning: Found missing adapter keys\n", r"keys\): give the base that it was trained on"),
+        (1, "OSError: We could not connect\n", r"connect\): check the files of both"),
+    ],
+)
+def test_a_merge_that_fails_names_the_remedy(monkeypatch, code, said, words):
+    failed = subprocess.CompletedProcess([], code, "", said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    config = compose_config(["data=toy", "model.path=owner/adapter"])
+    with pytest.raises(ConfigError, match=r"cannot be merged into base .*" + words):
+        inputs._merge(config, "base", Path("RUN/merged.1"))

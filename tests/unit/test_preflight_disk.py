@@ -1,5 +1,6 @@
 """Room on disk: bytes of a checkpoint against measured ones, how many lie there at once, and remedies that fit."""
 
+import json
 import shutil
 from collections import namedtuple
 
@@ -135,6 +136,20 @@ def test_checkpoints_that_are_there_count_as_room(disk, tmp_path):
         file.truncate(checkpoint_bytes(config, shape))
     assert list(disk_problems(config, shape)) == []
     assert set(asked) == {str(tmp_path)}
+
+
+def test_an_adapters_merged_model_takes_room(disk, tmp_path):
+    model, adapter = write_model(tmp_path / "model"), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+    with (tmp_path / "model" / "model.safetensors").open("ab") as file:
+        file.truncate(2 * GIB)
+    config = config_with(f"model.path={adapter}")
+    disk(GIB)
+    (sentence,) = disk_problems(config, None)
+    assert "2.0 GiB of records and the adapter's merged model do not fit" in sentence
+    disk(3 * GIB)
+    assert list(disk_problems(config, None)) == []
 
 
 def test_records_alone_can_be_too_much_and_an_unknown_model_counts_as_nothing(disk):

@@ -18,6 +18,7 @@ from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.entry import check_arguments
 from expo_ray.files import append_lines
+from expo_ray.preflight import inputs
 from expo_ray.preflight.inputs import check_push
 from expo_ray.runtime.journal import Events
 
@@ -220,6 +221,26 @@ def test_a_run_that_could_not_push_does_not_start(hub, monkeypatch, token, role,
     with pytest.raises(ConfigError) as caught:
         check_push(configured())
     assert sentence in str(caught.value) and f"trainer.push_to_hub={REPO}" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [429, 500, None])
+def test_a_hub_without_an_answer_is_away_and_refuses_no_token(hub, monkeypatch, status):
+    """It is asked too often, broken, or silent, as behind a proxy that holds the connection."""
+    ended = threading.Event()
+
+    def answer(of, code, body):
+        if status is None:
+            ended.wait(20)
+        Hub.send_response(of, status or 200)
+        of.end_headers()
+
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    monkeypatch.setattr(Hub, "answer", answer)
+    monkeypatch.setattr("huggingface_hub.hf_api.HfApi._whoami_cache", {}, raising=False)
+    monkeypatch.setattr(inputs, "ASK_S", 1.0 if status is None else 30.0)
+    with pytest.raises(ConfigError, match="cannot be reached from here"):
+        check_push(configured())
+    ended.set()
 
 
 def test_no_way_to_the_hub_is_said_before_the_start(hub, monkeypatch):
