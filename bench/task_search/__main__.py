@@ -15,11 +15,17 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from dataclasses import replace
 from pathlib import Path
 
+from bench.task_search.sample import BadInput, sample
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one step and returns the exit code."""
+    """Runs one step. Returns the exit code: 0; 1: gold answers are not graded as right; 2: bad input."""
     given = _parser().parse_args(arguments)
-    return int({"prompts": _prompts, "sample": _sample, "grade": _grade, "data": _data}[given.step](given))
+    try:
+        return int({"prompts": _prompts, "sample": _sample, "grade": _grade, "data": _data}[given.step](given))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> ArgumentParser:
@@ -88,8 +94,6 @@ def _prompts(given: Namespace) -> int:
 
 
 def _sample(given: Namespace) -> int:
-    from bench.task_search.sample import sample
-
     sample(
         given.model, given.prompts, given.out, given.levels, given.free, given.conditioned, given.tokens,
         given.temperature, given.problems, given.seconds,
@@ -105,6 +109,8 @@ def _grade(given: Namespace) -> int:
         print(table(graded))
         return 0
     shown = [e for e in graded if e.kind == CONDITIONED and f"{e.row['task']}/{e.row['level']}" == given.show]
+    if not shown:
+        raise BadInput(f"--show {given.show}: there is no answer-conditioned sample of this level")
     for each in random.Random(0).sample(shown, min(given.count, len(shown))):
         ended = "" if each.stopped else ", cut off"
         leak = f", leak: {each.leak}" if each.leak else ""
@@ -119,8 +125,14 @@ def _data(given: Namespace) -> int:
 
     training, held_out = [], []
     for name in given.levels:
-        level = next(level for level in LEVELS if level.name == name)
+        level = next((level for level in LEVELS if level.name == name), None)
+        if level is None:
+            raise BadInput(f"--levels {name}: there are only {', '.join(level.name for level in LEVELS)}")
         of_level = split(level, given.problems, given.held_out, given.seed)
+        if not of_level[0]:
+            raise BadInput(
+                f"--levels {name}: it has {len(of_level[1])} problems, all of them held out: use a smaller --held-out"
+            )
         print(f"{name}: {len(of_level[0])} problems to train on, {len(of_level[1])} held out")
         training += of_level[0]
         held_out += of_level[1]

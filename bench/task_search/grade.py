@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +15,8 @@ from expo_ray.verifier.tasks import EVALUATING_SCORERS
 
 FREE_BELOW, CONDITIONED_ABOVE = 0.05, 0.3
 """Bounds on a level's free pass@k, for all its samples, and its answer-conditioned pass@1."""
+SAMPLES = 8
+"""Free samples that each problem needs for it: of fewer, more levels would seem unsolved."""
 CONDITIONED = "conditioned"
 COLUMNS = (
     "level", "problems", "free pass@1", "free pass@{k}", "conditioned pass@1", "of these usable", "leaks", "cut off",
@@ -71,30 +73,39 @@ def grade(prompts: Path, samples: Path) -> list[Graded]:
 def table(graded: list[Graded]) -> str:
     """The search as a Markdown table, a row for each level, with 95 % intervals.
 
+    Where a level has fewer free samples than others, its k stands in its cell.
     Leaks, cut-off samples and mean tokens are those of the answer-conditioned samples.
     """
     levels: dict[str, list[Graded]] = defaultdict(list)
     for each in graded:
         levels[f"{each.row['task']}/{each.row['level']}"].append(each)
-    most = max(Counter(each.row["id"] for each in graded if each.kind == "free").values())
+    most = max(_fewest(of_level) for of_level in levels.values())
     lines = [" | ".join(COLUMNS).format(k=most), "|".join("---" for _ in COLUMNS)]
-    lines += [" | ".join(_cells(name, of_level)) for name, of_level in levels.items()]
+    lines += [" | ".join(_cells(name, of_level, most)) for name, of_level in levels.items()]
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _cells(level: str, graded: list[Graded]) -> list[str]:
+def _fewest(graded: list[Graded]) -> int:
+    return min(len(of_problem) for of_problem in _by_problem(graded, "free"))
+
+
+def _cells(level: str, graded: list[Graded], most: int) -> list[str]:
     free, conditioned = _by_problem(graded, "free"), _by_problem(graded, CONDITIONED)
     flat = [each for of_problem in conditioned for each in of_problem]
     first = [fmean(each.correct for each in of_problem) for of_problem in free]
     any_of = [float(any(each.correct for each in of_problem)) for of_problem in free]
     explained = [fmean(each.correct for each in of_problem) for of_problem in conditioned]
     usable = [fmean(each.usable for each in of_problem) for of_problem in conditioned]
-    unsolved = fmean(any_of) < FREE_BELOW
+    k = _fewest(graded)
+    unsolved = k >= SAMPLES and fmean(any_of) < FREE_BELOW
+    first_k = _share(any_of) + (f", k={k}" if k < most else "")
     within = [name for name, of in (("right", explained), ("usable", usable)) if fmean(of) > CONDITIONED_ABOVE]
     return [
         level,
         str(len(free)),
-        *(_share(shares) for shares in (first, any_of, explained, usable)),
+        _share(first),
+        first_k,
+        *(_share(shares) for shares in (explained, usable)),
         f"{fmean(each.leak is not None for each in flat):.2f}",
         f"{fmean(not each.stopped for each in flat):.2f}",
         f"{fmean(each.tokens for each in flat):.0f}",

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 
+class BadInput(ValueError):
+    """An argument that cannot be used, in one sentence."""
+
+
 def sample(
     model: str,
     prompts: Path,
@@ -33,14 +37,28 @@ def sample(
         temperature: of both kinds.
         problems: problems of each level; 0: all.
         seconds: no further level begins after this time.
+
+    Raises:
+        BadInput: a level that `prompts` does not have, or `out` was sampled with other settings.
     """
     began = time.monotonic()
     rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
-    done = {json.loads(line)["id"] for line in out.read_text("utf-8").splitlines()} if out.exists() else set()
-    llm = _engine(model, max(len(ids) for row in rows for ids in (row["free_ids"], row["conditioned_ids"])) + tokens)
     by_level: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_level.setdefault(f"{row['task']}/{row['level']}", []).append(row)
+    if unknown := [level for level in levels if level not in by_level]:
+        raise BadInput(f"--levels {unknown[0]}: {prompts} has only {', '.join(by_level)}")
+    before = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.exists() else []
+    wanted = {"temperature": temperature, "tokens": tokens, "free": free, "conditioned": conditioned}
+    for row in before:
+        had = (row["temperature"], row["max_tokens"], len(row["free"]), len(row["conditioned"]))
+        for (name, now), then in zip(wanted.items(), had, strict=True):
+            if now != then:
+                raise BadInput(
+                    f"--out {out} was sampled with --{name} {then}, not {now}: use the same, or another --out"
+                )
+    done = {row["id"] for row in before}
+    llm = _engine(model, max(len(ids) for row in rows for ids in (row["free_ids"], row["conditioned_ids"])) + tokens)
     for level in levels or by_level:
         chosen = [row for row in by_level[level][: problems or None] if row["id"] not in done]
         if not chosen or time.monotonic() - began > seconds:

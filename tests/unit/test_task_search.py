@@ -4,6 +4,7 @@ import json
 import random
 import re
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +80,15 @@ def test_a_level_that_is_solved_freely_does_not_qualify():
     assert table(graded([[False] * 8] * 9 + [[False] * 7 + [True]], conditioned)).endswith("|  |")
 
 
+def test_a_level_with_fewer_samples_says_so_and_does_not_qualify():
+    explained = [[(True, True, False)]] * 9
+    few = [replace(each, row=each.row | {"level": 3}) for each in graded([[False] * 2] * 9, explained)]
+    lines = table(graded([[False] * 8] * 9, explained) + few).splitlines()
+    assert "free pass@8" in lines[0] and lines[2].endswith("| right, usable |") and "k=" not in lines[2]
+    assert ", k=2 |" in lines[3] and lines[3].endswith("|  |")
+    assert "free pass@2" in table(few) and table(few).endswith("|  |")
+
+
 def test_samples_are_graded_by_the_task_of_their_problem(tmp_path: Path, capsys):
     gym = next(level for level in LEVELS if level.name == "countdown/1").problems(1, seed=0)[0]
     made = MADE[0].problems(1, seed=0)[0]
@@ -114,7 +124,7 @@ class Engine:
         return [SimpleNamespace(outputs=[done] * of.n) for of in params]
 
 
-def test_sampling_takes_the_levels_in_order_and_continues_a_file(tmp_path: Path, monkeypatch):
+def test_sampling_takes_the_levels_in_order_and_continues_a_file(tmp_path: Path, monkeypatch, capsys):
     rows = [
         {
             "id": f"{task}/1/{index}", "task": task, "level": 1, "stop_ids": [2], "free_ids": [10 * number + index],
@@ -134,11 +144,26 @@ def test_sampling_takes_the_levels_in_order_and_continues_a_file(tmp_path: Path,
     engine.asked.clear()
     assert main([*command, "--seconds", "-1"]) == 0 and engine.asked == []
     assert main(command) == 0 and engine.asked == [10, 11, 110, 111]
+    capsys.readouterr()
+    for more, words in (
+        (["--temperature", "0.5"], "was sampled with --temperature 1.0, not 0.5"),
+        (["--tokens", "32"], "--tokens 64, not 32"), (["--free", "2"], "--free 8, not 2"),
+        (["--conditioned", "2"], "--conditioned 4, not 2"), (["--levels", "d/1"], "has only a/1, b/1, c/1"),
+    ):  # fmt: skip
+        assert main([*command, *more]) == 2
+        assert words in capsys.readouterr().err
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["id"] for row in written] == ["c/1/0", "c/1/1", "a/1/0", "a/1/1", "b/1/0", "b/1/1"]
     sample = {"text": "x", "tokens": 2, "stopped": False}
     assert all(row["temperature"] == 1.0 and row["max_tokens"] == 64 for row in written)
     assert all(row["free"] == [sample] * 8 and row["conditioned"] == [sample] * 4 for row in written)
+
+
+@pytest.mark.parametrize(("level", "words"), [("factors/1", "all of them held out"), ("factors/99", "there are only")])
+def test_levels_without_training_problems_are_refused(tmp_path: Path, capsys, level, words):
+    command = ["data", "--levels", level, "--problems", "5"]
+    assert main([*command, "--out", str(tmp_path / "a"), "--held-out-out", str(tmp_path / "b")]) == 2
+    assert words in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("level", ["anagram/2", "factors/4"])
