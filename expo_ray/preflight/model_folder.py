@@ -15,6 +15,9 @@ GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 WHOLE_MODEL = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
+TIED = ("gemma",)
+"""Beginnings of model types whose output layer is the embeddings unless config.json says otherwise; others
+count as untied, which is larger."""
 MERGED = "merged"
 """The folder of a run for what an adapter makes of its base."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -142,7 +145,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"model.path={folder} has no config.json: give a Hugging Face model folder")
     config = _json(folder, "config.json")
     text = config.get("text_config")
-    return text if isinstance(text, dict) and text else config
+    if not isinstance(text, dict) or not text:
+        return config
+    # Of several models in one, the whole says whether the output layer is tied.
+    return {key: config[key] for key in ("tie_word_embeddings",) if key in config} | text
 
 
 def _from_json(config: dict[str, Any]) -> ModelShape | None:
@@ -159,7 +165,7 @@ def _from_json(config: dict[str, Any]) -> ModelShape | None:
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_size=head_size,
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=bool(config.get("tie_word_embeddings", str(config.get("model_type")).startswith(TIED))),
         qkv_bias=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
         context=config.get("max_position_embeddings") or 0,
         more_norms=_more_norms(str(config.get("model_type")), config["hidden_size"], head_size),

@@ -138,6 +138,25 @@ def weights(folder, change, dtype="F32"):
     write_safetensors(folder / "model.safetensors", kept, dtype)
 
 
+@pytest.mark.parametrize(
+    ("settings", "tied"),
+    [
+        ({"model_type": "gemma3_text"}, True),
+        ({"model_type": "gemma3_text", "tie_word_embeddings": False}, False),
+        ({"model_type": "qwen2"}, False),
+        ({"model_type": "gemma3", "text_config": SHAPE | {"model_type": "gemma3_text"}}, True),
+        ({"model_type": "x", "text_config": SHAPE | {"model_type": "y"}, "tie_word_embeddings": True}, True),
+    ],
+)
+def test_an_output_layer_is_tied_as_the_type_is_unless_the_file_says(tmp_path, settings, tied):
+    """transformers writes no key where a type's own default holds, as for Gemma 3, which ties it."""
+    bare = {key: value for key, value in SHAPE.items() if key != "tie_word_embeddings"}
+    text = settings.get("text_config", {})
+    text = {"text_config": {k: v for k, v in text.items() if k != "tie_word_embeddings"}} if text else {}
+    (tmp_path / "config.json").write_text(json.dumps(bare | settings | text))
+    assert model_shape(str(tmp_path)).tied == tied
+
+
 LORA = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
