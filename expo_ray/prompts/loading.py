@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError, DataError
@@ -30,7 +31,10 @@ def load_tokenizer(config: Config) -> Any:
         return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model.path={config.model.path}: its tokenizer cannot be loaded ({reason})") from error
+        sentence = f"model.path={config.model.path}: its tokenizer cannot be loaded ({reason})"
+        if (Path(config.model.path) / "adapter_config.json").is_file():  # a run loads it merged, with its base's
+            sentence += ": it is an adapter without one, give its base as model.path to see prompts"
+        raise ConfigError(sentence) from error
 
 
 def make_builder(tokenizer: Any, config: Config) -> PromptBuilder:

@@ -391,3 +391,9 @@ def test_preview_names_the_bad_line(tmp_path, capsys):
     data.write_text("nonsense\n")
     assert main(["--preview", "model=toy", "data=jsonl", f"data.path={data}"]) == 2
     assert f"{data} line 1" in capsys.readouterr().err
+
+
+def test_the_preview_of_an_adapter_without_a_tokenizer_asks_for_its_base(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    assert main(["--preview", "data=toy", "verifier=toy", f"model.path={tmp_path}"]) == 2
+    assert "it is an adapter without one, give its base as model.path" in capsys.readouterr().err
