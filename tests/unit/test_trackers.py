@@ -215,7 +215,11 @@ def test_one_that_hangs_holds_up_neither_a_step_nor_the_end(tmp_path, monkeypatc
 
 def test_all_are_asked_to_end_before_one_is_waited_for(tmp_path):
     ended = threading.Event()
-    first, last = Service(finish=lambda: ended.wait(60)), Service(finish=ended.set)
+
+    def finish():
+        assert ended.wait(10), "the last was not asked meanwhile"
+
+    first, last = Service(finish=finish), Service(finish=ended.set)
     close_all([BackgroundTracker(name, lambda s=s: s, Events(tmp_path)) for name, s in (("a", first), ("b", last))])
     assert ended.is_set() and not (tmp_path / "events.jsonl").exists()
 
