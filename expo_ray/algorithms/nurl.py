@@ -165,5 +165,9 @@ class NuRl(Grpo):
             told = {i for i, text in texts.items() if tells(text, problems[i].problem.answers)}
             leaks, empty, too_long = len(told), len(hints) - sum(map(bool, texts.values())), len(asked) - len(short)
             texts = {i: text for i, text in texts.items() if text and not (algo.leak_filter and i in told)}
-        found = {"written": len(texts), "leaked": leaks, "empty": empty, "too_long": too_long}
-        return texts, counts | {f"hints/{name}": float(count) for name, count in found.items()}
+        return texts, counts | {
+            "hints/written": float(len(texts)),
+            "hints/leaked": float(leaks),
+            "hints/empty": float(empty),
+            "hints/too_long": float(too_long),
+        }
