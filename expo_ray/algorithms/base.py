@@ -84,6 +84,8 @@ class Algorithm(AlgorithmFacts):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.restate: Restate | None = None
+        self.builder: PromptBuilder | None = None
+        self._score: Score | None = None
 
     @property
     def loads_reference(self) -> bool:
@@ -100,12 +102,13 @@ class Algorithm(AlgorithmFacts):
         Raises:
             InputError: what the configuration uses of an earlier run does not fit these inputs.
         """
+        self.builder = inputs.builder
         return []
 
     def attach(self, folder: Path, score: Score, restate: Restate) -> None:
         """Hands the driver's instance the run folder, the learners' scoring and the prompts' way to state a gold
         answer, once, before the first step."""
-        self.restate = restate
+        self._score, self.restate = score, restate
 
     def rollout_ahead(self, step: int) -> int:
         """Number of steps, starting with this one, whose prompts get their completions at `step`.

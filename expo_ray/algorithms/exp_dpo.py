@@ -41,7 +41,6 @@ class ExpDpo(Algorithm):
         self.stores_reference = self.refresh.period == 0
         self._made_with: MadeWith | None = None
         self._folder: Path | None = None
-        self._score: Score | None = None
 
     def begin(self, inputs: Inputs) -> list[str]:
         keys = [*SAMPLED_WITH, *(f"algo.{name}" for name in sorted(CHOSEN_WITH & (self.uses or CHOSEN_WITH)))]
@@ -57,7 +56,7 @@ class ExpDpo(Algorithm):
 
     def attach(self, folder: Path, score: Score, restate: Restate) -> None:
         super().attach(folder, score, restate)
-        self._folder, self._score = folder, score
+        self._folder = folder
 
     def rollout_ahead(self, step: int) -> int:
         return 0 if self.reuses_pairs else self.refresh.ahead(step)

@@ -3,19 +3,16 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from expo_ray.algorithms.base import Inputs, Properties, Score
-from expo_ray.algorithms.explanations import Restate
+from expo_ray.algorithms.base import Inputs, Properties
 from expo_ray.algorithms.grpo import Grpo, group_samples, weighted
 from expo_ray.algorithms.rewards import group_metrics, shaped_advantages
 from expo_ray.config.algorithms import POLICY_KEYS, TEACHER_KEYS
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import Config
 from expo_ray.messages import Group, IntArray, Likeliest, TrainingBatch, TrainingSample
-from expo_ray.prompts.builder import PromptBuilder
 
 
 class Opsd(Grpo):
@@ -31,13 +28,11 @@ class Opsd(Grpo):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.scores_reference = config.algo.teacher == "reference" and config.algo.distill_coef > 0
-        self.builder: PromptBuilder | None = None
         self.room = sys.maxsize
         """Tokens that the model has room for."""
-        self._score: Score | None = None
 
     def begin(self, inputs: Inputs) -> list[str]:
-        self.builder, self.room = inputs.builder, inputs.model_context or sys.maxsize
+        self.room = inputs.model_context or sys.maxsize
         lacking = [prompt.problem.uid for prompt in inputs.prompts if prompt.problem.solution is None]
         if self.config.algo.teacher_context == "solution" and lacking:
             raise ConfigError(
@@ -45,10 +40,6 @@ class Opsd(Grpo):
                 f"{len(inputs.prompts)} have none (the first: {lacking[0]}): use algo.teacher_context=answer"
             )
         return super().begin(inputs)
-
-    def attach(self, folder: Path, score: Score, restate: Restate) -> None:
-        super().attach(folder, score, restate)
-        self._score = score
 
     def contexts(self, groups: list[Group]) -> list[list[IntArray | None]]:
         """For each completion of each group, the ids of the prompt that its teacher sees; None: it has no teacher."""

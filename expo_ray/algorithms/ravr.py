@@ -1,11 +1,9 @@
 """RAVR: answer-conditioned reasoning as a variational posterior of the question-only one (arXiv 2510.25206)."""
 
-from pathlib import Path
-
 import numpy as np
 
-from expo_ray.algorithms.base import Inputs, Properties, Score
-from expo_ray.algorithms.explanations import Restate, in_scope, target_sample
+from expo_ray.algorithms.base import Properties
+from expo_ray.algorithms.explanations import in_scope, target_sample
 from expo_ray.algorithms.grpo import Grpo, weighted
 from expo_ray.algorithms.rewards import Rewards, group_advantages, group_metrics
 from expo_ray.algorithms.verifree import NO_REWARD_KEYS, Reasoned, answer_sequence, reasoned
@@ -60,14 +58,6 @@ class Ravr(Grpo):
     scores_answer = True
     scores_batch = True
 
-    def begin(self, inputs: Inputs) -> list[str]:
-        self.builder = inputs.builder
-        return super().begin(inputs)
-
-    def attach(self, folder: Path, score: Score, restate: Restate) -> None:
-        super().attach(folder, score, restate)
-        self.score = score
-
     def explanations_ahead(self, step: int) -> int:
         return 1
 
@@ -104,7 +94,8 @@ class Ravr(Grpo):
             for each in of_posterior:
                 ids = each.completion.token_ids
                 asked += [(rollout.prompt.conditioned_ids, ids), (rollout.prompt.free_ids, ids)]
-        found = iter(self.score(asked, self.config.rollout.temperature))
+        assert self._score is not None, "attach() comes before the first step"
+        found = iter(self._score(asked, self.config.rollout.temperature))
 
         def utility(each: Reasoned) -> float:
             return float(np.exp(next(found).sum(dtype=np.float64))) if len(each.statement) else 0.0

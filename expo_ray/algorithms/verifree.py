@@ -1,12 +1,11 @@
 """VeriFree: the likelihood of the gold answer after the policy's own reasoning as reward (arXiv 2505.21493)."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from expo_ray.algorithms.base import Inputs, Properties, Score
-from expo_ray.algorithms.explanations import Restate, target_sample
+from expo_ray.algorithms.base import Properties
+from expo_ray.algorithms.explanations import target_sample
 from expo_ray.algorithms.grpo import Grpo, weighted
 from expo_ray.algorithms.rewards import Rewards, group_advantages, group_metrics
 from expo_ray.config.algorithms import POLICY_KEYS
@@ -84,14 +83,6 @@ class VeriFree(Grpo):
     scores_answer = True
     scores_batch = True
 
-    def begin(self, inputs: Inputs) -> list[str]:
-        self.builder = inputs.builder
-        return super().begin(inputs)
-
-    def attach(self, folder: Path, score: Score, restate: Restate) -> None:
-        super().attach(folder, score, restate)
-        self.score = score
-
     def training_batch(self, groups: list[Group], step: int, properties: Properties | None = None) -> TrainingBatch:
         builder = self.builder
         assert builder is not None, "begin() comes before the first step"
@@ -114,6 +105,7 @@ class VeriFree(Grpo):
             for each in of_group
             if len(each.statement)
         ]
-        scored: list[FloatArray] = self.score(asked, self.config.rollout.temperature)
+        assert self._score is not None, "attach() comes before the first step"
+        scored: list[FloatArray] = self._score(asked, self.config.rollout.temperature)
         found = iter([float(np.exp(values.sum(dtype=np.float64))) for values in scored])
         return [np.array([next(found) if len(each.statement) else 0.0 for each in of]) for of in groups]
