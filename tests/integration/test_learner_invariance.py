@@ -6,6 +6,7 @@ And DeepSpeed's buffers are as large as the plan says; that, and offloading, abo
 import copy
 import gc
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,6 +167,22 @@ def start(local_ray, tmp_path_factory):
     return of
 
 
+def token_signals(sample: TrainingSample, log_softmax: Any) -> dict[str, Any]:
+    """The fields of PolicyTokens that hold a sample's advantages and its teacher; `log_softmax` is [T, V]."""
+    import torch
+
+    advantages, teacher = sample.token_advantages, sample.teacher
+    if advantages is None:
+        advantages = np.full(len(sample.completion_ids), sample.advantage, np.float32)
+    return {
+        "advantage": torch.tensor(advantages),
+        "teacher_logprobs": None if teacher is None else torch.tensor(teacher.logprobs),
+        "likely_logprobs": None
+        if teacher is None
+        else log_softmax.gather(-1, torch.tensor(teacher.ids.astype(np.int64))),
+    }
+
+
 def reference_gradient(config: Config, batch: TrainingBatch) -> dict[str, np.ndarray]:
     """The gradient without DeepSpeed, micro-batches or padding: one sample at a time, plain transformers."""
     import torch
@@ -188,13 +205,7 @@ def reference_gradient(config: Config, batch: TrainingBatch) -> dict[str, np.nda
             sample_of_token=torch.zeros(len(logprobs), dtype=torch.int64),
             term=[sample.term],
             weight=torch.tensor([sample.weight]),
-            advantage=torch.full_like(logprobs.detach(), sample.advantage)
-            if sample.token_advantages is None
-            else torch.tensor(sample.token_advantages),
-            teacher_logprobs=None if sample.teacher is None else torch.tensor(sample.teacher.logprobs),
-            likely_logprobs=None
-            if sample.teacher is None
-            else log_softmax.gather(-1, torch.tensor(sample.teacher.ids.astype(np.int64))),
+            **token_signals(sample, log_softmax),
             unit=torch.tensor([-1]),
             reference_sum=torch.tensor([float("nan")]),
         )

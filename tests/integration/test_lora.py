@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_learner_invariance import make_batch, relative_difference
+from test_learner_invariance import make_batch, relative_difference, token_signals
 
 from expo_ray.algorithms import make_algorithm
 from expo_ray.algorithms.tokens import PolicyTokens
@@ -296,13 +296,7 @@ def test_the_gradient_is_that_of_plain_peft(record):
             sample_of_token=torch.zeros(len(logprobs), dtype=torch.int64),
             term=[sample.term],
             weight=torch.tensor([sample.weight]),
-            advantage=torch.full_like(reference, sample.advantage)
-            if sample.token_advantages is None
-            else torch.tensor(sample.token_advantages),
-            teacher_logprobs=None if sample.teacher is None else torch.tensor(sample.teacher.logprobs),
-            likely_logprobs=None
-            if sample.teacher is None
-            else scores.gather(-1, torch.tensor(sample.teacher.ids.astype(np.int64))),
+            **token_signals(sample, scores),
             unit=torch.tensor([-1]),
             reference_sum=torch.tensor([float("nan")]),
         )
