@@ -150,16 +150,17 @@ def _join(key: str, address: str, seconds: float, **options: Any) -> None:
     if address.startswith("ray://"):
         raise ConfigError(f"{told} is an address for Ray Client, which cannot train: {way}, or use expo_ray.submit")
     logging.getLogger("ray").setLevel(options.get("logging_level", logging.ERROR))  # it says that a token is used
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
-        asked = subprocess.run(
-            [sys.executable, "-c", PROBE, address], capture_output=True, text=True, errors="replace", timeout=seconds
-        )
+        asked = _probe(address, seconds)
+        if "AuthenticationError" in asked.stderr and maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+            asked = _probe(address, seconds)
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"{told}: no Ray cluster answers within trainer.start_s={seconds:g}: {way}") from error
     if asked.returncode != 0:
         lines = asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"]
         raise ConfigError(f"{told}: no Ray cluster can be joined there ({lines[-1]}): {way}")
+    # With a token at hand, Ray would assume that the cluster has it too, and refuse the calls of one without.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         with _apart():
             ray.init(address=address, **options)
@@ -167,6 +168,17 @@ def _join(key: str, address: str, seconds: float, **options: Any) -> None:
         raise ConfigError(f"{told} cannot be joined ({' '.join(str(error).split())[:300]}): {way}") from error
     socket = ray._private.worker._global_node.raylet_socket_name
     _watch(each for each in psutil.process_iter() if _has_argument(each, socket))
+
+
+def _probe(address: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Asks the cluster, with a token only where RAY_AUTH_MODE asks for one.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not answer within `seconds`.
+    """
+    environment = {"RAY_AUTH_MODE": "disabled"} | os.environ
+    command = [sys.executable, "-c", PROBE, address]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, env=environment)
 
 
 def _watch(processes: Any) -> None:
@@ -180,7 +192,7 @@ def _watch(processes: Any) -> None:
 
 def _has_argument(process: psutil.Process, value: str) -> bool:
     try:
-        return any(value in part for part in process.cmdline())
+        return any(part.endswith(value) for part in process.cmdline())
     except psutil.Error:  # it has ended, or is another user's
         return False
 

@@ -1,12 +1,15 @@
-"""A Ray that fails to start: it is retried, then one sentence quotes the raylet's log."""
+"""Starting Ray and joining a cluster, with Ray's own calls replaced."""
 
 import os
+import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
+from expo_ray.runtime import ray_node
 from expo_ray.runtime.ray_node import TRIES, start_ray
 from expo_ray.runtime.waits import WaitExpired
 
@@ -74,3 +77,37 @@ def test_another_error_is_not_tried_again(monkeypatch):
     with pytest.raises(ValueError, match="negative"):
         start_ray()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("cluster_has_token", "mode"), [(False, "disabled"), (True, "token")])
+def test_a_token_is_sent_only_to_a_cluster_that_asks_for_one(cluster_has_token, mode, monkeypatch):
+    """A driver in token mode refuses the calls of a cluster without tokens: its actors die before they start."""
+    joined, asked = [], []
+
+    def probe(command, env, **options):
+        asked.append(env["RAY_AUTH_MODE"])
+        refused = cluster_has_token and env["RAY_AUTH_MODE"] == "disabled"
+        return subprocess.CompletedProcess(command, int(refused), "", "AuthenticationError: no" if refused else "")
+
+    def enable(**options):
+        os.environ["RAY_AUTH_MODE"] = "token"
+        return True
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "to be restored")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setattr(ray_node.subprocess, "run", probe)
+    monkeypatch.setattr(ray_node, "maybe_enable_token_auth_if_token_available", enable)
+    monkeypatch.setattr(ray, "init", lambda **options: joined.append(os.environ.get("RAY_AUTH_MODE")))
+    monkeypatch.setattr(ray._private.worker, "_global_node", SimpleNamespace(raylet_socket_name="/tmp/s/raylet"))
+    ray_node._join("cluster.address", "host:1", 5)
+    assert joined == [mode] and asked == ["disabled", "token"][: 1 + cluster_has_token]
+
+
+def test_only_this_nodes_raylet_is_watched():
+    """Two nodes on one machine have sockets named raylet and raylet.1."""
+    own, other = (
+        SimpleNamespace(cmdline=lambda name=name: ["raylet", f"--raylet_socket_name=/tmp/s/sockets/{name}"])
+        for name in ("raylet", "raylet.1")
+    )
+    assert ray_node._has_argument(own, "/tmp/s/sockets/raylet")
+    assert not ray_node._has_argument(other, "/tmp/s/sockets/raylet")
