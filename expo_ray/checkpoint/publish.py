@@ -1,5 +1,6 @@
 """An exported policy for others: its model card, and the push to the Hugging Face hub."""
 
+import json
 import re
 import shlex
 import threading
@@ -10,6 +11,7 @@ import expo_ray
 from expo_ray.config.keys import as_settings, defaults, facts_of
 from expo_ray.config.schema import Config
 from expo_ray.files import read_lines, write_whole
+from expo_ray.learner.rank import ADAPTER
 from expo_ray.preflight.model_folder import weights_of
 from expo_ray.runtime.journal import Events
 
@@ -55,7 +57,7 @@ def write_card(policy: Path, config: Config, run_folder: Path, done: int) -> Non
 # {config.run_name}
 
 {_public(model)} after {done} steps of `{config.algo.name}`{lora}, trained with expo_ray {expo_ray.__version__}.
-
+{_adapter(config, base) if lora else ""}
 ## Evaluations
 
 {_tables(evaluations, config)}
@@ -69,6 +71,27 @@ All that differ from the defaults of expo_ray {expo_ray.__version__}:
 {_settings(config)}
 """
     write_whole(policy / CARD, text)
+
+
+def _adapter(config: Config, base: str) -> str:
+    """How to load the adapters alone: on the model that training started from, which may be an adapter's merged one."""
+    start = config.model.path
+    merged = (
+        f'model = PeftModel.from_pretrained(model, "{_public(start)}").merge_and_unload()\n' if start != base else ""
+    )
+    return f"""
+The adapters alone are in `{ADAPTER}`. They belong to the model that training started from{
+        ", an adapter merged into its base" if merged else ""
+    }:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{_public(base)}", dtype="auto")
+{merged}model = PeftModel.from_pretrained(model, "{config.trainer.push_to_hub or "."}", subfolder="{ADAPTER}")
+```
+"""
 
 
 def _tables(evaluations: list[dict[str, Any]], config: Config) -> str:
@@ -135,7 +158,13 @@ def push(config: Config, policy: Path, events: Events) -> str | None:
 
             hub = HfApi()
             address = str(hub.create_repo(repo, private=private, exist_ok=True))
-            hub.upload_folder(repo_id=repo, folder_path=policy, commit_message=f"{config.run_name}, {config.algo.name}")
+            words, settings = f"{config.run_name}, {config.algo.name}", f"{ADAPTER}/adapter_config.json"
+            if (policy / settings).is_file():
+                public = json.loads((policy / settings).read_text(encoding="utf-8"))
+                public["base_model_name_or_path"] = _public(public["base_model_name_or_path"])
+                content = json.dumps(public, indent=2).encode()
+                hub.upload_file(path_or_fileobj=content, path_in_repo=settings, repo_id=repo, commit_message=words)
+            hub.upload_folder(repo_id=repo, folder_path=policy, commit_message=words, ignore_patterns=[settings])
             found["address"] = address
         except Exception as error:  # whatever it is, the run has ended well and its files are here
             found["reason"] = " ".join(f"{type(error).__name__}: {error}".split())[:400]

@@ -1,12 +1,13 @@
-"""LoRA with peft: adapters on the policy, the policy without them as reference policy, and merged weights for engines.
+"""LoRA with peft: adapters on the policy, the policy without them as reference policy, merged weights, and the export.
 
 `inject_adapter_in_model` keeps the language model's own class and parameter names, so nothing else in the learner
 depends on LoRA.
 """
 
+import copy
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from peft import LoraConfig as PeftLora
 from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -22,7 +24,7 @@ from expo_ray.config.errors import did_you_mean
 from expo_ray.config.schema import LoraConfig
 from expo_ray.files import generation_file
 from expo_ray.learner.micro_batches import Entropy, Layout
-from expo_ray.sync.source import Entry, lora_entries
+from expo_ray.sync.source import Entry, ZeroWeightSource, lora_entries
 
 ALL_LINEAR = ["all-linear"]
 
@@ -122,6 +124,35 @@ def merged_entries(lm: Any) -> list[Entry]:
             "(an embedding, or a head that shares its weight): give linear layers inside the blocks"
         )
     return entries
+
+
+def export_adapter(lm: Any, base: str, folder: Path, writes: bool) -> Callable[[], None] | None:
+    """Collects the adapters' weights from all ranks, to be written in peft's format, in their own precision.
+
+    Args:
+        lm: the language model inside the policy's engine, with adapters; all ranks must call this.
+        base: the model that training started from, on which alone these adapters are the policy.
+        folder: where to write; made if missing.
+        writes: whether this rank keeps and writes the weights.
+
+    Returns:
+        A function that writes them, from any thread at any later time; None on ranks that do not write.
+    """
+    own = [(name.replace(".default.", "."), p) for name, p in lm.named_parameters() if ".lora_" in name]
+    state = {}
+    for name, tensor in ZeroWeightSource(lm, entries=[Entry(f"base_model.model.{name}", (p,)) for name, p in own]):
+        if writes:
+            state[name] = tensor.detach().to("cpu", copy=True)
+    settings = copy.copy(lm.peft_config["default"])
+    settings.base_model_name_or_path = str(Path(base).absolute()) if Path(base).is_dir() else base
+    settings.task_type, settings.inference_mode = "CAUSAL_LM", True
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        settings.save_pretrained(str(folder))
+
+    return write if writes else None
 
 
 def _adapted_layers(lm: Any) -> list[Any]:

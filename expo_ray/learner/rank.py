@@ -18,6 +18,8 @@ from expo_ray.runtime.spans import span
 
 TAG = "learner"
 """DeepSpeed's name for the folder with its files inside a checkpoint."""
+ADAPTER = "adapter"
+"""The folder, inside the exported policy, of the adapters alone."""
 
 
 class LearnerRank(ActorProcess):
@@ -189,8 +191,13 @@ class LearnerRank(ActorProcess):
         # No `latest` file: which checkpoint is the newest is decided by its manifest, which is written last.
         self.engine.save_checkpoint(folder, tag=TAG, client_state={"updates": self.updates}, save_latest=False)
         self.writer.save(random_state(), str(Path(folder) / TAG / f"random_state_{self.rank}.pt"))
-        write = export(self.lm, self.source, self.config, Path(folder) / "policy", writes=self.rank == 0)
-        if write is not None:
+        policy, writes = Path(folder) / "policy", self.rank == 0
+        exports = [export(self.lm, self.source, self.config, policy, writes)]
+        if self.config.model.lora.rank:
+            from expo_ray.learner.lora import export_adapter
+
+            exports.append(export_adapter(self.lm, self.config.model.path, policy / ADAPTER, writes))
+        for write in filter(None, exports):
             self.writer.submit(write)
         return [] if background else self.written(wait=True) or []
 

@@ -22,12 +22,13 @@ def checkpoint_bytes(config: Config, shape: ModelShape) -> int:
     """Estimates one checkpoint: weights and optimizer as DeepSpeed writes them, and the exported policy.
 
     The optimizer is float32 master weights and Adam's two moments; stage 0 in float32 has no master copy. At stage 3
-    the trained weights are only in the optimizer's shards. With LoRA everything but the adapters is frozen.
+    the trained weights are only in the optimizer's shards. With LoRA everything but the adapters is frozen, and they
+    are exported, too.
     """
     learner, rank = config.learner, config.model.lora.rank
     trained = shape.lora_parameters(rank) if rank else shape.parameters
     frozen = shape.parameters if rank else 0
-    weights = frozen + (trained if learner.zero_stage < 3 else 0)
+    weights = frozen + (trained if learner.zero_stage < 3 else 0) + (trained if rank else 0)
     optimizer = 8 if learner.zero_stage == 0 and learner.dtype == "float32" else 12
     return weights * BYTES[learner.dtype] + trained * optimizer + shape.parameters * BYTES[config.rollout.dtype]
 

@@ -329,6 +329,16 @@ def test_the_export_is_the_policy_for_transformers(record):
 
 
 @pytest.mark.slow
+def test_the_exported_adapter_on_the_base_is_the_exported_policy(record):
+    """Gathered at each ZeRO stage, and loaded by peft alone."""
+    from peft import PeftModel
+
+    base = load(record.config.model.path).double()
+    adapter = PeftModel.from_pretrained(base, record.exported, subfolder="adapter").double()
+    assert distance(scores_of(adapter, record.batch), scores_of(load(record.exported).double(), record.batch)) < 1e-5
+
+
+@pytest.mark.slow
 def test_a_checkpoint_holds_adapters_and_their_optimizer(record):
     after = record.after[0][1]
     assert all(np.array_equal(record.loaded[name], after[name]) for name in after)

@@ -77,6 +77,37 @@ def test_initial_adapters_depend_on_the_seed_only(tiny_models):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_exported_adapter_on_its_base_is_the_exported_policy(tiny_models, tmp_path):
+    """By peft, and as the start of another run."""
+    from peft import PeftModel
+
+    from expo_ray.learner.lora import export_adapter, merged_entries
+    from expo_ray.learner.saving import export
+    from expo_ray.sync.source import ZeroWeightSource
+
+    base, policy = tiny_models["untied"], tmp_path / "policy"
+    lm = adapted(base, ["q_proj", "down_proj", "lm_head"])
+    torch.manual_seed(7)
+    for name, parameter in lm.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    config = compose_config([*TOY, f"model.path={base}"])
+    assert export_adapter(lm, str(base), policy / "adapter", writes=False) is None
+    for write in (
+        export(lm, ZeroWeightSource(lm, entries=merged_entries(lm)), config, policy, writes=True),
+        export_adapter(lm, str(base), policy / "adapter", writes=True),
+    ):
+        write()
+    row = torch.tensor([[3, 4, 5, 6]])
+    exported, start = load(policy).double()(row).logits, load(base).double()
+    assert (exported - start(row).logits).abs().max() > 0.1
+    found = PeftModel.from_pretrained(start, policy, subfolder="adapter").double()(row).logits
+    torch.testing.assert_close(found, exported, rtol=1e-5, atol=1e-5)  # in float64: only weights are rounded
+    plan = check_config(compose_config([*TOY, f"model.path={policy}/adapter"]), Resources("here", 1, 64, 500, 0, 0))
+    made = with_merged_adapter(plan, tmp_path).config.model.path
+    torch.testing.assert_close(load(Path(made)).double()(row).logits, exported, rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def saved_adapter(tiny_models, tmp_path_factory) -> Path:
     """An adapter as peft saves it, whose scale is 8 / 2, with the base's tokenizer left out."""

@@ -145,6 +145,31 @@ def test_a_run_of_an_adapter_names_it_and_its_base(tmp_path):
     assert "base_model: Qwen/Qwen2.5-3B\n" in card and "\nmy_adapter after 2 steps" in card
 
 
+def test_adapters_are_pushed_with_the_policy_and_the_card_says_how_to_load_them(hub, tmp_path, monkeypatch):
+    """By the names that others know: a folder of this machine is only its last part."""
+    policy, start = run_folder(tmp_path), tmp_path / "my_adapter"
+    (policy / "adapter").mkdir()
+    settings = {"peft_type": "LORA", "base_model_name_or_path": f"{tmp_path}/merged"}
+    (policy / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    (policy / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    start.mkdir()
+    (start / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen2.5-3B"}')
+    config = configured("model.lora.rank=4")
+    config.model.path = str(start)
+    write_card(policy, config, tmp_path, done=2)
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    assert push(config, policy, Events(tmp_path)) == f"http://127.0.0.1:{hub.server_port}/{REPO}"
+    card = hub.files["README.md"].decode()
+    assert f'PeftModel.from_pretrained(model, "{REPO}", subfolder="adapter")' in card
+    assert 'from_pretrained("Qwen/Qwen2.5-3B", dtype' in card and '"my_adapter").merge_and_unload()' in card
+    assert hub.files["adapter/adapter_model.safetensors"] == b"weights"
+    assert json.loads(hub.files["adapter/adapter_config.json"]) == settings | {"base_model_name_or_path": "merged"}
+    assert hub.files.keys() == {str(f.relative_to(policy)) for f in policy.rglob("*") if f.is_file()}
+    config.model.path = "Qwen/Qwen2.5-3B"
+    write_card(policy, config, tmp_path, done=2)
+    assert "merge_and_unload" not in (policy / "README.md").read_text()
+
+
 def test_a_card_that_is_written_again_damages_no_checkpoint(tmp_path):
     policy = run_folder(tmp_path)
     write_card(policy, configured(), tmp_path, done=2)
