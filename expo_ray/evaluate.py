@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _command(arguments: list[str]) -> int:
     from expo_ray.config.compose import compose_config
     from expo_ray.evaluation.settings import expand
-    from expo_ray.preflight.inputs import check_hub
+    from expo_ray.preflight.inputs import check_hub, fetch_adapter
     from expo_ray.preflight.plan import plan_text
     from expo_ray.preflight.values import check_config
 
@@ -58,6 +58,8 @@ def _command(arguments: list[str]) -> int:
     if data.sources and not (data.eval_path or data.eval_sources):
         data.eval_sources = [{key: entry[key] for key in entry if key != "weight"} for entry in data.sources]
         data.sources = []
+    if not config.dry_run:
+        fetch_adapter(config)
     plan = check_config(config, training=False)
     if config.dry_run:
         print(plan_text(plan), end="")
@@ -71,10 +73,11 @@ def _command(arguments: list[str]) -> int:
 def _evaluate(plan: "Plan", folder: Path) -> int:
     from rich.console import Console
 
+    from expo_ray.config.model_path import adapter_base
     from expo_ray.evaluation.samples import SampleFile
     from expo_ray.evaluation.settings import CHUNK, settle, store, stored
     from expo_ray.preflight.inputs import with_merged_adapter
-    from expo_ray.preflight.model_folder import adapter_base, generation_ends
+    from expo_ray.preflight.model_folder import generation_ends
     from expo_ray.preflight.plan import write_plan
     from expo_ray.prompts.loading import load_tokenizer, stop_ids
     from expo_ray.reporting.terminal import evaluation_table

@@ -7,10 +7,13 @@ The last one finds a file of a model.
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -139,18 +142,18 @@ def read_summary(run_folder: Path) -> dict[str, Any]:
     return found
 
 
-def generation_file(model_path: str, fetch: bool = True) -> Path | None:
-    """Finds a model's generation_config.json, in its folder, in the cache of the hub or on the hub.
+def model_file(model_path: str, name: str, fetch: bool = False) -> Path | None:
+    """Finds a file of a model, such as its generation_config.json, in its folder or in the cache of the hub.
 
     Args:
         model_path: a folder or a hub id.
-        fetch: ask the hub, not only its cache.
+        name: the file's name.
+        fetch: also ask the hub.
 
     Returns:
         The file; None if the model has none.
     """
-    name = "generation_config.json"
-    if (folder := Path(model_path)).is_dir():
+    if (folder := Path(model_path)).is_dir() or not HUB_ID.fullmatch(model_path):
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError

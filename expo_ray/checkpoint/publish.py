@@ -9,10 +9,10 @@ from typing import Any
 
 import expo_ray
 from expo_ray.config.keys import as_settings, defaults, facts_of
+from expo_ray.config.model_path import weights_of
 from expo_ray.config.schema import Config
 from expo_ray.files import read_lines, write_whole
 from expo_ray.learner.rank import ADAPTER
-from expo_ray.preflight.model_folder import weights_of
 from expo_ray.runtime.journal import Events
 
 CARD = "README.md"
@@ -74,15 +74,13 @@ All that differ from the defaults of expo_ray {expo_ray.__version__}:
 
 
 def _adapter(config: Config, base: str) -> str:
-    """How to load the adapters alone: on the model that training started from, which may be an adapter's merged one."""
-    start = config.model.path
-    merged = (
-        f'model = PeftModel.from_pretrained(model, "{_public(start)}").merge_and_unload()\n' if start != base else ""
-    )
+    """How to load the adapters alone: on the model that training started from."""
+    words, merged = "", ""
+    if (start := config.model.path) != base:
+        words = ", an adapter merged into its base"
+        merged = f'model = PeftModel.from_pretrained(model, "{_public(start)}").merge_and_unload()\n'
     return f"""
-The adapters alone are in `{ADAPTER}`. They belong to the model that training started from{
-        ", an adapter merged into its base" if merged else ""
-    }:
+The adapters alone are in `{ADAPTER}`. They belong to the model that training started from{words}:
 
 ```python
 from peft import PeftModel

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from expo_ray.config.errors import did_you_mean
 from expo_ray.config.schema import LoraConfig
-from expo_ray.files import generation_file
+from expo_ray.files import model_file
 from expo_ray.learner.micro_batches import Entropy, Layout
 from expo_ray.sync.source import Entry, ZeroWeightSource, lora_entries
 
@@ -87,7 +87,7 @@ def merge_adapter(adapter: str, base: str, tokenizer: str, folder: str, trust_re
     merged.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code).save_pretrained(folder)
     (Path(folder) / "generation_config.json").unlink(missing_ok=True)
-    if (generation := generation_file(base)) is not None:
+    if (generation := model_file(base, "generation_config.json", fetch=True)) is not None:
         shutil.copy(generation, folder)
     for code in Path(base).glob("*.py") if trust_remote_code else ():
         shutil.copy(code, folder)

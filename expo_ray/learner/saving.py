@@ -16,7 +16,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import AutoTokenizer
 
 from expo_ray.config.schema import Config
-from expo_ray.files import generation_file
+from expo_ray.files import model_file
 
 
 def random_state() -> dict[str, Any]:
@@ -129,7 +129,7 @@ def export(lm: Any, source: Any, config: Config, folder: Path, writes: bool) -> 
         tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
         tokenizer.save_pretrained(folder)
         # Copied as it is: transformers refuses to write what it reads (a temperature without do_sample, and the like).
-        if (generation := generation_file(config.model.path, fetch=False)) is not None:
+        if (generation := model_file(config.model.path, "generation_config.json")) is not None:
             shutil.copy(generation, folder)
         if config.model.trust_remote_code:
             for code in Path(config.model.path).glob("*.py"):

@@ -7,15 +7,16 @@ from typing import Any
 
 from expo_ray.algorithms.pairs import PairStore
 from expo_ray.config.errors import ConfigError
+from expo_ray.config.model_path import tokenizer_of
 from expo_ray.config.resources import GIB, Resources
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import GENERATED, Problems
 from expo_ray.preflight.disk import disk_problems
 from expo_ray.preflight.estimate import BYTES
 from expo_ray.preflight.fit import misfits
-from expo_ray.preflight.inputs import check_hub, check_longest, check_push
+from expo_ray.preflight.inputs import check_hub, check_longest, check_push, fetch_adapter
 from expo_ray.preflight.model_files import has_template
-from expo_ray.preflight.model_folder import ModelShape, tokenizer_of
+from expo_ray.preflight.model_folder import ModelShape
 from expo_ray.preflight.placement import Node, placeable
 from expo_ray.preflight.plan import Plan, plan_for
 from expo_ray.preflight.values import check_config, program_problems
@@ -43,6 +44,8 @@ def check_run(config: Config) -> Checked:
     Raises:
         InputError: the first thing that is wrong, in one sentence with the remedy.
     """
+    if not config.dry_run:
+        fetch_adapter(config)
     plan = check_config(config)
     data = config.data
     problems = Problems(data, config.seed, config.verifier)

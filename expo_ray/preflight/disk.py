@@ -5,9 +5,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from expo_ray.config.model_path import adapter_base
 from expo_ray.config.schema import Config
 from expo_ray.preflight.estimate import BYTES, completions_per_prompt
-from expo_ray.preflight.model_folder import MERGED, ModelShape, adapter_base
+from expo_ray.preflight.model_folder import MERGED, ModelShape
 
 MIB, GIB = 1 << 20, 1 << 30
 RECORDS_A_STEP = 16 << 10

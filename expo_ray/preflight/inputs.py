@@ -17,15 +17,51 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.config.model_path import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    adapter_folder,
+    tokenizer_of,
+    weights_of,
+)
 from expo_ray.config.schema import Config
+from expo_ray.files import HUB_ID, model_file
 from expo_ray.messages import Problem
-from expo_ray.preflight.model_folder import MERGED, adapter_base, tokenizer_of, weights_of
+from expo_ray.preflight.model_folder import MERGED
 from expo_ray.preflight.plan import Plan
 
 HOST = "huggingface.co"
 WAIT_S = 3.0
 ASK_S = 30.0
 """Of the hub's answer about a token."""
+ADAPTER_FILES = ["adapter_model.*", "*.json", "*.jinja", "*.model", "*.txt"]
+"""What a run reads of an adapter on the hub: settings, weights and tokenizer."""
+
+
+def fetch_adapter(config: Config) -> None:
+    """Fetches an adapter that model.path names on the hub into this machine's cache, where all checks look for it.
+
+    A whole model is left to the library that loads it, and a hub that does not answer to `check_hub`.
+
+    Raises:
+        ConfigError: an adapter whose files cannot be fetched.
+    """
+    path = config.model.path
+    if Path(path).exists() or not HUB_ID.fullmatch(path):
+        return
+    whole = model_file(path, "config.json") is not None and model_file(path, ADAPTER_CONFIG) is None
+    if whole or not _reachable() or model_file(path, ADAPTER_CONFIG, fetch=True) is None:
+        return
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(path, allow_patterns=ADAPTER_FILES)
+    except OSError as error:  # what the hub answers, and what the disk says
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(
+            f"model.path={path} is an adapter on the Hugging Face hub, and its files cannot be fetched ({reason}): try "
+            "again, or give a local folder by model.path=FOLDER"
+        ) from error
 
 
 def check_hub(config: Config) -> None:
@@ -181,10 +217,10 @@ def with_merged_adapter(plan: Plan, folder: Path) -> Plan:
         ConfigError: it cannot be merged, or not within trainer.start_s.
     """
     config = plan.config
-    path, base = config.model.path, adapter_base(config.model.path)
-    if base is None:
+    path, base, adapter = config.model.path, adapter_base(config.model.path), adapter_folder(config.model.path)
+    if base is None or adapter is None:
         return plan
-    target, made_of = folder / MERGED, f"{base} {_digest(Path(path))}"
+    target, made_of = folder / MERGED, f"{base} {_digest(adapter)}"
     mark = target / MADE_OF
     if not mark.is_file() or mark.read_text(encoding="utf-8") != made_of:
         print(f"model.path={path} is an adapter: merging it into {base}", file=sys.stderr, flush=True)
@@ -192,7 +228,7 @@ def with_merged_adapter(plan: Plan, folder: Path) -> Plan:
             shutil.rmtree(left, ignore_errors=True)
         written = folder / f"{MERGED}.{os.getpid()}"
         try:
-            _merge(config, base, written)
+            _merge(config, adapter, base, written)
             (written / MADE_OF).write_text(made_of, encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)
             written.rename(target)
@@ -201,9 +237,9 @@ def with_merged_adapter(plan: Plan, folder: Path) -> Plan:
     return replace(plan, config=replace(config, model=replace(config.model, path=str(target))))
 
 
-def _merge(config: Config, base: str, target: Path) -> None:
+def _merge(config: Config, adapter: Path, base: str, target: Path) -> None:
     path = config.model.path
-    words = [path, base, tokenizer_of(path), str(target), str(config.model.trust_remote_code)]
+    words = [str(adapter), base, tokenizer_of(path), str(target), str(config.model.trust_remote_code)]
     start = f"model.path={path} cannot be merged into {base}"
     try:
         done = subprocess.run(

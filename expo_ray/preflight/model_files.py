@@ -14,13 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError
-from expo_ray.preflight.model_folder import (
-    WHOLE_MODEL,
-    ModelShape,
-    _json,
-    generation_ends,
-    quantised_problem,
-)
+from expo_ray.config.model_path import WHOLE_MODEL, is_whole, read_settings
+from expo_ray.preflight.model_folder import ModelShape, generation_ends, quantised_problem
 from expo_ray.prompts.templates import settings_problem
 
 SPECIAL = ("bos_token", "eos_token", "pad_token")
@@ -73,7 +68,7 @@ def has_template(folder: Path) -> bool:
     """
     more = folder / "additional_chat_templates"
     files = any((folder / name).is_file() for name in TEMPLATES) or (more.is_dir() and any(more.glob("*.jinja")))
-    return files or bool(_json(folder, "tokenizer_config.json").get("chat_template"))
+    return files or bool(read_settings(folder, "tokenizer_config.json").get("chat_template"))
 
 
 def template_problems(folder: Path, values: Mapping[str, Any]) -> Iterator[str]:
@@ -90,7 +85,9 @@ def _template(folder: Path) -> str | None:
     """The folder's default chat template, where it has the usual form."""
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8", errors="replace")
-    found = (_json(folder, "chat_template.json") or _json(folder, "tokenizer_config.json")).get("chat_template")
+    found = (read_settings(folder, "chat_template.json") or read_settings(folder, "tokenizer_config.json")).get(
+        "chat_template"
+    )
     if isinstance(found, list):
         found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
     return found if isinstance(found, str) else None
@@ -162,12 +159,12 @@ def _read_facts(folder: Path, written: tuple[int, ...]) -> TokenizerFacts:
 
 
 def _special_names(folder: Path) -> dict[str, str]:
-    settings = _json(folder, "special_tokens_map.json") | _json(folder, "tokenizer_config.json")
+    settings = read_settings(folder, "special_tokens_map.json") | read_settings(folder, "tokenizer_config.json")
     return {role: text for role in SPECIAL if (text := _text(settings.get(role)))}
 
 
 def _added(folder: Path) -> dict[str, Any]:
-    added = _json(folder, "tokenizer_config.json").get("added_tokens_decoder")
+    added = read_settings(folder, "tokenizer_config.json").get("added_tokens_decoder")
     return added if isinstance(added, dict) else {}
 
 
@@ -212,7 +209,7 @@ def weight_problems(folder: Path, shape: ModelShape | None, training: bool = Tru
         shape: what config.json says of the tensors; None: not known, names and sizes are not compared.
         training: whether learners load them; an engine alone can use quantised weights.
     """
-    if not _has_model(folder):
+    if not is_whole(folder):
         yield _without_model(folder)
         return
     try:
@@ -234,7 +231,8 @@ def weight_problems(folder: Path, shape: ModelShape | None, training: bool = Tru
         yield quantised_problem(folder, f"{odd[0]} is {weights[odd[0]].get('dtype')}")
     elif weights and not odd:
         yield from (
-            f"model.path={folder}: {problem}" for problem in _misfits(_json(folder, "config.json"), shape, weights)
+            f"model.path={folder}: {problem}"
+            for problem in _misfits(read_settings(folder, "config.json"), shape, weights)
         )
 
 
@@ -269,10 +267,6 @@ def read_header(file: Path) -> Header:
         word = "cut short" if size < wanted else "too long"
         raise BrokenFile(f"{file.name} is {word} ({size} bytes, its header says {wanted}): copy it again")
     return tensors
-
-
-def _has_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in WHOLE_MODEL)
 
 
 def _without_model(folder: Path) -> str:

@@ -1,6 +1,5 @@
 """A model's dimensions, from config.json or known by hub id, and its generation settings; nothing is loaded."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError
-from expo_ray.files import generation_file
+from expo_ray.config.model_path import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    is_whole,
+    read_settings,
+    weights_of,
+)
+from expo_ray.files import HUB_ID, model_file
 
 GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Ends of the names of architectures that generate text."""
-WHOLE_MODEL = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
 TIED = ("gemma",)
 """Beginnings of model types whose output layer is the embeddings unless config.json says otherwise; others
 count as untied, which is larger."""
 MERGED = "merged"
 """The folder of a run for what an adapter makes of its base."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,6 @@ KNOWN = {
 }
 
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TUNED = re.compile(r"-(?:instruct|it|pt|base)$")
 """What the ids of tuned and base models end in; their dimensions are the same."""
 
@@ -126,7 +127,7 @@ def model_shape(path: str) -> ModelShape | None:
     Raises:
         ConfigError: a folder whose config.json is missing or broken, or an adapter that cannot be a start.
     """
-    if problem := adapter_problem(Path(path)):
+    if problem := adapter_problem(path):
         raise ConfigError(problem)
     path = weights_of(path)
     folder = Path(path)
@@ -143,7 +144,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.path={folder} has no config.json: give a Hugging Face model folder")
-    config = _json(folder, "config.json")
+    config = read_settings(folder, "config.json")
     text = config.get("text_config")
     if not isinstance(text, dict) or not text:
         return config
@@ -175,7 +176,7 @@ def _from_json(config: dict[str, Any]) -> ModelShape | None:
 def architecture(path: str) -> str | None:
     """The class that config.json names, such as Qwen2ForCausalLM; None without a folder or a name."""
     folder = Path(weights_of(path))
-    return next(iter(_architectures(_json(folder, "config.json"))), None) if folder.is_dir() else None
+    return next(iter(_architectures(read_settings(folder, "config.json"))), None) if folder.is_dir() else None
 
 
 def _architectures(config: dict[str, Any]) -> list[str]:
@@ -189,8 +190,8 @@ def generation_ends(model_path: str) -> tuple[int, ...]:
     Raises:
         ConfigError: the file is not JSON, or the ids are no whole numbers.
     """
-    file = generation_file(model_path)
-    listed = None if file is None else _json(file.parent, file.name).get("eos_token_id")
+    file = model_file(model_path, "generation_config.json", fetch=True)
+    listed = None if file is None else read_settings(file.parent, file.name).get("eos_token_id")
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
     if wrong := [end for end in ids if isinstance(end, bool) or not isinstance(end, int)]:
         raise ConfigError(
@@ -198,21 +199,6 @@ def generation_ends(model_path: str) -> tuple[int, ...]:
             "write a whole number or a list of them"
         )
     return tuple(sorted(set(ids)))
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    """The object in a JSON file of the folder; empty if there is no such file."""
-    file = folder / name
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ConfigError(f"model.path={folder}: {name} cannot be read as JSON ({reason}): copy it again") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"model.path={folder}: {name} is not a JSON object: copy it again")
-    return value
 
 
 NOT_MERGED = (
@@ -227,39 +213,19 @@ NOT_MERGED = (
 """peft's kinds of adapters that are no change of weights, so that no model without them computes the same."""
 
 
-def adapter_base(path: str) -> str | None:
-    """The base model that an adapter folder names, a folder or a hub id; None for anything else."""
-    folder = Path(path)
-    if not (folder / "adapter_config.json").is_file() or _is_whole(folder):
+def adapter_problem(path: str) -> str | None:
+    """A sentence about an adapter that cannot be a start; None for a good one, and for whole models."""
+    if (file := model_file(path, ADAPTER_CONFIG)) is None:
         return None
-    base = str(_json(folder, "adapter_config.json").get("base_model_name_or_path") or "")
-    places = [Path(base).expanduser(), folder / base] if base else []
-    return next((str(place.absolute()) for place in places if place.is_dir()), base)
-
-
-def weights_of(path: str) -> str:
-    """Where the architecture and its weights are: `path`, or the base model of an adapter."""
-    return adapter_base(path) or path
-
-
-def tokenizer_of(path: str) -> str:
-    """Where the tokenizer is: `path`, or the base model of an adapter that comes without one."""
-    own = any((Path(path) / name).is_file() for name in TOKENIZER_FILES)
-    return path if own else weights_of(path)
-
-
-def adapter_problem(folder: Path) -> str | None:
-    """A sentence about an adapter folder that cannot be a start; None for a good one, and for whole models."""
-    if not (folder / "adapter_config.json").is_file():
-        return None
-    if _is_whole(folder):
+    folder = file.parent
+    if is_whole(folder):
         return (
-            f"model.path={folder} holds adapter_config.json beside a whole model, and transformers would load the "
+            f"model.path={path} holds adapter_config.json beside a whole model, and transformers would load the "
             "adapter's base instead of it: move the adapter into a folder of its own"
         )
-    base, settings = adapter_base(str(folder)), _json(folder, "adapter_config.json")
+    base, settings = adapter_base(path), read_settings(folder, ADAPTER_CONFIG)
     kind, task = str(settings.get("peft_type") or "LORA"), settings.get("task_type")
-    start = f"model.path={folder} is an adapter"
+    start = f"model.path={path} is an adapter"
     if not base:
         return f"{start} that names no base model: write base_model_name_or_path into its adapter_config.json"
     if kind in NOT_MERGED:
@@ -278,10 +244,6 @@ def adapter_problem(folder: Path) -> str | None:
     return None
 
 
-def _is_whole(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in WHOLE_MODEL)
-
-
 def config_problems(folder: Path, training: bool) -> Iterator[str]:
     """Yields a sentence for each thing in config.json that keeps such a model from being sampled or trained.
 
@@ -289,7 +251,7 @@ def config_problems(folder: Path, training: bool) -> Iterator[str]:
         folder: a local model folder (model.path).
         training: whether learners load it; an engine alone can use quantised weights.
     """
-    config = _json(folder, "config.json")
+    config = read_settings(folder, "config.json")
     names = _architectures(config)
     custom = "AutoModelForCausalLM" in (config.get("auto_map") or {})
     if config.get("is_encoder_decoder"):
@@ -302,7 +264,7 @@ def config_problems(folder: Path, training: bool) -> Iterator[str]:
             f"model.path={folder}: config.json says architectures={names[0]}, which does not generate text: give a "
             "model whose architecture ends in ForCausalLM"
         )
-    quantised = config.get("quantization_config") or _json(folder, "quantize_config.json")
+    quantised = config.get("quantization_config") or read_settings(folder, "quantize_config.json")
     if training and quantised:
         facts = quantised if isinstance(quantised, dict) else {}
         yield quantised_problem(folder, str(facts.get("quant_method") or f"{facts.get('bits', '?')} bits"))

@@ -12,21 +12,18 @@ from expo_ray.config.compose import algorithm_values
 from expo_ray.config.errors import ConfigError, did_you_mean
 from expo_ray.config.idle import idle_keys
 from expo_ray.config.keys import defaults, facts_of, parse_objective, value_of
+from expo_ray.config.model_path import TOKENIZER_FILES, adapter_folder, tokenizer_of, weights_of
 from expo_ray.config.resources import Resources, cpu_build, of_cluster, this_machine
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import parts_of
+from expo_ray.files import HUB_ID
 from expo_ray.preflight.fit import misfits, too_long
 from expo_ray.preflight.model_files import adapter_problems, template_problems, tokenizer_problems, weight_problems
 from expo_ray.preflight.model_folder import (
-    HUB_ID,
-    TOKENIZER_FILES,
     ModelShape,
-    adapter_base,
     architecture,
     config_problems,
     model_shape,
-    tokenizer_of,
-    weights_of,
 )
 from expo_ray.preflight.options import deepspeed_problems, engine_problems, tracker_problems
 from expo_ray.preflight.plan import Plan, plan_for, planned_resources
@@ -103,8 +100,8 @@ def _setting_problems(config: Config, training: bool) -> Iterator[str]:
 
 def _model_problems(config: Config, shape: ModelShape | None, training: bool) -> Iterator[str]:
     weights = Path(weights_of(config.model.path))
-    if adapter_base(config.model.path):
-        yield from adapter_problems(Path(config.model.path), shape)
+    if (adapter := adapter_folder(config.model.path)) is not None:
+        yield from adapter_problems(adapter, shape)
     if weights.is_dir():
         yield from config_problems(weights, training)
         yield from weight_problems(weights, shape, training)

@@ -6,10 +6,10 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from expo_ray.config.errors import ConfigError, DataError
+from expo_ray.config.model_path import tokenizer_of
 from expo_ray.config.schema import Config
 from expo_ray.data.sources import Problems
 from expo_ray.messages import Problem, Prompt
@@ -28,13 +28,11 @@ def load_tokenizer(config: Config) -> Any:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, tokenizers warns when Ray forks
     try:
-        return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        place = tokenizer_of(config.model.path)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=config.model.trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        sentence = f"model.path={config.model.path}: its tokenizer cannot be loaded ({reason})"
-        if (Path(config.model.path) / "adapter_config.json").is_file():  # a run loads it merged, with its base's
-            sentence += ": it is an adapter without one, give its base as model.path to see prompts"
-        raise ConfigError(sentence) from error
+        raise ConfigError(f"model.path={config.model.path}: its tokenizer cannot be loaded ({reason})") from error
 
 
 def make_builder(tokenizer: Any, config: Config) -> PromptBuilder:

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import shutil
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
+from expo_ray.config.model_path import adapter_base
 from expo_ray.config.resources import Resources
 from expo_ray.config.schema import LoraConfig
 from expo_ray.preflight import inputs
@@ -166,6 +170,83 @@ def test_an_adapter_as_the_start_is_the_sum_of_its_base_and_itself(tiny_models, 
     assert with_merged_adapter(made, tmp_path) is made
 
 
+class Hub(BaseHTTPRequestHandler):
+    """A hub with the repositories `owner/<folder of server.files>`."""
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        owner, name, *rest = self.path.split("?")[0].removeprefix("/api/models").strip("/").split("/")
+        folder, sha, body = self.server.files / name, "0" * 40, None
+        if rest[:1] == ["tree"]:
+            files = [(file.name, file.stat().st_size) for file in folder.iterdir()]
+            body = [{"type": "file", "path": file, "size": size, "oid": file} for file, size in files]
+        elif rest[:1] == ["revision"]:
+            body = {"id": f"{owner}/{name}", "sha": sha, "siblings": []}
+        elif rest[:1] == ["resolve"] and (folder / rest[2]).is_file():
+            body = (folder / rest[2]).read_bytes()
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        self.send_response(200 if body is not None else 404)
+        self.send_header("X-Repo-Commit", sha)
+        self.send_header("ETag", f'"{rest[-1]}"' if body is not None else "")
+        self.send_header("Content-Length", str(len(body or b"")))
+        if body is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body or b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine and an empty cache."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files, server.asked = tmp_path / "hub", []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield server
+    server.shutdown()
+
+
+def test_an_adapter_on_the_hub_is_an_adapter(tiny_models, saved_adapter, tmp_path, hub, monkeypatch):
+    """Fetched by a start, and then known without the hub; a whole model is left alone."""
+    from safetensors.torch import load_file
+
+    shutil.copytree(saved_adapter, hub.files / "adapter")
+    (hub.files / "adapter" / "optimizer.pt").write_bytes(b"large")
+    shutil.copytree(tiny_models["tied"], hub.files / "whole")
+    config = compose_config([*TOY, "model.path=owner/whole"])
+    inputs.fetch_adapter(config)
+    assert adapter_base("owner/whole") is None and not list((tmp_path / "cache").rglob("config.json"))
+    config.model.path = "owner/adapter"
+    assert adapter_base("owner/adapter") is None  # no dry run asks
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.asked.clear()
+    inputs.fetch_adapter(config)
+    assert hub.asked == []
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    inputs.fetch_adapter(config)
+    assert adapter_base("owner/adapter") == str(tiny_models["tied"]) and "optimizer" not in " ".join(hub.asked)
+    hub.shutdown()
+    plan = check_config(config, Resources("here", 1, 64, 500, 0, 0))
+    assert plan.shape == model_shape(str(tiny_models["tied"])) and plan.config.model.path == "owner/adapter"
+    found = load_file(Path(with_merged_adapter(plan, tmp_path).config.model.path) / "model.safetensors")
+    for name, tensor in merged_by_hand(tiny_models["tied"], saved_adapter).items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=1e-6, atol=1e-6)
+
+
 def test_an_adapter_of_another_model_is_refused_in_a_sentence(tiny_models, saved_adapter, tmp_path):
     settings = json.loads((saved_adapter / "adapter_config.json").read_text())
     wrong = tmp_path / "adapter"
@@ -193,4 +274,4 @@ def test_a_merge_that_fails_names_the_remedy(monkeypatch, code, said, words):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     config = compose_config(["data=toy", "model.path=owner/adapter"])
     with pytest.raises(ConfigError, match=r"cannot be merged into base .*" + words):
-        inputs._merge(config, "base", Path("RUN/merged.1"))
+        inputs._merge(config, Path("adapter"), "base", Path("RUN/merged.1"))
