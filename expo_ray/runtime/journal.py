@@ -14,11 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from expo_ray.config.errors import ConfigError
 from expo_ray.files import append_lines, write_whole
-from expo_ray.runtime.process import SAME_START_S, Place, lives
+from expo_ray.runtime.process import Place, lives, same_start, start_of
 
 OWNER = "owner.json"
 BEAT_S, SILENT_S = 5.0, 30.0
@@ -157,7 +155,7 @@ def owner_of(folder: Path) -> str | None:
         return None
     name = f"process {found['pid']} on {found['host']}"
     if found["machine"] == me["machine"]:
-        return name if lives(found["pid"], found["started"]) else None
+        return name if lives(found["pid"], found) else None
     if _age(path) > LONG_AGO_S:
         return None
     print(f"waiting up to {SILENT_S:.0f} s for a sign of {name}, which owned {folder}", file=sys.stderr, flush=True)
@@ -185,19 +183,16 @@ def _beat(path: Path, me: dict[str, Any], ended: threading.Event) -> None:
 
 
 def _me() -> dict[str, Any]:
-    process = psutil.Process()
     # Containers may share a host's name: process numbers mean the same where boot and process namespace are the same.
     machine = [socket.gethostname()]
     with suppress(OSError):  # macOS has neither
         machine.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         machine.append(os.readlink("/proc/self/ns/pid"))
-    return {"host": machine[0], "pid": process.pid, "started": process.create_time(), "machine": machine}
+    return {"host": machine[0], "pid": os.getpid(), "machine": machine} | start_of(os.getpid())
 
 
 def _is(found: dict[str, Any], me: dict[str, Any]) -> bool:
-    if not found or any(found[key] != me[key] for key in ("host", "pid", "machine")):
-        return False
-    return bool(abs(found["started"] - me["started"]) < SAME_START_S)
+    return bool(found) and all(found[key] == me[key] for key in ("host", "pid", "machine")) and same_start(found, me)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 import faulthandler
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from expo_ray.runtime.spans import open_spans
 
 SAME_START_S = 2.0
-"""A process's time of start is computed from the clock, which may be set meanwhile."""
+"""The clock moves a little between two computations of a process's start, and so does the time of boot in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,30 @@ def process_usage(of_children: bool = True) -> dict[str, float]:
     return {"rss_mib": rss / 2**20, "open_files": float(files), "threads": float(own.num_threads())}
 
 
-def lives(pid: int, started: float) -> bool:
-    """Whether the process of this machine that has this number, and began then (seconds, epoch), still runs."""
+def start_of(pid: int) -> dict[str, float]:
+    """When a process began, in seconds: `started` by the clock, and `since_boot`, which no step of the clock changes.
+
+    Raises:
+        psutil.NoSuchProcess: there is none.
+    """
+    import psutil
+
+    started = psutil.Process(pid).create_time()
+    return {"started": started, "since_boot": started - psutil.boot_time()}
+
+
+def same_start(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Compares two `start_of`s; what an earlier version wrote has no `since_boot`."""
+    key = "since_boot" if "since_boot" in one.keys() & other.keys() else "started"
+    return bool(abs(one[key] - other[key]) < SAME_START_S)
+
+
+def lives(pid: int, start: Mapping[str, Any]) -> bool:
+    """Whether the process of this machine that has this number, and began then, still runs."""
     import psutil
 
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < SAME_START_S and process.status() != psutil.STATUS_ZOMBIE
+        return same_start(start, start_of(pid)) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from omegaconf import OmegaConf
 from test_checkpoint import SAME, write
@@ -67,6 +68,22 @@ def test_a_folder_has_one_owner_until_that_ends_or_dies(tmp_path, another):
         with owned(folder):
             assert json.loads((folder / OWNER).read_text())["pid"] == os.getpid()
         assert [path.name for path in folder.iterdir()] == []
+
+
+def test_a_step_of_the_clock_ends_no_ownership(tmp_path, another, monkeypatch):
+    process, name = another(tmp_path), f"on {socket.gethostname()}"
+    written = json.loads((tmp_path / OWNER).read_text())
+    booted = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3600)  # a start by the clock is computed from it
+    assert owner_of(tmp_path) == f"process {process.pid} {name}"
+    monkeypatch.undo()
+    process.send_signal(signal.SIGSTOP)
+    earlier = {key: written[key] for key in ("host", "pid", "started", "machine")}  # as an earlier version wrote it
+    write_whole(tmp_path / OWNER, json.dumps(earlier))
+    assert owner_of(tmp_path) == f"process {process.pid} {name}"
+    for key in ("started", "since_boot"):  # another process with that number
+        write_whole(tmp_path / OWNER, json.dumps(written | {key: written[key] - 10}))
+        assert (owner_of(tmp_path) is None) == (key == "since_boot")
 
 
 @pytest.mark.parametrize("left", [None, "", '{"host": "h", "pid": 4, "started": 1, "machine": []}'])
