@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _command(arguments: list[str]) -> int:
     from expo_ray.config.compose import compose_config
+    from expo_ray.config.errors import ConfigError
     from expo_ray.evaluation.settings import expand
+    from expo_ray.preflight.disk import evaluation_disk_problems
     from expo_ray.preflight.inputs import check_hub, fetch_adapter
     from expo_ray.preflight.plan import plan_text
     from expo_ray.preflight.values import check_config
@@ -65,6 +67,8 @@ def _command(arguments: list[str]) -> int:
         print(plan_text(plan), end="")
         return 0
     check_hub(config)
+    for problem in evaluation_disk_problems(config, plan.shape):
+        raise ConfigError(problem)
     code = _evaluate(plan, Path(config.run_dir))
     print(config.run_dir)
     return code

@@ -92,6 +92,21 @@ def disk_problems(config: Config, shape: ModelShape | None) -> Iterator[str]:
     )
 
 
+def evaluation_disk_problems(config: Config, shape: ModelShape | None) -> Iterator[str]:
+    """Yields a sentence if run_dir's file system has no room for an adapter's merged model.
+
+    Samples are written a chunk at a time: on a full disk the evaluation stops, and the same command resumes it.
+    """
+    folder = Path(config.run_dir)
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free, merged = shutil.disk_usage(nearest).free + _taken(folder / MERGED), merged_bytes(config, shape)
+    if merged > free:
+        yield (
+            f"run_dir={folder}: the adapter's merged model of {_size(merged)} does not fit, the disk of {nearest} has "
+            f"{_size(free)} free: use run_dir=FOLDER on another disk"
+        )
+
+
 def _fewer(config: Config, each: int, room: int) -> Iterator[str]:
     """Values of trainer.keep_* that would fit, with one more checkpoint for the one being written."""
     trainer, best = config.trainer, config.trainer.keep_best

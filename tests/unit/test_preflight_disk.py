@@ -7,10 +7,17 @@ from collections import namedtuple
 import pytest
 from model_folder import write_model
 
+from expo_ray import evaluate
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import ConfigError
 from expo_ray.preflight.checks import check_start
-from expo_ray.preflight.disk import checkpoint_bytes, checkpoints_at_once, disk_problems, record_bytes
+from expo_ray.preflight.disk import (
+    checkpoint_bytes,
+    checkpoints_at_once,
+    disk_problems,
+    evaluation_disk_problems,
+    record_bytes,
+)
 from expo_ray.preflight.model_folder import KNOWN, ModelShape, model_shape
 from expo_ray.preflight.plan import make_plan
 
@@ -148,8 +155,17 @@ def test_an_adapters_merged_model_takes_room(disk, tmp_path):
     disk(GIB)
     (sentence,) = disk_problems(config, None)
     assert "2.0 GiB of records and the adapter's merged model do not fit" in sentence
+    (sentence,) = evaluation_disk_problems(config, None)
+    assert "the adapter's merged model of 2.0 GiB does not fit, the disk of /tmp has 1.0 GiB free" in sentence
     disk(3 * GIB)
-    assert list(disk_problems(config, None)) == []
+    assert list(disk_problems(config, None)) == list(evaluation_disk_problems(config, None)) == []
+
+
+def test_an_evaluation_asks_for_that_room(disk, monkeypatch, capsys):
+    monkeypatch.setattr("expo_ray.preflight.disk.merged_bytes", lambda *_: 2 * GIB)
+    disk(GIB)
+    assert evaluate.main(["profile=cpu", "model=toy", "data=toy", "verifier=toy", "run_dir=/tmp/not_there/run"]) == 2
+    assert "error: run_dir=/tmp/not_there/run: the adapter's merged model" in capsys.readouterr().err
 
 
 def test_records_alone_can_be_too_much_and_an_unknown_model_counts_as_nothing(disk):
