@@ -21,6 +21,7 @@ from expo_ray.evaluation.evaluator import summarise
 from expo_ray.evaluation.samples import SampleFile
 from expo_ray.evaluation.settings import expand, settle, store
 from expo_ray.preflight import inputs
+from expo_ray.runtime.journal import OWNER
 from expo_ray.world.tokenizer import build_tokenizer
 
 PROMPTS = [prompt(f"p{i}", i % 5 + 1, "Algebra" if i % 2 else "Geometry") for i in range(7)]
@@ -187,6 +188,17 @@ def test_an_adapter_goes_on_in_a_moved_folder(tmp_path, model):
     settings = settle(config(tmp_path / "before/merged"), tmp_path / "before", PROMPTS, (), "my_adapter")
     store(settings, tmp_path / "after")
     assert settle(config(tmp_path / "after/merged"), tmp_path / "after", PROMPTS, (), "my_adapter")
+
+
+def test_an_adapter_is_merged_in_a_folder_that_is_owned(tmp_path, monkeypatch):
+    def merge(_plan, folder):
+        raise InterruptedError("owned" if (folder / OWNER).exists() else "not owned")
+
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    monkeypatch.setattr(inputs, "with_merged_adapter", merge)
+    with pytest.raises(InterruptedError, match=r"^owned"):
+        evaluate._evaluate(SimpleNamespace(config=config(tmp_path / "adapter")), tmp_path / "run")
 
 
 @pytest.mark.parametrize(("of", "words"), [("config.yaml", "another command"), ("settings.json", "other_adapter")])

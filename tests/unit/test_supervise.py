@@ -1,14 +1,20 @@
 """Lost learners are restarted from the newest checkpoint, a limited number of times."""
 
+import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from expo_ray.config.compose import compose_config
+from expo_ray.config.errors import ConfigError
+from expo_ray.config.resources import GIB
 from expo_ray.config.schema import Config
 from expo_ray.driver import run as supervise
 from expo_ray.learner.group import LearnersLost
+from expo_ray.preflight.checks import check_run
 from expo_ray.runtime.journal import Events
 from tests.chaos.compare import lines
 
@@ -77,3 +83,50 @@ def test_a_run_that_begins_at_its_end_saves_what_it_began_with(tmp_path, monkeyp
     mine = job(tmp_path, max_restarts=0)
     mine.heldout, mine.stop = [], SimpleNamespace(requested=False)
     assert supervise._attempt(mine, None, 0) == 5 and written == saved
+
+
+class Searched(Exception):
+    """A run got as far as looking for a checkpoint."""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts a run of the toy model up to there: `start(change, *overrides)`, with a change of its plan."""
+
+    def search(config, *_):
+        raise Searched(config.model.path)
+
+    def begin(change, *overrides):
+        given = ["profile=cpu", "experiment=demo", "dry_run=true", f"run_dir={tmp_path}/run", *overrides]
+        checked = check_run(compose_config(given))
+        (tmp_path / "run").mkdir(exist_ok=True)
+        monkeypatch.setattr(supervise, "open_spans", lambda *_: None)
+        monkeypatch.setattr(supervise, "find_checkpoint", search)
+        monkeypatch.setattr(supervise, "with_merged_adapter", lambda plan, _: change(plan))
+        supervise.run(checked, tmp_path / "run")
+
+    return begin
+
+
+def test_a_run_of_an_adapter_looks_for_checkpoints_by_the_model_that_the_user_gave(start, tmp_path):
+    """Another run of the same adapter has its merged model in a folder of its own."""
+
+    def merged(plan):
+        path = shutil.copytree(plan.config.model.path, tmp_path / "merged")
+        return replace(plan, config=replace(plan.config, model=replace(plan.config.model, path=str(path))))
+
+    with pytest.raises(Searched) as searched:
+        start(merged)
+    assert str(searched.value) == compose_config(["experiment=demo"]).model.path
+
+
+@pytest.mark.parametrize(("algo", "ends"), [("grpo", Searched), ("pope", ConfigError)])
+def test_guided_prompts_must_fit_an_engines_cache(start, algo, ends):
+    """One that holds 90 tokens has room for a sequence of the toy task, and for none with 128 tokens of guidance."""
+
+    def large(plan):
+        layers = int(GIB) // (90 * replace(plan.shape, layers=1).kv_bytes_per_token(4))
+        return replace(plan, shape=replace(plan.shape, layers=layers))
+
+    with pytest.raises(ends, match=r"/base|cannot hold one sequence of 128 tokens"):
+        start(large, f"algo={algo}")
