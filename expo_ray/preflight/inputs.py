@@ -56,8 +56,8 @@ def fetch_adapter(config: Config) -> None:
 
     try:
         snapshot_download(path, allow_patterns=ADAPTER_FILES)
-    except OSError as error:  # what the hub answers, and what the disk says
-        reason = str(error).strip().splitlines()[0][:200]
+    except Exception as error:  # the client's errors about a connection are of many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ConfigError(
             f"model.path={path} is an adapter on the Hugging Face hub, and its files cannot be fetched ({reason}): try "
             "again, or give a local folder by model.path=FOLDER"

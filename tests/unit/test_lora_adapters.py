@@ -237,6 +237,9 @@ def test_an_adapter_on_the_hub_is_an_adapter(tiny_models, saved_adapter, tmp_pat
     inputs.fetch_adapter(config)
     assert hub.asked == []
     monkeypatch.delenv("HF_HUB_OFFLINE")
+    with monkeypatch.context() as full, pytest.raises(ConfigError, match=r"cannot be fetched .*\(OSError: no space\)"):
+        full.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("no space")))
+        inputs.fetch_adapter(config)
     inputs.fetch_adapter(config)
     assert adapter_base("owner/adapter") == str(tiny_models["tied"]) and "optimizer" not in " ".join(hub.asked)
     hub.shutdown()
