@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
+from expo_ray.config import compose as composing
 from expo_ray.config.compose import CONF, compose_config, groups, sweep_jobs
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.keys import defaults
@@ -98,6 +101,33 @@ def test_a_sweep_lists_each_combination():
     jobs = list(sweep_jobs(["algo=grpo,exp_grpo", "seed=range(0,3)", "trainer.steps=2"]))
     assert len(jobs) == 6
     assert ["algo=exp_grpo", "seed=2", "trainer.steps=2"] in jobs
+
+
+def test_jobs_that_differ_in_values_compose_the_groups_once_and_share_nothing(monkeypatch):
+    composed = []
+    monkeypatch.setattr(composing, "compose", lambda **given: composed.append(given) or hydra.compose(**given))
+    composing._of_groups.cache_clear()
+    first = compose_config(["algo=grpo", "seed=1", "data.levels=[2]"])
+    first.data.levels.append(5)
+    second = compose_config(["seed=2", "algo=grpo", "rollout.engine_options.swap_space=1"])
+    assert len(composed) == 1
+    assert (second.seed, second.data.levels, second.rollout.engine_options) == (2, [5], {"swap_space": 1})
+    assert (first.seed, first.data.levels, first.rollout.engine_options) == (1, [2, 5], {})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=demo", "seed=4", "run_name=a-${seed}", "run_dir=x", "algo=dpo_gt", "seed=5"],
+        ["rollout.engine_options={a: 1}", "learner.deepspeed.b=2", "profile=gpu", "run_dir=x"],
+        ["data.levels=[1,2]", "data.sources=[{path: y}]", "++trainer.steps=2", "hydra.job.name=x", "run_dir=x"],
+    ],
+)
+def test_values_after_cached_groups_are_what_hydra_composes(overrides):
+    with composing._own_hydra(), hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        forced = list(map(composing.forced_mapping, overrides))
+        expected = OmegaConf.to_object(hydra.compose("train", forced))
+    assert composing._composed(overrides) == expected
 
 
 def test_keys_reach_into_groups():
