@@ -145,6 +145,7 @@ def export_adapter(lm: Any, base: str, folder: Path, writes: bool) -> Callable[[
             state[name] = tensor.detach().to("cpu", copy=True)
     settings = copy.copy(lm.peft_config["default"])
     settings.base_model_name_or_path = str(Path(base).absolute()) if Path(base).is_dir() else base
+    settings.target_modules = sorted(settings.target_modules)  # a set, in another order in each process
     settings.task_type, settings.inference_mode = "CAUSAL_LM", True
 
     def write() -> None:

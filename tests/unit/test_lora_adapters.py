@@ -102,6 +102,8 @@ def test_the_exported_adapter_on_its_base_is_the_exported_policy(tiny_models, tm
         export_adapter(lm, str(base), policy / "adapter", writes=True),
     ):
         write()
+    settings = json.loads((policy / "adapter" / "adapter_config.json").read_text())
+    assert settings["target_modules"] == ["down_proj", "lm_head", "q_proj"]  # the same in every process
     row = torch.tensor([[3, 4, 5, 6]])
     exported, start = load(policy).double()(row).logits, load(base).double()
     assert (exported - start(row).logits).abs().max() > 0.1
