@@ -13,7 +13,7 @@ import numpy as np
 
 from expo_ray.config.schema import Config
 from expo_ray.messages import TrainingBatch
-from expo_ray.runtime.process import ActorProcess, Place, begin
+from expo_ray.runtime.process import ActorProcess, Place, begin, while_importing
 from expo_ray.runtime.spans import span
 
 TAG = "learner"
@@ -58,9 +58,10 @@ class LearnerRank(ActorProcess):
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        import torch
+        with while_importing():
+            import torch
 
-        from expo_ray.learner.policy import join_group
+            from expo_ray.learner.policy import join_group
 
         if not on_gpu:
             torch.set_num_threads(self.config.profile.threads_per_actor)

@@ -14,6 +14,7 @@ import numpy as np
 from expo_ray.config.schema import Config
 from expo_ray.messages import Completion, Sampling
 from expo_ray.prompts.templates import decode_rows
+from expo_ray.runtime.process import while_importing
 from expo_ray.runtime.waits import Deadline
 
 
@@ -164,11 +165,12 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
 
         # Eager mode still compiles one helper of the sampler, which costs the first probe 4 to 10 s.
         torch._dynamo.config.disable = True
-    import vllm
-    from vllm.config import WeightTransferConfig
+    with while_importing():
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
 
-    from expo_ray.sync.gloo.engine import register
-    from expo_ray.sync.sender import resolve_backend
+        from expo_ray.sync.gloo.engine import register
+        from expo_ray.sync.sender import resolve_backend
 
     options = config.rollout.engine_options
     # An engine on several cards has a process for each, which do not know what is registered in this one. Weights that
@@ -183,7 +185,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     if not on_cpu:
         where["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         where["enable_sleep_mode"] = config.cluster.placement == "colocated"
-    llm = vllm.LLM(
+    llm = LLM(
         model=config.model.path,
         dtype=rollout.dtype,
         enforce_eager=rollout.enforce_eager,
