@@ -11,6 +11,7 @@ from tests.integration import small_run as small
 from tests.integration.small_run import STEPS, events, status, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+START_S = 75  # an engine takes 30 on a quiet machine
 
 
 @pytest.fixture(scope="module")
@@ -54,35 +55,29 @@ def drain(cluster, node_id: str) -> None:
     assert accepted, why
 
 
-def test_the_run_goes_on_when_a_node_comes_back(cluster, small_run, tmp_path):
+def test_the_run_goes_on_when_a_node_comes_back_and_ends_when_none_does(cluster, small_run, tmp_path):
+    """A node that was announced as preempted comes back; the next one is lost for good, and the command says so."""
     second = add_node(cluster)
     folder = tmp_path / "run"
-    process = start(cluster, folder, "trainer.checkpoint_every=0")
+    endless = [f"trainer.steps={STEPS + 100}", f"trainer.checkpoint_every={STEPS}", f"trainer.start_s={START_S}"]
+    process = start(cluster, folder, *endless)
     until(lambda: status(folder)["step"] >= 1, process)
     actors = status(folder)["actors"]
     assert actors["rollout-0"]["node_id"] != actors["learner-0"]["node_id"] == actors["learner-1"]["node_id"]
     drain(cluster, actors["rollout-0"]["node_id"])
     until(lambda: bool(events(folder, "checkpoint")), process)
+    assert events(folder, "checkpoint")[0]["steps_done"] < STEPS
     assert "rollout-0" in events(folder, "preempted")[0]["what"]
     cluster.remove_node(second, allow_graceful=False)
     until(lambda: bool(events(folder, "lost")), process)
     time.sleep(5)
-    add_node(cluster)
-    assert process.wait(timeout=500) == 0, folder.with_suffix(".stderr").read_text()[-3000:]
+    third = add_node(cluster)
+    until(lambda: events(folder, "checkpoint")[-1]["steps_done"] == STEPS, process)
     assert status(folder)["actors"]["rollout-0"]["node_id"] != actors["rollout-0"]["node_id"]
-    assert policy_digest(folder, STEPS) == policy_digest(small_run, STEPS)
 
-
-def test_it_ends_with_a_clear_message_when_none_comes_back(cluster, tmp_path):
-    """Runs second, on the cluster that the first test leaves with a rollout node."""
-    (second,) = cluster.worker_nodes
-    folder = tmp_path / "run"
-    process = start(cluster, folder, "trainer.start_s=90")
-    until(lambda: status(folder)["step"] >= 1, process)
-    cluster.remove_node(second, allow_graceful=False)
-    began = time.monotonic()
-    assert process.wait(timeout=400) == 1
-    assert time.monotonic() - began < 90 + 120
+    cluster.remove_node(third, allow_graceful=False)
+    assert process.wait(timeout=START_S + 120) == 1
     said = folder.with_suffix(".stderr").read_text().splitlines()[-1]
-    for part in ("error: WaitExpired: no rollout worker is left", "add a node", "rollout-0", "within 90 s"):
+    for part in ("error: WaitExpired: no rollout worker is left", "add a node", "rollout-0", f"within {START_S} s"):
         assert part in said, said
+    assert policy_digest(folder, STEPS) == policy_digest(small_run, STEPS)
