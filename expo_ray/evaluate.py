@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from expo_ray.files import write_whole
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from expo_ray.evaluation.samples import SampleFile
     from expo_ray.messages import Prompt
     from expo_ray.preflight.plan import Plan
+    from expo_ray.prompts.builder import PromptBuilder
 
 HELP = """\
 usage: python -m expo_ray.evaluate model=NAME|FOLDER data=NAME|FILE [eval.samples=N] [key=value ...]
@@ -83,7 +84,7 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
     from expo_ray.preflight.inputs import with_merged_adapter
     from expo_ray.preflight.model_folder import generation_ends
     from expo_ray.preflight.plan import write_plan
-    from expo_ray.prompts.loading import load_tokenizer, stop_ids
+    from expo_ray.prompts.loading import load_tokenizer, make_builder, stop_ids
     from expo_ray.reporting.terminal import evaluation_table
     from expo_ray.runtime.journal import owned
 
@@ -93,9 +94,9 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
         with owned(folder):
             plan = with_merged_adapter(plan, folder)
     config = plan.config
-    tokenizer = load_tokenizer(config)
-    prompts = _prompts(plan, tokenizer)
-    ends = stop_ids(tokenizer, generation_ends(config.model.path))
+    builder = make_builder(load_tokenizer(config), config)
+    prompts = _prompts(plan, builder)
+    ends = stop_ids(builder, generation_ends(config.model.path))
     settings = settle(config, folder, prompts, ends, model)
     with owned(folder):
         store(settings, folder)  # first: a folder with other files and no settings is taken for another command's
@@ -115,10 +116,10 @@ def _evaluate(plan: "Plan", folder: Path) -> int:
         return 0
 
 
-def _prompts(plan: "Plan", tokenizer: Any) -> list["Prompt"]:
+def _prompts(plan: "Plan", builder: "PromptBuilder") -> list["Prompt"]:
     from expo_ray.config.errors import DataError
     from expo_ray.data.sources import Problems
-    from expo_ray.prompts.loading import at_most_per_level, build_prompts, carried, make_builder
+    from expo_ray.prompts.loading import at_most_per_level, build_prompts, carried
 
     config = plan.config
     problems = at_most_per_level(Problems(config.data, config.seed, config.verifier).held_out, config.eval.max_problems)
@@ -129,7 +130,6 @@ def _prompts(plan: "Plan", tokenizer: Any) -> list["Prompt"]:
         )
     if config.eval.max_problems:
         print(f"{len(problems)} problems (eval.max_problems={config.eval.max_problems} a level)", file=sys.stderr)
-    builder = make_builder(tokenizer, config)
     problems = [carried(problem, config) for problem in problems]
     return build_prompts(problems, builder, config.rollout.max_prompt_tokens, plan.context)
 

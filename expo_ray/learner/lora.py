@@ -40,11 +40,13 @@ def add_adapters(lm: Any, lora: LoraConfig, seed: int) -> None:
     targets = list(lora.target_modules)
     if targets != ALL_LINEAR:
         _check_targets(lm, targets)
+    beyond_text = [name.removesuffix(".weight") for name, own in lm.named_parameters() if not own.requires_grad]
     adapters = PeftLora(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets if targets != ALL_LINEAR else ALL_LINEAR[0],
+        exclude_modules=beyond_text or None,
     )
     # Loading the model may have drawn random numbers.
     torch.manual_seed(seed)

@@ -332,10 +332,23 @@ def _load(config: Config) -> Any:
             "that would mix the sequences of a row: use learner.batching=padded"
         )
     lm.config.use_cache = False
+    if frozen := beyond_text(lm):
+        print(f"{len(frozen)} tensors that text does not pass are frozen ({frozen[0]}, ...)", file=sys.stderr)
+        for name in frozen:
+            lm.get_parameter(name).requires_grad_(False)
     _stop_dropout(lm)
     if config.model.head_dtype == "float32":
         compute_head_in_float32(lm.get_output_embeddings())
     return lm
+
+
+def beyond_text(lm: Any) -> list[str]:
+    """Names of the weights that text does not pass, in a multimodal model: encoders of images and the like. Trained,
+    they would have gradients of zero, and weight decay would shrink them."""
+    if lm.config.get_text_config() is lm.config:
+        return []
+    passed = {id(weight) for part in (lm.get_decoder(), lm.get_output_embeddings()) for weight in part.parameters()}
+    return [name for name, weight in lm.named_parameters() if id(weight) not in passed]
 
 
 def _stop_dropout(lm: Any) -> None:

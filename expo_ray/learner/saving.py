@@ -18,6 +18,9 @@ from transformers import AutoTokenizer
 from expo_ray.config.schema import Config
 from expo_ray.files import model_file
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What makes the inputs of a multimodal model's encoders."""
+
 
 def random_state() -> dict[str, Any]:
     """Returns the state of Python's, NumPy's and torch's generators."""
@@ -129,8 +132,9 @@ def export(lm: Any, source: Any, config: Config, folder: Path, writes: bool) -> 
         tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
         tokenizer.save_pretrained(folder)
         # Copied as it is: transformers refuses to write what it reads (a temperature without do_sample, and the like).
-        if (generation := model_file(config.model.path, "generation_config.json")) is not None:
-            shutil.copy(generation, folder)
+        for name in ("generation_config.json", *PROCESSOR_FILES):
+            if (found := model_file(config.model.path, name)) is not None:
+                shutil.copy(found, folder)
         if config.model.trust_remote_code:
             for code in Path(config.model.path).glob("*.py"):
                 shutil.copy(code, folder)

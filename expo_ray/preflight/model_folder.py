@@ -1,8 +1,11 @@
 """A model's dimensions, from config.json or known by hub id, and its generation settings; nothing is loaded."""
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from expo_ray.files import HUB_ID, model_file
 
 GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Ends of the names of architectures that generate text."""
+AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""What Gemma 2, Cohere, Granite and Falcon-H1 do to logits."""
 TIED = ("gemma",)
 """Beginnings of model types whose output layer is the embeddings unless config.json says otherwise; others
 count as untied, which is larger."""
@@ -264,10 +269,46 @@ def config_problems(folder: Path, training: bool) -> Iterator[str]:
             f"model.path={folder}: config.json says architectures={names[0]}, which does not generate text: give a "
             "model whose architecture ends in ForCausalLM"
         )
+    elif training and names and not custom:
+        yield from _untrainable(folder, config, names[0])
     quantised = config.get("quantization_config") or read_settings(folder, "quantize_config.json")
     if training and quantised:
         facts = quantised if isinstance(quantised, dict) else {}
         yield quantised_problem(folder, str(facts.get("quant_method") or f"{facts.get('bits', '?')} bits"))
+
+
+def _untrainable(folder: Path, config: dict[str, Any], name: str) -> Iterator[str]:
+    """Whether the learners' class of such a model is another one than the engines', or computes other logits."""
+    kind, known = config.get("model_type"), causal_classes()
+    if known and kind not in known:
+        yield (
+            f"model.path={folder}: config.json says model_type={kind}, of which the installed transformers has no "
+            "causal language model (AutoModelForCausalLM): give another model, or one of text only"
+        )
+    elif "text_config" in config and known.get(str(kind), name) != name:
+        yield (
+            f"model.path={folder}: engines load {name}, and learners only its text ({known[str(kind)]}), whose tensors "
+            "have other names: save the text model in a folder of its own"
+        )
+    settings = config | (config.get("text_config") or {})
+    if changed := next((key for key in AFTER_HEAD if settings.get(key) not in (None, 1, 1.0)), None):
+        yield (
+            f"model.path={folder}: config.json says {changed}={settings[changed]}, which changes the output layer's "
+            "logits, and learners do not compute that: give a model without it"
+        )
+
+
+@cache
+def causal_classes() -> dict[str, str]:
+    """model_type -> class of AutoModelForCausalLM, from transformers' source (importing it takes seconds); empty where
+    it is kept elsewhere."""
+    found = util.find_spec("transformers")
+    file = Path(next(iter((found and found.submodule_search_locations) or ()), "")) / "models/auto/modeling_auto.py"
+    for node in ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else ():
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES":
+            return dict(ast.literal_eval(node.value.args[0]))  # type: ignore[attr-defined]
+    return {}
 
 
 def quantised_problem(folder: Path, how: str) -> str:

@@ -42,6 +42,7 @@ ENGINE_OURS = {
     "generation_config": "the model's own settings would change what is sampled; use rollout.temperature",
     "override_generation_config": "each request has its own settings; use rollout.temperature",
     "enable_prefix_caching": "it is on, and cleared before each batch so that a seed repeats it",
+    "language_model_only": "prompts are text, so encoders of images stay out of the engines",
     "disable_log_stats": "the run's own metrics count tokens and time",
 }
 """What the run sets itself (expo_ray.rollout.engine), and what to use instead, or why it must be so."""
@@ -119,6 +120,9 @@ def engine_problems(config: Config) -> Iterator[str]:
         right = isinstance(value, fits) and not (isinstance(value, bool) and "bool" not in kinds)  # type: ignore[arg-type]
         if len(fits) == len(kinds) and not right:
             yield f"{ENGINE}.{name}={value} does not fit: vLLM takes {' or '.join(kinds)}"
+    backend = str(options.get("attention_backend", "CPU"))
+    if config.profile.device == "cpu" and not backend.upper().startswith(("CPU", "AMX")):
+        yield f"{ENGINE}.attention_backend={backend} has no effect on a CPU, where vLLM has its own: leave it out"
     quantised = next((name for name in options if name.startswith("quantization")), None)
     if quantised and (config.sync.receiver == "live" or config.sync.digest_every):
         setting = "sync.receiver=live" if config.sync.receiver == "live" else "sync.digest_every"

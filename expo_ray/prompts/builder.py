@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from expo_ray.prompts.templates import (
 
 STYLES = ("chat", "base", "toy")
 NAMES_FORM = re.compile(r"\\boxed|####")
+DAY = date(2024, 7, 26)
+"""The date of prompts. It is the one that Llama 3.2's chat template writes where it is not told the day's."""
 Messages = list[tuple[str, str]]
 """(role, text) of each message of a prompt."""
 
@@ -61,6 +64,9 @@ class PromptBuilder:
         self.thought = ""
         """The thought that the chat template begins at the end of each prompt; empty if it begins none."""
         self._merges_system = self.style == "chat" and self._try_template()
+        self.end_id = self._end_of_turn() if self.style == "chat" else int(tokenizer.eos_token_id)
+        """Ends a completion: what the chat template puts behind the assistant's words (Gemma 3's `<end_of_turn>`, where
+        the tokenizer's own end is `<eos>`), else the tokenizer's end token."""
         (self._lead,) = self._encode([self._answer_parts("")[0]])
         self.lead_tokens = len(self._lead)
         """Number of ids of `Prompt.answer_span` that introduce the answer; the others are the answer."""
@@ -85,7 +91,7 @@ class PromptBuilder:
                 problem=problem,
                 free_ids=_ids(free[row]),
                 conditioned_ids=_ids(conditioned[row]),
-                gold_ids=None if problem.solution is None else _ids([*golds[row], self.tokenizer.eos_token_id]),
+                gold_ids=None if problem.solution is None else _ids([*golds[row], self.end_id]),
                 answer_span=_ids(self._lead + stated[row]),
                 thought=self.thought,
             )
@@ -202,13 +208,12 @@ class PromptBuilder:
             ids: a completion. Its chain's ids stay as sampled; a completion without a statement is all chain.
 
         Returns:
-            The ids of the chain, of the statement, whose text is tokenised as one, and the tokenizer's end token; and
-            their text.
+            The ids of the chain, of the statement, whose text is tokenised as one, and `end_id`; and their text.
         """
         lead, answer = self._answer_parts(prompt.problem.answers[0])
         (statement,) = self._encode([lead + answer + ("" if self.style == "toy" else CHAT.answer_close)])
         restated = [*self.chain_of(ids).tolist(), *statement]
-        return _ids([*restated, self.tokenizer.eos_token_id]), self.thought + self.decode(restated)
+        return _ids([*restated, self.end_id]), self.thought + self.decode(restated)
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids without special tokens."""
@@ -254,6 +259,14 @@ class PromptBuilder:
         system, user = "Put the answer in a box.", "How many days has a week?"
         alone, both = [("user", user)], [("system", system), ("user", user)]
         plain, reason = self._rendered(alone)
+        if "strftime_now" in self.tokenizer.get_chat_template():
+            today, self.values = plain, {"strftime_now": DAY.strftime} | self.values
+            plain, reason = self._rendered(alone)
+            if plain != today:
+                self.findings.append(
+                    f"its chat template writes the day's date, and {DAY:%d %b %Y} is written on every day, so that a "
+                    "run can go on tomorrow and evaluations show the same prompts"
+                )
         if plain is None:
             raise ValueError(
                 f"its chat template cannot be rendered ({reason}): mend it, or use model.prompt_style=base"
@@ -275,6 +288,13 @@ class PromptBuilder:
             f"{merged!r}"
         )
         return True
+
+    def _end_of_turn(self) -> int:
+        said = "It has seven."
+        text, _ = self._rendered([("user", "How many days has a week?"), ("assistant", said)], begin=False)
+        (behind,) = self._encode([(text or "").rpartition(said)[2].lstrip()])
+        special = behind and (added := self.tokenizer.added_tokens_decoder.get(behind[0])) and added.special
+        return int(behind[0] if special else self.tokenizer.eos_token_id)
 
     def _rendered(self, messages: Messages, begin: bool = True) -> tuple[str | None, str]:
         """The text of a conversation, or None with the template's reason."""

@@ -94,9 +94,9 @@ def at_most_per_level(problems: list[Problem], limit: int) -> list[Problem]:
     return [problems[index] for index in sorted(itertools.chain(*chosen))]
 
 
-def stop_ids(tokenizer: Any, generation_ends: Sequence[int]) -> tuple[int, ...]:
-    """Token ids that end a completion: the tokenizer's, and those of the model's generation_config.json."""
-    return tuple(sorted({int(tokenizer.eos_token_id), *generation_ends}))
+def stop_ids(builder: PromptBuilder, generation_ends: Sequence[int]) -> tuple[int, ...]:
+    """Token ids that end a completion: the tokenizer's, the chat template's, and generation_config.json's."""
+    return tuple(sorted({int(builder.tokenizer.eos_token_id), builder.end_id, *generation_ends}))
 
 
 def build_prompts(

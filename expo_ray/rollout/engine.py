@@ -172,7 +172,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         from expo_ray.sync.gloo.engine import register
         from expo_ray.sync.sender import resolve_backend
 
-    options = config.rollout.engine_options
+    rollout, options = config.rollout, config.rollout.engine_options
     # An engine on several cards has a process for each, which do not know what is registered in this one. Weights that
     # are quantised as they are loaded must be loaded, not copied.
     reload = config.rollout.tensor_parallel > 1 or any(name.startswith("quantization") for name in options)
@@ -180,7 +180,6 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
     backend = register(resolve_backend(config), receiver)
     # It logs a line for each batch, which would hide the last line that matters in an error.
     logging.getLogger("vllm.v1.core.block_pool").setLevel(logging.WARNING)
-    rollout = config.rollout
     where: dict[str, Any] = {"distributed_executor_backend": "mp" if rollout.tensor_parallel > 1 else "uni"}
     if not on_cpu:
         where["gpu_memory_utilization"] = rollout.gpu_memory_utilization
@@ -198,6 +197,7 @@ def build_engine(config: Config, context_tokens: int, seed: int) -> Any:
         logprobs_mode="processed_logprobs",  # after temperature, top-p and top-k: what was really sampled from
         generation_config="vllm",  # not the model's own, whose repetition penalty and the like would change samples
         enable_prefix_caching=True,
+        language_model_only=True,  # of a multimodal model: prompts are text, so its encoders are left out
         disable_log_stats=True,
         # In async mode a probe must overtake unfinished samples. Otherwise requests must start in exactly their order,
         # which decides the random numbers that each gets; "priority" does not promise that for equal priorities.

@@ -21,6 +21,7 @@ from expo_ray.evaluation.evaluator import summarise
 from expo_ray.evaluation.samples import SampleFile
 from expo_ray.evaluation.settings import expand, settle, store
 from expo_ray.preflight import inputs
+from expo_ray.prompts.loading import make_builder
 from expo_ray.runtime.journal import OWNER
 from expo_ray.world.tokenizer import build_tokenizer
 
@@ -270,7 +271,7 @@ def test_an_evaluation_does_not_depend_on_columns_that_nobody_reads(tmp_path):
     config = compose_config(expand([f"data={file}", "model=toy", "profile=cpu", "verifier=toy"]))
     config.data.eval_path = config.data.path
     plan = SimpleNamespace(config=config, context=None)
-    assert [prompt.problem.meta for prompt in _prompts(plan, build_tokenizer())] == [{}]
+    assert [prompt.problem.meta for prompt in _prompts(plan, make_builder(build_tokenizer(), config))] == [{}]
 
 
 def test_choices_stay_choices_and_bring_their_verifier(tmp_path):

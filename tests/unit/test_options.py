@@ -45,7 +45,8 @@ def problem(*overrides: str) -> str:
     ("override", "sentence"),
     [
         ("max_num_batched_tokens=4096", ""),
-        ("attention_backend=TORCH_SDPA", ""),
+        ("attention_backend=CPU_ATTN", ""),
+        ("attention_backend=FLASH_ATTN", "attention_backend=FLASH_ATTN has no effect on a CPU"),
         ("kv_cache_dtype=fp8", ""),
         ("speculative_config={method: ngram, num_speculative_tokens: 3}", ""),
         ("compilation_config.cudagraph_mode=PIECEWISE", ""),

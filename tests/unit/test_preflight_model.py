@@ -178,6 +178,11 @@ def on_a_bad_base(folder, change):
     change(folder.parent / "base")
 
 
+def multimodal(folder, kind, name):
+    shape = {"model_type": kind, "architectures": [name], "text_config": SHAPE | {"final_logit_softcapping": None}}
+    (folder / "config.json").write_text(json.dumps(shape))
+
+
 ATTENTION = "model.layers.1.self_attn.q_proj.weight"
 FOLDERS = {
     "as saved": (lambda folder: None, None),
@@ -201,13 +206,18 @@ FOLDERS = {
         lambda f: rewrite(f, model_type="chatglm", tie_word_embeddings=False),
         "no lm_head.weight, so it would be drawn at random",
     ),
-    "Gemma 3 with its vision tower": (
-        lambda f: (f / "config.json").write_text(
-            json.dumps(
-                {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": SHAPE | {"num_hidden_layers": 2}}
-            )
-        ),
-        None,
+    "Gemma 3 with its vision tower": (lambda f: multimodal(f, "gemma3", "Gemma3ForConditionalGeneration"), None),
+    "a multimodal model that transformers cannot train": (
+        lambda f: multimodal(f, "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
+        "says model_type=qwen2_5_vl, of which the installed transformers has no causal language model",
+    ),
+    "a multimodal model whose text is a model of its own": (
+        lambda f: multimodal(f, "llama4", "Llama4ForConditionalGeneration"),
+        "engines load Llama4ForConditionalGeneration, and learners only its text (Llama4ForCausalLM)",
+    ),
+    "Gemma 2": (
+        lambda f: rewrite(f, model_type="gemma2", architectures=["Gemma2ForCausalLM"], final_logit_softcapping=30.0),
+        "says final_logit_softcapping=30.0, which changes the output layer's logits",
     ),
     "custom code that generates": (
         lambda f: rewrite(f, architectures=["MineModel"], auto_map={"AutoModelForCausalLM": "mine.Mine"}),
@@ -340,8 +350,8 @@ def test_model_folders_as_people_have_them(tmp_path, name):
     assert words in sentence and sentence.startswith(f"model.path={folder.parent}") and "\n" not in sentence
 
 
-@pytest.mark.parametrize("name", ["GPTQ", "GPTQ of old", "integers without a word"])
-def test_quantised_weights_can_be_evaluated(tmp_path, name):
+@pytest.mark.parametrize("name", ["GPTQ", "GPTQ of old", "integers without a word", "Gemma 2"])
+def test_what_only_learners_cannot_do_can_be_evaluated(tmp_path, name):
     folder = write_model(tmp_path / "model")
     FOLDERS[name][0](folder)
     assert refusal(folder, training=False) is None

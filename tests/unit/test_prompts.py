@@ -15,6 +15,7 @@ from expo_ray.config.errors import DataError
 from expo_ray.messages import Completion, Group, Problem, Prompt, Rollout, Verdict
 from expo_ray.prompts import PromptBuilder
 from expo_ray.prompts.__main__ import main
+from expo_ray.prompts.loading import stop_ids
 from expo_ray.prompts.templates import statement_start
 
 PROBLEM = Problem("p1", "What is {3 + 4} in base ten?", ("7731",), "Adding gives $\\boxed{7731}$.", 1)
@@ -399,3 +400,33 @@ def test_the_preview_of_an_adapter_without_a_tokenizer_takes_its_base(tmp_path, 
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     assert main(["--preview", "model=toy", "data=toy", "verifier=toy", f"model.path={tmp_path}"]) == 0
     assert "free prompt" in capsys.readouterr().out
+
+
+GEMMA_TEMPLATE = """\
+{{- bos_token }}{% for m in messages %}{{ '<turn>' + m.role + '\n' + m.content | trim + '<end>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"""
+"""Made alike Gemma 3's: a turn ends with a token that is not the tokenizer's end token."""
+DATED = (
+    "{{- 'Today: ' + (date_string if date_string is defined else strftime_now('%d %b %Y')) + '\n' }}" + CHAT_TEMPLATE
+)
+
+
+def test_a_completion_ends_as_the_chat_template_ends_a_turn():
+    tokenizer = character_tokenizer(GEMMA_TEMPLATE)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<end>"]})
+    builder, end = PromptBuilder(tokenizer), tokenizer.convert_tokens_to_ids("<end>")
+    (prompt,) = builder([PROBLEM])
+    restated, _ = builder.restate(prompt, prompt.gold_ids)
+    assert prompt.gold_ids[-1] == restated[-1] == builder.end_id == end != tokenizer.eos_token_id
+    assert stop_ids(builder, [end]) == (tokenizer.eos_token_id, end)
+    for other in (PromptBuilder(tokenizer, "base"), PromptBuilder(character_tokenizer(CHAT_TEMPLATE))):
+        assert other.end_id == tokenizer.eos_token_id
+
+
+def test_a_template_that_writes_the_date_writes_one_date_only():
+    """A run of Llama 3.2 could else not go on after midnight: its prompts would be others."""
+    builder = PromptBuilder(character_tokenizer(DATED))
+    assert "Today: 26 Jul 2024\n" in builder.decode(builder([PROBLEM])[0].free_ids.tolist())
+    assert len(builder.findings) == 1 and "writes the day's date, and 26 Jul 2024 is written" in builder.findings[0]
+    told = PromptBuilder(character_tokenizer(DATED), values={"date_string": "1 May 2025"})
+    assert "Today: 1 May 2025\n" in told.decode(told([PROBLEM])[0].free_ids.tolist()) and told.findings == []
