@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_initial_adapters_depend_on_the_seed_only(tiny_models):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_exported_adapter_on_its_base_is_the_exported_policy(tiny_models, tmp_path):
+def test_the_exported_adapter_on_its_base_is_the_exported_policy(tiny_models, tmp_path, merges_here):
     """By peft, and as the start of another run."""
     from peft import PeftModel
 
@@ -131,6 +132,22 @@ def saved_adapter(tiny_models, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def merges_here(monkeypatch):
+    """Merges in this process, where another would first import torch, transformers and peft."""
+    from expo_ray.learner.lora import merge_adapter
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        *words, trusted = command[3:]
+        try:
+            merge_adapter(*words, trusted == "True")
+        except Exception:
+            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
 def merged_by_hand(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     """W + alpha / r B A in float64, from the files."""
     from safetensors.torch import load_file
@@ -144,7 +161,7 @@ def merged_by_hand(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
 
 def test_an_adapter_as_the_start_is_the_sum_of_its_base_and_itself(tiny_models, saved_adapter, tmp_path, capsys):
-    """Everything that starts then sees a whole model in the run's folder, made once."""
+    """Everything that starts then sees a whole model in the run's folder, made once by a process of its own."""
     from safetensors.torch import load_file
 
     base = tiny_models["tied"]
@@ -222,7 +239,7 @@ def hub(monkeypatch, tmp_path):
     server.shutdown()
 
 
-def test_an_adapter_on_the_hub_is_an_adapter(tiny_models, saved_adapter, tmp_path, hub, monkeypatch):
+def test_an_adapter_on_the_hub_is_an_adapter(tiny_models, saved_adapter, tmp_path, hub, monkeypatch, merges_here):
     """Fetched by a start, and then known without the hub; a whole model is left alone."""
     from safetensors.torch import load_file
 
@@ -252,7 +269,7 @@ def test_an_adapter_on_the_hub_is_an_adapter(tiny_models, saved_adapter, tmp_pat
         torch.testing.assert_close(found[name].double(), tensor, rtol=1e-6, atol=1e-6)
 
 
-def test_an_adapter_of_another_model_is_refused_in_a_sentence(tiny_models, saved_adapter, tmp_path):
+def test_an_adapter_of_another_model_is_refused_in_a_sentence(tiny_models, saved_adapter, tmp_path, merges_here):
     settings = json.loads((saved_adapter / "adapter_config.json").read_text())
     wrong = tmp_path / "adapter"
     wrong.mkdir()
