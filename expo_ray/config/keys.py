@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from expo_ray.config.errors import ConfigError
 from expo_ray.config.schema import Config, Key
@@ -88,7 +86,7 @@ def facts_of(key: str) -> Key:
 
 def as_settings(config: Config) -> dict[str, Any]:
     """The configuration as a flat mapping, "trainer.steps" -> value."""
-    return flat(OmegaConf.to_container(OmegaConf.structured(config)))
+    return flat(asdict(config))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
