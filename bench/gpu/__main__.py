@@ -15,15 +15,17 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import expo_ray
 from bench.gpu import machine, parts, pipeline
-from bench.gpu.setting import Setting, end_owned, figures_in, owned
+from bench.gpu.setting import Setting, end_owned, figures_in, owned, tell
 from expo_ray.files import write_whole
 
 Work = Callable[[Setting, float], None]
@@ -40,8 +42,13 @@ STAGES: dict[str, tuple[Work, float, str]] = {
     "real": (pipeline.real, 420, "real weights: GRPO and ExP-GRPO, half the time each"),
 }
 """Stage -> its work, its bound in seconds, what it shows."""
-REHEARSED = ("env", "kernels", "model", "big", "learner", "engine", "real")
-"""Without the toy stages: the run on real weights takes the same settings and the toy task's weights."""
+REHEARSAL = ((("env", "kernels", "model", "engine", "learner"), ("real",)), (("big",),))
+"""What a rehearsal runs, one row after the other: the processes of a row at the same time, the stages of a process in
+turn. Nearly all the time goes into imports and starts, which keep one core busy at most. `big` needs the `model`, and
+the toy stages are left out: the run on real weights takes their settings, and the toy task's weights."""
+BEGINS = "STAGE "
+"""Begins a line of a process's output from which on it belongs to the stage that the line names."""
+WRITING = threading.Lock()
 MARGIN_S = 5.0
 LOOK_S = 2.0
 LEAST_S = 15.0
@@ -71,10 +78,19 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"name the stages to run: {' '.join(STAGES)}")
     setting = _setting(chosen)
     if chosen.inside:
-        STAGES[chosen.inside][0](setting, chosen.seconds)
+        for name in chosen.inside.split(","):
+            print(f"\n{BEGINS}{name}", flush=True)
+            began = time.monotonic()
+            STAGES[name][0](setting, chosen.seconds)
+            tell(inside_s=round(time.monotonic() - began, 1))
         return 0
     try:
-        figures = run_stages(setting, names or list(REHEARSED), time.monotonic() + chosen.seconds)
+        until = time.monotonic() + chosen.seconds
+        if chosen.rehearse:
+            everything = [name for row in REHEARSAL for group in row for name in group]
+            figures = rehearse(setting, names or everything, until)
+        else:
+            figures = run_stages(setting, names, until)
     finally:
         if chosen.work is None:
             shutil.rmtree(setting.work, ignore_errors=True)
@@ -127,18 +143,37 @@ def run_stages(setting: Setting, names: list[str], until: float) -> dict[str, di
         if left < LEAST_S:
             figures[name] = {"code": "skipped", "left_s": round(left)}
         else:
-            bound = STAGES[name][1] * (
-                3 if setting.rehearse else 1
-            )  # a busy CPU takes longer to import than a card's host
-            _run(setting, name, min(bound, left - MARGIN_S), figures)
+            _run(setting, [name], min(STAGES[name][1], left - MARGIN_S), figures)
         _write(setting, figures)
-        print(f"== {name}: {json.dumps(figures[name])[:1500]}", flush=True)
-        if name == "big" and "big_first_proof" not in figures[name] and not setting.rehearse:
+        _show(figures, name)
+        if name == "big" and "big_first_proof" not in figures[name]:
             todo.insert(0, "big_eager")  # torch.compile or the graphs do not work here
     return figures
 
 
-def _run(setting: Setting, name: str, bound: float, figures: dict[str, dict[str, Any]]) -> None:
+def rehearse(setting: Setting, names: list[str], until: float) -> dict[str, dict[str, Any]]:
+    """Runs the stages on a CPU; arguments and figures are those of `run_stages`."""
+    figures: dict[str, dict[str, Any]] = {}
+    rows = [[chosen for group in row if (chosen := [n for n in group if n in names])] for row in REHEARSAL]
+    known = {name for row in rows for group in row for name in group}
+    for row in [*rows, *([[name]] for name in names if name not in known)]:
+        left = until - time.monotonic() - MARGIN_S
+        # A busy CPU takes longer to import than a card's host.
+        bounds = [min(left, 3 * sum(STAGES[name][1] for name in group)) for group in row]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda group, bound: _run(setting, group, bound, figures), row, bounds))
+        _show(figures, *(name for group in row for name in group))
+    return figures
+
+
+def _show(figures: dict[str, dict[str, Any]], *names: str) -> None:
+    for name in names:
+        print(f"== {name}: {json.dumps(figures[name])[:1500]}", flush=True)
+
+
+def _run(setting: Setting, group: list[str], bound: float, figures: dict[str, dict[str, Any]]) -> None:
+    """Runs stages in one process, of which only a rehearsal has several."""
+    name = ",".join(group)
     began, log = time.monotonic(), setting.work / f"{name}.log"
     owner, environment = owned()
     with log.open("wb") as sink:
@@ -152,18 +187,28 @@ def _run(setting: Setting, name: str, bound: float, figures: dict[str, dict[str,
                 code = child.wait(timeout=LOOK_S)
             except subprocess.TimeoutExpired:
                 code = "time" if time.monotonic() - began > bound else None
-            figures[name] = {"code": code, "seconds": round(time.monotonic() - began, 1), **figures_in(_text(log))}
+            seconds, printed = round(time.monotonic() - began, 1), _by_stage(group, _text(log))
+            for each in group:
+                found = figures_in(printed[each])
+                figures[each] = {"code": 0 if "inside_s" in found else code, "seconds": seconds, **found}
             _write(setting, figures)
         end_owned(owner)
         child.wait()
     if code != 0:
-        figures[name]["tail"] = _text(log)[-1500:]
+        failed = next(each for each in group if figures[each]["code"] != 0)
+        figures[failed]["tail"] = _text(log)[-1500:]
     with (setting.out / "logs.txt").open("a") as all_logs:
         all_logs.write(f"\n######## {name} (code {code})\n{_text(log)[-200_000:]}")
 
 
+def _by_stage(group: list[str], text: str) -> dict[str, str]:
+    """What each stage of a process printed."""
+    parts = dict(part.partition("\n")[::2] for part in text.split(f"\n{BEGINS}"))
+    return {name: text if len(group) == 1 else parts.get(name, "") for name in group}
+
+
 def command(setting: Setting, name: str, bound: float) -> list[str]:
-    """What runs one stage in a process of its own."""
+    """What runs a stage, or several (`a,b`), in a process of its own."""
     found = [sys.executable, "-m", "bench.gpu", "--inside", name, "--seconds", f"{bound:.0f}", "--shape", setting.shape]
     found += ["--out", str(setting.out), "--work", str(setting.work)]
     for option, path in (("--weights", setting.weights), ("--problems", setting.problems)):
@@ -178,8 +223,9 @@ def _text(log: Path) -> str:
 def _write(setting: Setting, figures: dict[str, dict[str, Any]]) -> None:
     """Figures of an earlier call with other stages stay in the file."""
     file = setting.out / "figures.json"
-    earlier = json.loads(file.read_text()) if file.is_file() else {}
-    write_whole(file, json.dumps({**earlier, **figures}, indent=1) + "\n")
+    with WRITING:
+        earlier = json.loads(file.read_text()) if file.is_file() else {}
+        write_whole(file, json.dumps({**earlier, **figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

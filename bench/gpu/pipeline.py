@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,26 @@ def big_eager(setting: Setting, bound: float) -> None:
 
 
 def real(setting: Setting, bound: float) -> None:
-    """GRPO and then ExP-GRPO, each for half the time; their records are kept for `python -m expo_ray.report`."""
+    """GRPO and then ExP-GRPO, each for half the time; their records are kept for `python -m expo_ray.report`.
+
+    A rehearsal makes them as a sweep, on the same actors.
+    """
     if setting.weights is None or setting.problems is None:
         raise SystemExit("the stage real needs --weights FOLDER and --problems FILE")
+    if setting.rehearse:
+        try:
+            overrides = real_overrides(setting, ",".join(REAL_ALGORITHMS))
+            _pipeline(setting, "real", overrides, 1, bound, sweep=REAL_ALGORITHMS)
+        finally:
+            for number, algorithm in enumerate(REAL_ALGORITHMS):
+                keep_records(setting.work / "real" / str(number), setting.out / f"real_{algorithm}")
+        return
     began = time.monotonic()
     for left, algorithm in zip((2, 1), REAL_ALGORITHMS, strict=True):
         share = (bound - (time.monotonic() - began)) / left
-        name, steps = f"real_{algorithm}", 1 if setting.rehearse else 10_000
+        name = f"real_{algorithm}"
         try:
-            _pipeline(setting, name, real_overrides(setting, algorithm), steps, share)
+            _pipeline(setting, name, real_overrides(setting, algorithm), 10_000, share)
         finally:
             keep_records(setting.work / name, setting.out / name)
 
@@ -103,33 +115,44 @@ def keep_records(folder: Path, to: Path) -> None:
             shutil.copyfile(folder / name, to / name)
 
 
-def _pipeline(setting: Setting, name: str, overrides: list[str], steps: int, bound: float) -> None:
+def _pipeline(
+    setting: Setting, name: str, overrides: list[str], steps: int, bound: float, sweep: Sequence[str] = ()
+) -> None:
     """Runs `expo_ray.train` until it has recorded so many steps, and then kills it: its end would write a checkpoint
-    of 15 GiB for each billion weights."""
+    of 15 GiB for each billion weights.
+
+    Args:
+        sweep: names of the jobs, if the overrides make a sweep; all but the last come to their end.
+    """
     folder = setting.work / name
+    runs = {f"{name}_{job}": folder / str(number) for number, job in enumerate(sweep)} or {name: folder}
     shutil.rmtree(folder, ignore_errors=True)  # an earlier call's
-    overrides = [*overrides, f"trainer.steps={max(40, steps)}", f"run_dir={folder}"]
-    command = [sys.executable, "-m", "expo_ray.train", *overrides]
+    overrides = [*overrides, f"trainer.steps={steps if sweep else max(40, steps)}", f"run_dir={folder}"]
+    command = [sys.executable, "-m", "expo_ray.train", *(["-m"] if sweep else []), *overrides]
     print(" ".join(command), flush=True)
-    began, seen, proved = time.monotonic(), 0, False
+    began, seen, proved = time.monotonic(), dict.fromkeys(runs, 0), set[str]()
     owner, environment = owned()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
     try:
-        while child.poll() is None and seen < steps and time.monotonic() < began + bound:
+        ended = False
+        while not ended and min(seen.values()) < steps and time.monotonic() < began + bound:
             time.sleep(0.5)
-            if not proved and (proofs := read_lines(folder / "proofs.jsonl")):
-                proved = True
-                tell(**{f"{name}_first_proof": proofs[0], f"{name}_first_proof_after_s": time.monotonic() - began})
-            seen = _tell_steps(name, read_lines(folder / "metrics.jsonl"), seen)
+            ended = child.poll() is not None
+            for run, at in runs.items():
+                if run not in proved and (proofs := read_lines(at / "proofs.jsonl")):
+                    proved.add(run)
+                    tell(**{f"{run}_first_proof": proofs[0], f"{run}_first_proof_after_s": time.monotonic() - began})
+                seen[run] = _tell_steps(run, read_lines(at / "metrics.jsonl"), seen[run])
     finally:
-        _show_logs(folder)
+        for at in runs.values():
+            _show_logs(at)
         code = child.poll()
         end_owned(owner)
         child.wait()
-    tell(**{f"{name}_steps": seen, f"{name}_s": time.monotonic() - began})
-    if code is not None or seen == 0:
-        ended = "it was killed at its bound" if code is None else f"it ended by itself (code {code})"
-        raise SystemExit(f"{name} has {seen} steps after {time.monotonic() - began:.0f} s: {ended}")
+    tell(**{f"{run}_steps": count for run, count in seen.items()}, **{f"{name}_s": time.monotonic() - began})
+    if 0 in seen.values() or (code is not None and not (sweep and code == 0)):
+        how = "it was killed at its bound" if code is None else f"it ended by itself (code {code})"
+        raise SystemExit(f"{name} has {seen} steps after {time.monotonic() - began:.0f} s: {how}")
 
 
 def _tell_steps(name: str, lines: list[dict[str, Any]], seen: int) -> int:

@@ -117,6 +117,25 @@ def test_eager_follows_where_the_compiled_pipeline_did_not_get_to_its_proof(sett
     assert list(runner.run_stages(setting, ["big", "engine"], time.monotonic() + 60)) == ["big", "engine"]
 
 
+def test_a_rehearsal_gives_each_stage_of_a_process_its_own_figures_and_names_the_one_that_failed(setting, monkeypatch):
+    """Every stage but `engine` ends well; it ends its process, so `learner` does not begin."""
+    for folder in (setting.out, setting.work):
+        folder.mkdir()
+    code = f"""import sys
+for name in sys.argv[1].split(","):
+    print(f"\\nSTAGE {{name}}\\n{MARK}" + '{{"of": "%s"}}' % name)
+    if name == "engine":
+        sys.exit("why")
+    print('{MARK}{{"inside_s": 0}}')"""
+    monkeypatch.setattr(runner, "command", lambda _setting, group, _bound: [sys.executable, "-c", code, group])
+    wanted = ["learner", "engine", "env", "toy", "real"]
+    figures = runner.rehearse(replace(setting, rehearse=True), wanted, time.monotonic() + 60)
+    assert {name: found.get("of") for name, found in figures.items()} == {n: n for n in wanted} | {"learner": None}
+    assert {name for name, found in figures.items() if found["code"] != 0} == {"engine", "learner"}
+    assert figures["engine"]["tail"].endswith("why\n")
+    assert json.loads((setting.out / "figures.json").read_text()) == figures
+
+
 def test_a_cut_line_of_figures_is_left_out(capsys):
     assert figures_in(f'x\n{MARK}{{"a": 1}}\n{MARK}{{"b": ') == {"a": 1}
     assert "cut off" in capsys.readouterr().err
