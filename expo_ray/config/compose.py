@@ -137,6 +137,11 @@ def algorithm_values(name: str) -> dict[str, Any]:
     file = next(
         path for folder in (user_conf(), CONF) if folder and (path := folder / "algo" / f"{choice}.yaml").is_file()
     )
+    return copy.deepcopy(_algorithm_file(file, file.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _algorithm_file(file: Path, _written: int) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(OmegaConf.load(file))
     return {key: value for key, value in values.items() if key not in ("name", "defaults")}
 

@@ -6,9 +6,11 @@ rewards, DeepSpeed's settings, the learning rate, adapters, the arguments of vLL
 
 import copy
 import json
+import operator
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache, reduce
 from types import ModuleType, SimpleNamespace
@@ -299,7 +301,7 @@ def adapters(config) -> object:
         patch.setattr(lora, "inject_adapter_in_model", lambda settings, _: found.append(settings.to_dict()))
         patch.setattr(lora, "_check_targets", lambda *_: None)
         if config.model.lora.rank:
-            lora.add_adapters(None, config.model.lora, config.seed)
+            lora.add_adapters(SimpleNamespace(named_parameters=list), config.model.lora, config.seed)
     return found
 
 
@@ -308,23 +310,19 @@ def rewards(config) -> object:
     return [completion_reward(verdict, {}, config) for verdict in verdicts]
 
 
-def observed(config, plan) -> str:
-    """Everything that is looked at, as one text."""
+def observed(config, plan) -> Iterator[str]:
+    """Everything that is looked at, part by part; what takes longest comes last."""
     from expo_ray.learner.policy import deepspeed_config
 
-    on_gpu = config.profile.device == "cuda"
-    seen = [
-        plan_text(plan),
-        [asdict(training_sampling(config)), asdict(evaluation_sampling(config))],
-        steps(config),
-        loss(config),
-        rewards(config),
-        deepspeed_config(config.learner, on_gpu),
-        [rate_of_update(config, update) for update in range(STEPS)],
-        engine(config),
-        adapters(config),
-    ]
-    return repr(seen)
+    yield plan_text(plan)
+    yield repr([training_sampling(config), evaluation_sampling(config)])
+    yield repr(rewards(config))
+    yield repr(deepspeed_config(config.learner, config.profile.device == "cuda"))
+    yield repr([rate_of_update(config, update) for update in range(STEPS)])
+    yield repr(engine(config))
+    yield repr(adapters(config))
+    yield repr(loss(config))
+    yield repr(steps(config))
 
 
 @cache
@@ -341,11 +339,11 @@ def changed(name: str, values: dict[str, object]):
 
 
 @cache
-def _before(name: str, under: str) -> str | None:
+def _before(name: str, under: str) -> list[str] | None:
     """What is seen without the key's change; None if the settings alone are refused."""
     config = changed(name, json.loads(under))
     try:
-        return observed(config, check_config(config, HERE))
+        return list(observed(config, check_config(config, HERE)))
     except ConfigError:
         return None
 
@@ -357,7 +355,9 @@ def outcome(name: str, key: str, value: object, under: dict[str, object]) -> str
         plan = check_config(config, HERE)
     except ConfigError:
         return "refused"
-    return "acts" if observed(config, plan) != _before(name, json.dumps(under)) else "nothing"
+    before = _before(name, json.dumps(under))
+    same = before is not None and all(map(operator.eq, observed(config, plan), before))  # to the first difference
+    return "nothing" if same else "acts"
 
 
 def other_value(key: str, value: object, pairs: str) -> object:
