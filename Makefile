@@ -67,11 +67,13 @@ ablations: setup ## ExP-GRPO with other beta, filter, answer, refresh and scope,
 base-model: setup ## train the toy task's base model again
 	@$(PY) -m bench.base_model $(ARGS)
 
+# Two files at a time: a run waits half of its time, for a start, a bound or the slower of its actors.
+INTEGRATION = $(PY) -m pytest -q -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration
 test: test-unit ## in minutes: the unit tests, and a short pass through each real component (docs/tests.md)
-	@$(PY) -m pytest -q tests/integration -m "not slow" $(ARGS)
+	@$(INTEGRATION) -m "not slow" $(ARGS)
 
 test-all: test-unit ## every test
-	@$(PY) -m pytest -q tests/integration $(ARGS)
+	@$(INTEGRATION) $(ARGS)
 
 test-unit: setup ## the tests that start no engine
 	@$(PY) -m pytest -q -n logical --maxprocesses 8 --dist loadscope tests/unit $(ARGS)

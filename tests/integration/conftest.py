@@ -11,15 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.integration.small_run import start
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Path:
-    """The folder of a small run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("small_run") / "run"
-    assert start(folder).wait(timeout=600) == 0, folder.with_suffix(".stderr").read_text()[-3000:]
+def small_run(tmp_path_factory, worker_id) -> Path:
+    """The folder of a small run that nothing disturbed; pytest's workers (xdist) share one."""
+    place = tmp_path_factory.getbasetemp()
+    place = place if worker_id == "master" else place.parent
+    folder = place / "small_run" / "run"
+    with FileLock(place / "small_run.lock"):
+        if not folder.parent.exists():
+            folder.parent.mkdir()
+            assert start(folder).wait(timeout=600) == 0, folder.with_suffix(".stderr").read_text()[-3000:]
     return folder
 
 
