@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -65,6 +66,14 @@ def nothing_left(family: list[psutil.Process]) -> bool:
     return left == []
 
 
+@pytest.fixture(scope="module")
+def ended() -> Iterator[list[psutil.Process]]:
+    """What must be gone when the module's tests are done: Ray's agents try for a minute to reach what was killed."""
+    found: list[psutil.Process] = []
+    yield found
+    assert nothing_left(found)
+
+
 @pytest.mark.parametrize(
     ("hit", "code", "said"),
     [
@@ -74,7 +83,7 @@ def nothing_left(family: list[psutil.Process]) -> bool:
         ("command", -signal.SIGKILL, ""),
     ],
 )
-def test_what_ends_a_command_ends_its_ray_and_is_one_line(hit, code, said):
+def test_what_ends_a_command_ends_its_ray_and_is_one_line(hit, code, said, ended):
     process = alone()
     assert process.stdout.readline() == "up\n", process.communicate(timeout=60)[1][-3000:]
     family = psutil.Process(process.pid).children(recursive=True)
@@ -90,7 +99,7 @@ def test_what_ends_a_command_ends_its_ray_and_is_one_line(hit, code, said):
     own = [line for line in err.splitlines() if "raylet)" not in line and not line.startswith("    ")]  # not Ray's
     assert sum(line.startswith(said) for line in own) == 1 or not said, err[-3000:]
     assert not any("Traceback" in line or "***" in line for line in own), err[-3000:]
-    assert nothing_left(family)
+    ended += family
 
 
 def test_a_cluster_is_joined_with_the_token_that_the_user_has(token_cluster, tmp_path):
