@@ -1,9 +1,10 @@
 """The whole pipeline as a user runs it: real Ray, vLLM and DeepSpeed on the toy task, by the command line."""
 
 import json
-import os
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,6 +14,15 @@ from tests.chaos.compare import lines, untimed
 from tests.integration.small_run import REPOSITORY, SMALL, STEPS, finish, launch
 
 pytestmark = pytest.mark.timeout(1800)
+
+
+def unused() -> set[str]:
+    """The files of shared memory that no process has mapped or open; other tests may use theirs meanwhile."""
+    names = {str(path) for path in Path("/dev/shm").rglob("*")}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            names -= {found.path for found in (*process.memory_maps(), *process.open_files())}
+    return names
 
 
 def test_last_line_is_the_folder_and_the_terminal_stays_quiet(small_run):
@@ -44,17 +54,21 @@ def test_every_sync_was_proved_and_engine_and_trainer_agree(small_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokens", [1, 2])
-def test_the_shortest_completions_are_enough_to_start_and_to_sync(tokens, tmp_path):
-    """An engine's context is then hardly longer than a prompt, and the probes of the proof fit into it. 40 s each."""
-    folder = tmp_path / "run"
-    short = [f"rollout.max_completion_tokens={tokens}", "trainer.steps=1", "eval.before=false", "eval.max_problems=1"]
-    done = finish(launch("expo_ray.train", *SMALL, *short, f"run_dir={folder}"))
+def test_the_shortest_completions_are_enough_to_start_and_to_sync(tmp_path):
+    """An engine's context is then hardly longer than a prompt, and the probes of the proof fit into it.
+
+    The second job's context is longer, so the sweep starts actors for it.
+    """
+    short = ["rollout.max_completion_tokens=1,2", "trainer.steps=1", "eval.before=false", "eval.max_problems=1"]
+    done = finish(launch("expo_ray.train", "-m", *SMALL, *short, f"run_dir={tmp_path}/sweep"))
     assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = lines(folder / "metrics.jsonl")
-    assert line["sync/version"] == 1 and line["sync/max_difference"] <= line["sync/tolerance"]
-    assert line["tokens/generated"] <= tokens * 8 * 5  # prompts, and four samples and an explanation of each
-    assert not (folder / "events.jsonl").exists() or "replaced" not in (folder / "events.jsonl").read_text()
+    for tokens in (1, 2):
+        folder = tmp_path / "sweep" / str(tokens - 1)
+        (line,) = lines(folder / "metrics.jsonl")
+        assert line["sync/version"] == 1 and line["sync/max_difference"] <= line["sync/tolerance"]
+        assert line["tokens/generated"] <= tokens * 8 * 5  # prompts, and four samples and an explanation of each
+        assert not (folder / "events.jsonl").exists() or "replaced" not in (folder / "events.jsonl").read_text()
+        assert "Initializing a V1 LLM engine" in (folder / "logs" / "rollout-0.log").read_text()
 
 
 def test_samples_show_free_completions_and_explanations_with_verdicts(small_run):
@@ -90,7 +104,7 @@ def test_exported_policy_in_a_fresh_engine_samples_what_the_run_sampled(small_ru
 @pytest.mark.slow
 def test_ctrl_c_ends_after_the_step_and_the_same_command_goes_on_exactly(small_run, tmp_path):
     mine = tmp_path / "stopped"
-    shared_memory = set(os.listdir("/dev/shm"))
+    shared_memory = unused()
     process = launch("expo_ray.train", *SMALL, f"run_dir={mine}")
     deadline = time.monotonic() + 600
     while not (mine / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
@@ -103,7 +117,7 @@ def test_ctrl_c_ends_after_the_step_and_the_same_command_goes_on_exactly(small_r
     assert "stopping after this step" in done.stderr
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive, [p.cmdline() for p in alive]
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    assert unused() <= shared_memory
     stopped_at = json.loads((mine / "summary.json").read_text())["steps_done"]
     assert 1 <= stopped_at < STEPS
 
