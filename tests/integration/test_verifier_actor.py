@@ -88,10 +88,10 @@ def test_a_silent_actor_is_a_bounded_wait_and_is_replaced(two, tmp_path) -> None
         os.kill(pid, signal.SIGKILL)
         return spawn()
 
-    verdicts = fleet(two, replace, wait_s=20.0, log_folder=tmp_path).verdicts(items(100))
+    verdicts = fleet(two, replace, wait_s=8.0, log_folder=tmp_path).verdicts(items(100))
     assert [verdict.outcome for verdict in verdicts] == expected(100)
     assert len(reasons) == 1
-    for part in ("no answer from verifier-1 within 20 s", "the last words"):
+    for part in ("no answer from verifier-1 within 8 s", "the last words"):
         assert part in reasons[0]
 
 
