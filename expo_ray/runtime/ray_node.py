@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import ray
 from ray._common.utils import get_default_ray_temp_dir
-from ray._private import ray_constants, services, utils
+from ray._private import node, ray_constants, services, utils
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from expo_ray.config.errors import ConfigError
@@ -128,6 +128,10 @@ def _apart() -> Iterator[None]:
         (utils, "set_sigterm_handler", lambda handler: None),
         # Ray's C++ code would otherwise answer SIGTERM with a stack.
         (ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", True),
+        # Two processes that take 3 s of CPU time to start: one sends actors' output to the driver, which does not show
+        # it (log_to_driver), the other asks a cloud for more nodes.
+        (node.Node, "start_log_monitor", lambda _node: None),
+        (node.Node, "start_monitor", lambda _node: None),
     ]
     before = [getattr(module, name) for module, name, _ in changes]
     try:

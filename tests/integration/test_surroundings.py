@@ -88,6 +88,7 @@ def test_what_ends_a_command_ends_its_ray_and_is_one_line(hit, code, said, ended
     assert process.stdout.readline() == "up\n", process.communicate(timeout=60)[1][-3000:]
     family = psutil.Process(process.pid).children(recursive=True)
     assert {"raylet", "gcs_server"} <= {child.name() for child in family}
+    assert not [word for child in family for word in child.cmdline() if "monitor.py" in word], "they are of no use here"
     if hit == "group":
         os.killpg(process.pid, signal.SIGTERM)
     elif hit == "command":
