@@ -23,14 +23,14 @@ def test_what_stops_answering_is_cut_off_named_and_replaced(small_run, tmp_path)
     process = start(folder, "sync.timeout_s=10", f"trainer.wait_s={WAIT_S}")
     engine, stopped = stop_engine_in_sync(folder, process)
     until(lambda: len(events(folder, "lost")) == 1, process)
-    assert time.monotonic() - stopped < 10 + 5 + 15 + 20, "sync.timeout_s, its grace, the question who is there, slack"
+    assert time.monotonic() - stopped < 10 + 5 + 15 + 40, "sync.timeout_s, its grace, the question who is there, slack"
 
     until(lambda: status(folder)["step"] >= 3 and status(folder)["phase"] == "update", process, idle=0.001)
     learner = status(folder)["actors"]["learner-1"]["pid"]
     os.kill(learner, signal.SIGSTOP)
     stopped = time.monotonic()
     until(lambda: len(events(folder, "lost")) == 2, process)
-    assert time.monotonic() - stopped < WAIT_S + 40 + 20, "trainer.wait_s, the wait for news of the others, slack"
+    assert time.monotonic() - stopped < WAIT_S + 40 + 40, "trainer.wait_s, the wait for news of the others, slack"
     assert process.wait(timeout=400) == 0
 
     first, second = events(folder, "lost")

@@ -240,7 +240,7 @@ def test_a_worker_that_hangs_is_named_and_the_others_go_on(
         began = time.monotonic()
         with pytest.raises(Exception, match=r"SyncTimeout.*rollout-1 did not finish phase start within 20 s"):
             call(two, "send", 2)
-        assert time.monotonic() - began < bound_s + 10
+        assert time.monotonic() - began < bound_s + 40
     finally:
         os.kill(hanging, signal.SIGKILL)
     left = {"rollout-0": engines["rollout-0"]}
