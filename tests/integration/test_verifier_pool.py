@@ -317,10 +317,7 @@ def test_the_warmed_parent_is_replaced_too() -> None:
 
 
 def test_one_percent_that_hang_cost_their_timeouts_only(actor: VerifierActor) -> None:
-    def batch(mark: str) -> list[Any]:
-        return [(f"sleep 0.004{mark}{index}", ("x",), {}) for index in range(1000)]
-
-    hanging = batch("2")
+    hanging: list[Any] = [(f"sleep 0.0042{index}", ("x",), {}) for index in range(1000)]
     for index in range(0, 1000, 100):
         hanging[index] = (f"sleep 600{index}", ("x",), {})
     start = time.monotonic()
