@@ -269,6 +269,11 @@ def config_problems(folder: Path, training: bool) -> Iterator[str]:
             f"model.path={folder}: config.json says architectures={names[0]}, which does not generate text: give a "
             "model whose architecture ends in ForCausalLM"
         )
+    elif "vision_config" in config and util.find_spec("torchvision") is None:
+        yield (
+            f"model.path={folder}: {names[0] if names else 'it'} has an encoder of images, for which vLLM imports "
+            "torchvision even if prompts are text, and it is not installed here: give a model of text only"
+        )
     elif training and names and not custom:
         yield from _untrainable(folder, config, names[0])
     quantised = config.get("quantization_config") or read_settings(folder, "quantize_config.json")

@@ -21,6 +21,10 @@ TAIL_BYTES = 1 << 16
 PROGRESS_BAR = re.compile(r"\[(\d+:)+\d\d[<,]|\d+%( Completed)? ?\|")
 """The times in one of tqdm's bars, such as `[00:03<00:01, 2.1it/s]`, or its share, such as `0% Completed | 0/1`."""
 TRACEBACK = "Traceback (most recent call last)"
+CREATION = "Exception raised in creation task"
+"""Begins what Ray says of an actor's constructor, with the traceback behind it."""
+INVALID = re.compile(r"\d+ validation errors? for \w+$")
+"""Ends the first line of pydantic's errors; what is wrong follows, up to ` [type=...`."""
 LOGGED = re.compile(r"^(\([^)]*\) )?[A-Z]+ [\d-]+ [\d:.,]+ \[[^\]]*\] ?")
 """What vLLM puts before each line of a traceback: `(EngineCore pid=7) ERROR 11-24 10:00:00 [core.py:7] `."""
 FATAL = re.compile(r"Fatal Python error|what\(\): |Check failed|out of memory|SIG(SEGV|ABRT|BUS) received")
@@ -235,12 +239,15 @@ def cause_in(lines: Sequence[str]) -> str:
         bare = LOGGED.sub("", line)
         if FATAL.search(line):
             found, raised = bare, False
-        elif TRACEBACK in line:
+        elif TRACEBACK in line or CREATION in line:
             raised = True
         elif raised and bare and not bare[0].isspace():
             raised = False
             if number >= len(lines) - NEAR_END:
                 found = bare
+                if INVALID.search(bare):
+                    rest = " ".join(behind.strip() for behind in lines[number + 1 :])
+                    found += f": {rest.partition(' [type=')[0]}"
     return found
 
 

@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import replace
 from functools import cache
+from importlib import util
 
 import pytest
 from model_folder import EMBEDDING, SHAPE, TOKENS, tensors, write_model, write_safetensors, write_tokenizer
@@ -178,8 +179,12 @@ def on_a_bad_base(folder, change):
     change(folder.parent / "base")
 
 
-def multimodal(folder, kind, name):
-    shape = {"model_type": kind, "architectures": [name], "text_config": SHAPE | {"final_logit_softcapping": None}}
+def multimodal(folder, kind, name, **more):
+    shape = {
+        "model_type": kind,
+        "architectures": [name],
+        "text_config": SHAPE | {"final_logit_softcapping": None},
+    } | more
     (folder / "config.json").write_text(json.dumps(shape))
 
 
@@ -348,6 +353,18 @@ def test_model_folders_as_people_have_them(tmp_path, name):
         assert words is sentence
         return
     assert words in sentence and sentence.startswith(f"model.path={folder.parent}") and "\n" not in sentence
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_that_reads_images_needs_torchvision(tmp_path, monkeypatch, training):
+    folder = write_model(tmp_path / "model")
+    multimodal(folder, "gemma3", "Gemma3ForConditionalGeneration", vision_config={})
+    find = util.find_spec
+    for found, words in ((None, "vLLM imports torchvision even if prompts are text"), (util, None)):
+        monkeypatch.setattr(util, "find_spec", lambda name, f=found: f if name == "torchvision" else find(name))
+        sentence = refusal(folder, training)
+        assert sentence is None if words is None else words in sentence
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("name", ["GPTQ", "GPTQ of old", "integers without a word", "Gemma 2"])

@@ -49,6 +49,11 @@ SHARDS = "Loading safetensors checkpoint shards:   0% Completed | 0/1"
 CRASH = "Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n  File x\nExtension modules: a"
 ABORT = "terminate called after throwing an instance of 'c10::Error'\n  what():  out of blocks\n  frame #0: x\n"
 CHAINED = BOOM + "\nThe above exception was the direct cause of:\n\n" + BOOM.replace("layer", "file")
+PYDANTIC = (
+    "Exception raised in creation task: The actor died, ray::RolloutWorker.__init__()\n  File x\n"
+    "pydantic_core._pydantic_core.ValidationError: 1 validation error for CacheConfig\ncache_dtype\n"
+    "  Input should be 'auto' [type=literal_error, input_value='x', input_type=str]\n    For further information visit y"
+)
 MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
 
 
@@ -65,6 +70,11 @@ MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
         (f"loading\n{CRASH}\n", "Fatal Python error: Segmentation fault"),
         (ABORT, "what():  out of blocks"),
         (f"{MEMORY}\n{BAR}\nbye", MEMORY),
+        (
+            f"{CHAINED}{PYDANTIC}",
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for CacheConfig: cache_dtype Input should be "
+            "'auto'",
+        ),
         ("", "(empty)"),
         (None, "(no log here)"),
     ],
