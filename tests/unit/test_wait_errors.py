@@ -52,7 +52,7 @@ CHAINED = BOOM + "\nThe above exception was the direct cause of:\n\n" + BOOM.rep
 PYDANTIC = (
     "Exception raised in creation task: The actor died, ray::RolloutWorker.__init__()\n  File x\n"
     "pydantic_core._pydantic_core.ValidationError: 1 validation error for CacheConfig\ncache_dtype\n"
-    "  Input should be 'auto' [type=literal_error, input_value='x', input_type=str]\n    For further information visit y"
+    "  Input should be 'auto' [type=literal_error, input_value='x', input_type=str]\n    For further information"
 )
 MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
 
@@ -72,8 +72,8 @@ MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
         (f"{MEMORY}\n{BAR}\nbye", MEMORY),
         (
             f"{CHAINED}{PYDANTIC}",
-            "pydantic_core._pydantic_core.ValidationError: 1 validation error for CacheConfig: cache_dtype Input should be "
-            "'auto'",
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for CacheConfig: "
+            "cache_dtype Input should be 'auto'",
         ),
         ("", "(empty)"),
         (None, "(no log here)"),
