@@ -127,6 +127,8 @@ def engine_problems(config: Config) -> Iterator[str]:
     if quantised and (config.sync.receiver == "live" or config.sync.digest_every):
         setting = "sync.receiver=live" if config.sync.receiver == "live" else "sync.digest_every"
         yield f"{ENGINE}.{quantised} stores other bits than the learners send, which {setting} needs: leave it out"
+    if str(options.get("quantization")).startswith("fp8") and config.rollout.dtype == "float32":
+        yield f"{ENGINE}.quantization={options['quantization']} does not go with rollout.dtype=float32: use bfloat16"
 
 
 def _nested_problems(name: str, value: Any, annotation: str) -> Iterator[str]:
