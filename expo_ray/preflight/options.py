@@ -123,6 +123,9 @@ def engine_problems(config: Config) -> Iterator[str]:
     backend = str(options.get("attention_backend", "CPU"))
     if config.profile.device == "cpu" and not backend.upper().startswith(("CPU", "AMX")):
         yield f"{ENGINE}.attention_backend={backend} has no effect on a CPU, where vLLM has its own: leave it out"
+    if config.profile.device == "cpu" and options.get("speculative_config"):
+        # Seen with vLLM 0.32.0 and n-grams: the policy's own log-probabilities were 0.6 nats a token away.
+        yield f"{ENGINE}.speculative_config gives wrong log-probabilities on a CPU, which the loss needs: leave it out"
     quantised = next((name for name in options if name.startswith("quantization")), None)
     if quantised and (config.sync.receiver == "live" or config.sync.digest_every):
         setting = "sync.receiver=live" if config.sync.receiver == "live" else "sync.digest_every"

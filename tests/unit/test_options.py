@@ -49,7 +49,7 @@ def problem(*overrides: str) -> str:
         ("attention_backend=FLASH_ATTN", "attention_backend=FLASH_ATTN has no effect on a CPU"),
         ("kv_cache_dtype=fp8", ""),
         ("quantization=fp8_per_tensor", "does not go with rollout.dtype=float32: use bfloat16"),
-        ("speculative_config={method: ngram, num_speculative_tokens: 3}", ""),
+        ("speculative_config={method: ngram, num_speculative_tokens: 3}", "gives wrong log-probabilities on a CPU"),
         ("compilation_config.cudagraph_mode=PIECEWISE", ""),
         ("max_num_batch_tokens=4096", "has no such engine option; did you mean 'max_num_batched_tokens'?"),
         ("max_num_batched_tokens=many", "does not fit: vLLM takes int or None"),
