@@ -88,7 +88,7 @@ SCRIPTS = launch/*.sh launch/slurm.sbatch bench/trl/setup.sh .ci/run
 lint: setup ## ruff, mypy, and the checkers of shell scripts and container files
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy expo_ray hydra_plugins
+	@$(PY) -m mypy expo_ray hydra_plugins bench
 	@.venv/bin/shellcheck $(SCRIPTS)
 	@.venv/bin/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
 	@.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose.yaml

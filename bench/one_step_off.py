@@ -43,7 +43,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     arguments, more = parser.parse_known_args()
     folder = Path(mkdtemp(prefix="bench_one_step_off_"))
-    ratios, results = [], {0: [], 1: []}
+    ratios: list[float] = []
+    results: dict[int, list[float]] = {0: [], 1: []}
     for seed in range(arguments.seeds):
         pair = {}
         for ahead in (0, 1) if seed % 2 == 0 else (1, 0):

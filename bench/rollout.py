@@ -56,10 +56,11 @@ def measure(config: Config, pairs: int) -> list[tuple[float, float]]:
     tokenizer = load_tokenizer(config)
     plan = make_plan(config, training=False)
     problems = Problems(config.data, config.seed)
-    training, _ = load_prompts(config, make_builder(tokenizer, config), problems, plan.context)
+    builder = make_builder(tokenizer, config)
+    training, _ = load_prompts(config, builder, problems, plan.context)
     context = longest_sequence(training, config.rollout.max_completion_tokens)
     worker.RolloutWorker = MeasuredWorker  # type: ignore[misc]
-    ends = stop_ids(tokenizer, generation_ends(config.model.path))
+    ends = stop_ids(builder, generation_ends(config.model.path))
     folder = Path(mkdtemp(prefix="bench_rollout_"))
     actors = driver_actors.Actors(plan, folder, context, ends)
     try:

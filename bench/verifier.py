@@ -82,7 +82,7 @@ def _bare(todo: list[Item]) -> float:
     from math_verify import parse, verify
 
     start = time.perf_counter()
-    for response, golds, _meta in todo:
+    for response, golds, *_ in todo:
         verify(parse(f"${golds[0]}$"), parse(response))
     return time.perf_counter() - start
 

@@ -106,8 +106,9 @@ def _setting(chosen: argparse.Namespace) -> Setting:
         work.mkdir(parents=True, exist_ok=True)
     else:
         # Nothing large is written, but a run refuses to start where a checkpoint would not fit.
-        places = [place for place in ("/tmp", "/dev/shm") if Path(place).is_dir() and not chosen.rehearse] or [None]
-        work = Path(mkdtemp(prefix="bench_gpu_", dir=max(places, key=lambda p: shutil.disk_usage(p).free if p else 0)))
+        places = [place for place in ("/tmp", "/dev/shm") if Path(place).is_dir() and not chosen.rehearse]
+        roomiest = max(places, key=lambda place: shutil.disk_usage(place).free, default=None)
+        work = Path(mkdtemp(prefix="bench_gpu_", dir=roomiest))
     overrides = tuple(word for word in chosen.stages if "=" in word)
     weights, problems = chosen.weights, chosen.problems
     if chosen.rehearse:

@@ -75,7 +75,7 @@ def _prompts(given: Namespace) -> int:
 
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     builder = PromptBuilder(tokenizer, given.style)
-    ends = stop_ids(tokenizer, generation_ends(given.model))
+    ends = stop_ids(builder, generation_ends(given.model))
     with given.out.open("w", encoding="utf-8") as file:
         for level in LEVELS:
             for index, prompt in enumerate(builder(level.problems(given.problems, seed=0))):
