@@ -128,11 +128,17 @@ def test_own_sweep(tmp_path):
 
 @pytest.mark.timeout(1800)
 def test_your_model(tmp_path):
-    """A Qwen3 that could think, switched off, is trained; an adapter of it is evaluated, merged into its base."""
+    """A Qwen3 that could think, switched off, is trained from an adapter; the adapter that comes out is evaluated."""
+    from safetensors.torch import load_file
+
     copy = follow("your_model", tmp_path)
     run = copy / "runs/my_model"
     assert whole(run)["steps_done"] == 2
     assert {line["mismatch/mean_abs"] < 1e-5 for line in lines(run / "metrics.jsonl")} == {True}
-    adapted = copy / "runs/my_adapter"
-    assert (adapted / "merged/model.safetensors").is_file()
-    assert json.loads((adapted / "evaluation.json").read_text())["problems"]["all"] == 5
+    evaluated, policy = copy / "runs/my_policy", run / "checkpoints/step_000002/policy"
+    assert json.loads((evaluated / "evaluation.json").read_text())["problems"]["all"] == 5
+    of_adapter, of_policy, start = (
+        load_file(folder / "model.safetensors") for folder in (evaluated / "merged", policy, run / "merged")
+    )
+    assert of_adapter.keys() == of_policy.keys() and any(not of_policy[name].equal(start[name]) for name in start)
+    assert max((of_adapter[name] - of_policy[name]).abs().max() for name in of_policy) < 1e-6
