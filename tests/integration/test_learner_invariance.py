@@ -146,20 +146,20 @@ def start(local_ray, tmp_path_factory):
             log = str(tmp_path_factory.mktemp(f"ranks{ranks}"))
             actor = local_ray.remote(GradientRank).options(**options)
             handles = [actor.remote(config, rank, log) for rank in range(ranks)]
-            address = local_ray.get(handles[0].address.remote(), timeout=60)
-            local_ray.get([handle.start.remote(*address) for handle in handles], timeout=180)
+            address = local_ray.get(handles[0].address.remote(), timeout=300)
+            local_ray.get([handle.start.remote(*address) for handle in handles], timeout=500)
             groups[ranks] = handles
         else:
-            local_ray.get([handle.rebuild.remote(config) for handle in groups[ranks]], timeout=180)
+            local_ray.get([handle.rebuild.remote(config) for handle in groups[ranks]], timeout=500)
 
         def gradient(batch: TrainingBatch, budget: int = 4096, batching: str = "padded") -> dict[str, np.ndarray]:
             return call("gradient", batch, budget, batching)
 
-        gradient.norms = lambda: local_ray.get([h.norm.remote() for h in groups[ranks]], timeout=60)
+        gradient.norms = lambda: local_ray.get([h.norm.remote() for h in groups[ranks]], timeout=300)
 
         def call(method: str, *arguments):
             refs = [getattr(handle, method).remote(*arguments) for handle in groups[ranks]]
-            return local_ray.get(refs, timeout=120)[0]
+            return local_ray.get(refs, timeout=300)[0]
 
         gradient.call = call
         return gradient
@@ -285,6 +285,7 @@ def test_in_bfloat16_micro_batches_are_added_up_in_float32(start, config, stage)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # it compiles for a minute of CPU time
 def test_an_offloaded_optimizer_counts_every_micro_batch_and_trains_the_same(start, config, tmp_path):
     """DeepSpeed's CPU Adam, which is compiled on first use, against torch's; DeepSpeed once dropped micro-batches."""
     batch, ranks = make_batch(), 2

@@ -136,8 +136,8 @@ def ranks(local_ray, tiny_models, tmp_path_factory):
     actor = local_ray.remote(LoraRank).options(**options)
     log = str(tmp_path_factory.mktemp("ranks"))
     handles = [actor.remote(lora_config(tiny_models["tied"]), rank, log) for rank in range(2)]
-    address = local_ray.get(handles[0].address.remote(), timeout=120)
-    local_ray.get([handle.start.remote(*address) for handle in handles], timeout=240)
+    address = local_ray.get(handles[0].address.remote(), timeout=300)
+    local_ray.get([handle.start.remote(*address) for handle in handles], timeout=500)
     return lambda method, *arguments: local_ray.get(
         [getattr(h, method).remote(*arguments) for h in handles], timeout=120
     )
