@@ -139,7 +139,7 @@ def ranks(local_ray, tiny_models, tmp_path_factory):
     address = local_ray.get(handles[0].address.remote(), timeout=300)
     local_ray.get([handle.start.remote(*address) for handle in handles], timeout=500)
     return lambda method, *arguments: local_ray.get(
-        [getattr(h, method).remote(*arguments) for h in handles], timeout=120
+        [getattr(h, method).remote(*arguments) for h in handles], timeout=300
     )
 
 
