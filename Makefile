@@ -67,7 +67,7 @@ ablations: setup ## ExP-GRPO with other beta, filter, answer, refresh and scope,
 base-model: setup ## train the toy task's base model again
 	@$(PY) -m bench.base_model $(ARGS)
 
-# Two files at a time: a run waits half of its time, for a start, a bound or the slower of its actors.
+# Two files at a time: one uses the cores while the other waits for a start or a bound.
 INTEGRATION = $(PY) -m pytest -q -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration
 test: test-unit ## in minutes: the unit tests, and a short pass through each real component (docs/tests.md)
 	@$(INTEGRATION) -m "not slow" $(ARGS)

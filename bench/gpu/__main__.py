@@ -204,8 +204,8 @@ def _run(setting: Setting, group: list[str], bound: float, figures: dict[str, di
 
 def _by_stage(group: list[str], text: str) -> dict[str, str]:
     """What each stage of a process printed."""
-    parts = dict(part.partition("\n")[::2] for part in text.split(f"\n{BEGINS}"))
-    return {name: text if len(group) == 1 else parts.get(name, "") for name in group}
+    printed = dict(part.partition("\n")[::2] for part in text.split(f"\n{BEGINS}"))
+    return {name: text if len(group) == 1 else printed.get(name, "") for name in group}
 
 
 def command(setting: Setting, name: str, bound: float) -> list[str]:

@@ -28,7 +28,7 @@ from expo_ray.prompts.templates import (
 STYLES = ("chat", "base", "toy")
 NAMES_FORM = re.compile(r"\\boxed|####")
 DAY = date(2024, 7, 26)
-"""The date of prompts. It is the one that Llama 3.2's chat template writes where it is not told the day's."""
+"""The date in prompts: the one that Llama 3.2's chat template falls back to."""
 Messages = list[tuple[str, str]]
 """(role, text) of each message of a prompt."""
 

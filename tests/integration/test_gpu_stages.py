@@ -1,6 +1,7 @@
 """Every stage of the GPU measurement, on a CPU with tiny models (bench.gpu --rehearse).
 
-An engine with a sender, and a learner rank, beside a sweep of two pipelines on the same actors; then one more pipeline.
+One process runs an engine with a sender and a learner rank. At the same time a sweep runs two pipelines on the same
+actors. Then follows one more pipeline.
 """
 
 import json
