@@ -33,6 +33,22 @@ INTRO = (
     "in percent, mean over seeds and its 95 % interval (Student's t), cut at 0 and 100. Each seed draws its own "
     "problems; the base was evaluated on those of seed 0."
 )
+WORDS = "## What was found"
+"""The title of the page's section that people write."""
+TRAINED = (
+    "What the updates made likelier (at most 64 texts of a measured step), a mean over seeds at the first and the last "
+    "measured step. *Leaks*: share that mentions having been told the answer, over all measured steps. *Property 1*: "
+    "log-probability a token under the policy; *base*: the same under the base policy. *Property 2*: nats by which the "
+    "text raises the log-probability of the gold answer. *Follows*: explanations of a wrong answer, asked for in every "
+    "run and trained on in none, that end in it. A dash: nothing was made likelier there."
+)
+FIGURES = {
+    "property 1": "trained/mean_logprob",
+    "base": "trained/base_logprob",
+    "property 2": "trained/answer_rise",
+    "follows": "contrast/follows",
+}
+"""Columns of the table of what was trained on, with the metric of each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +71,7 @@ def write_page(folder: Path, page: Path) -> Path:
     Raises:
         DataError: no method has a finished run yet, the base was not evaluated, or runs cannot be compared.
     """
-    from bench.ladder.figures import draw_curves
+    from bench.ladder.figures import CurveRow, draw_curves
     from bench.ladder.page import read_base
 
     base, rows = read_base(folder / "base"), finished(folder)
@@ -80,26 +96,35 @@ def write_page(folder: Path, page: Path) -> Path:
         ),
         _cost(folder),
     ]
-    drawn, labels = [], []
+    parts += [kept_words(page)]
+    drawn: list[CurveRow] = []
     for chosen in sorted(settings, reverse=True):
         of_setting = {family: of[chosen] for family, of in rows.items() if chosen in of}
         everything = [row for family in FAMILIES for row in of_setting.get(family, [])]
         setting = Setting(chosen, [group for _, group in everything])
-        names = [method.label for method, _ in everything]
-        drawn.append(setting)
-        labels.append(names)
         hardest = max(level for level in levels if level != "all")
         parts += [f"## {setting.title.capitalize()}", *findings(everything, setting.title, hardest, k)]
         for family, of_family in of_setting.items():
             parts += [f"### {family.capitalize()}", family_table(of_family, levels, k, base, folder)]
+            names = [method.label for method, _ in of_family]
+            drawn.append(CurveRow(f"{setting.title},\n{family}", [group for _, group in of_family], names))
+        names = [method.label for method, _ in everything]
         parts += [f"Level {hardest} by number of updates:", updates_table(setting, names, hardest, k)]
+        parts += [TRAINED, trained_table(everything)]
     figure = page.with_name(f"{page.stem}_curves.png")
     page.parent.mkdir(parents=True, exist_ok=True)
-    draw_curves(drawn, labels, levels, k, base, figure)
-    parts += ["## Learning curves", f"![pass@{k} over updates, by level and training setting]({figure.name})"]
+    draw_curves(drawn, levels, k, base, figure)
+    parts += ["## Learning curves", f"![pass@{k} over updates, by level, setting and family]({figure.name})"]
     parts += ["## The search of the learning rate", search_table(folder)]
     write_whole(page, "\n\n".join(part for part in parts if part) + "\n")
     return page
+
+
+def kept_words(page: Path) -> str:
+    """The section that people wrote into the page, which is kept when the rest is written again."""
+    _, title, after = (page.read_text() if page.exists() else "").partition(f"{WORDS}\n")
+    section, _, _ = after.partition("\n## ")
+    return f"{title}{section}".rstrip()
 
 
 def finished(folder: Path) -> dict[str, dict[tuple[int, ...], list[Row]]]:
@@ -168,6 +193,28 @@ def family_table(rows: Sequence[Row], levels: Sequence[str], k: int, base: dict[
             f"{sampled_tokens(group) / 1000:.0f} k | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
+
+
+def trained_table(rows: Sequence[Row]) -> str:
+    """What each method made likelier: leaks, both properties, the likelihood under the base, and the contrast."""
+    lines = ["| method | texts | leaks | " + " | ".join(FIGURES) + " |", "|---" * (3 + len(FIGURES)) + "|"]
+    for method, group in rows:
+        texts = [line.get("trained/texts", 0.0) for run in group.runs for line in run.metrics]
+        leaks = [line["trained/leaked"] for run in group.runs for line in run.metrics if "trained/leaked" in line]
+        shown = [str(round(sum(texts))), f"{100 * statistics.fmean(leaks):.1f} %" if leaks else "-"]
+        lines.append(f"| {method.label} | {' | '.join([*shown, *(_first_last(group, n) for n in FIGURES.values())])} |")
+    return "\n".join(lines)
+
+
+def _first_last(group: RunGroup, name: str) -> str:
+    """Such as "-0.50 to -0.31": means over the runs, at the first and the last step where any of them measured it."""
+    found: dict[int, list[float]] = {}
+    for run in group.runs:
+        for line in run.metrics:
+            if name in line:
+                found.setdefault(line["step"], []).append(line[name])
+    ends = [f"{statistics.fmean(found[step]):.2f}" for step in (min(found), max(found))] if found else ["-"]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def findings(rows: Sequence[Row], title: str, hardest: str, k: int) -> list[str]:

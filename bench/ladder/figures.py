@@ -1,6 +1,7 @@
 """The ladder's learning curves, with bands over seeds."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from bench.ladder.tables import Setting
 from expo_ray.reporting.charts import over_seeds
 from expo_ray.reporting.curves import COLOURS, STYLES
 from expo_ray.reporting.groups import RunGroup
@@ -27,21 +27,29 @@ def heldout_curves(group: RunGroup, level: str, k: int, base: dict[str, Any]) ->
     ]
 
 
-def draw_curves(
-    settings: Sequence[Setting], labels: Sequence[Sequence[str]], levels: Sequence[str], k: int, base: Any, path: Path
-) -> None:
-    """Draws held-out pass@k over updates: a row per setting, a panel per level, bands over seeds."""
+@dataclass(frozen=True)
+class CurveRow:
+    """A row of panels."""
+
+    title: str
+    methods: Sequence[RunGroup]
+    labels: Sequence[str]
+    """One name for each method."""
+
+
+def draw_curves(rows: Sequence[CurveRow], levels: Sequence[str], k: int, base: Any, path: Path) -> None:
+    """Draws held-out pass@k over updates: a panel per level, bands over seeds, and a legend for each row."""
     figure, axes = plt.subplots(
-        len(settings),
+        len(rows),
         len(levels),
-        figsize=(2.3 * len(levels) + 0.6, 2.6 * len(settings) + 0.7),
+        figsize=(2.2 * len(levels) + 1.8, 2.4 * len(rows) + 0.3),
         squeeze=False,
         sharey=True,
     )
-    for row, (setting, names) in enumerate(zip(settings, labels, strict=True)):
+    for row, of_row in enumerate(rows):
         for column, level in enumerate(levels):
             axis = axes[row][column]
-            for index, (group, name) in enumerate(zip(setting.methods, names, strict=True)):
+            for index, (group, name) in enumerate(zip(of_row.methods, of_row.labels, strict=True)):
                 _curve(axis, heldout_curves(group, level, k, base), index, name)
             axis.axhline(
                 100 * base["pass_at_k"][level][str(base["samples"])],
@@ -50,16 +58,12 @@ def draw_curves(
                 label=f"base, pass@{base['samples']}",
             )
             where = "all levels" if level == "all" else f"level {level}"
-            axis.set(title=f"{where}\n{setting.title}", xlabel="update", ylim=(-3, 103))
+            axis.set(title=f"{where}\n{of_row.title}", xlabel="update", ylim=(-3, 103))
             axis.title.set_fontsize(9)
             axis.grid(alpha=0.3)
         axes[row][0].set_ylabel(f"held-out pass@{k}, percent")
-    # A method may be missing in one setting, so the legend is collected over all rows.
-    named = {name: handle for row in axes for handle, name in zip(*row[0].get_legend_handles_labels(), strict=True)}
-    names = list(named)
-    figure.legend(list(named.values()), names, loc="lower center", ncol=min(4, len(names)), frameon=False, fontsize=9)
-    lines = -(-len(names) // 4)
-    figure.tight_layout(rect=(0, 0.3 * lines / figure.get_figheight(), 1, 1))
+        axes[row][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+    figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

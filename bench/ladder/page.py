@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bench.ladder.figures import draw_curves
+from bench.ladder.figures import CurveRow, draw_curves
 from bench.ladder.likelihood import draw_likelihoods, likelihood_table
 from bench.ladder.tables import (
     Collection,
@@ -65,7 +65,8 @@ def write_page(sources: Sources, page: Path) -> list[Path]:
     hardest = max(level for level in levels if level != "all")
     labels = [[group.label for group in setting.methods] for setting in ladder.settings]
     curves = page.with_name(f"{page.stem}_curves.png")
-    draw_curves(ladder.settings, labels, levels, k, base, curves)
+    rows = [CurveRow(s.title, s.methods, names) for s, names in zip(ladder.settings, labels, strict=True)]
+    draw_curves(rows, levels, k, base, curves)
     written = [page, curves]
     said = findings(ladder)
     parts = [_head(sources, ladder), *(["## What came out"] if said else []), *said]

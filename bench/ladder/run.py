@@ -2,7 +2,7 @@
 
 For each method a small search of the learning rate, with a seed of its own, and then the compared runs with the rate
 that reached most: FOLDER/search/METHOD and FOLDER/runs/METHOD are sweeps, FOLDER/base an evaluation of the base model.
-What is finished is not run again, so the ladder can be run in parts: --methods, or stop it.
+Methods run --at-once; what is finished is not run again, so the ladder can be run in parts: --methods, or stop it.
 """
 
 import json
@@ -10,7 +10,9 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 from bench.ladder.methods import JOBS, METHODS, MINUTES, RATES, SEARCH_SEED, SEEDS, SETTINGS, Method
 from expo_ray.config.compose import compose_config
@@ -25,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit code: 0; 1: a job failed; 2: bad input; 130: it was stopped."""
     parser = ArgumentParser(
         prog="python -m bench.ladder.run",
-        usage="%(prog)s FOLDER [--methods NAME ...] [--plan] [-- key=value ...]",
+        usage="%(prog)s FOLDER [--methods NAME ...] [--at-once N] [--plan] [-- key=value ...]",
         description=__doc__,
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], help="default: all")
+    parser.add_argument("--at-once", type=int, default=2, help="methods; each takes a core and 5 GiB (default: 2)")
     parser.add_argument("--plan", action="store_true", help="print what would run, and the hours")
     words = list(sys.argv[1:] if arguments is None else arguments)
     end = words.index("--") if "--" in words else len(words)
@@ -50,12 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    codes = [_base(given.folder, overrides)]
-    for method in chosen:
-        if STOPPED in codes:
-            break
-        codes += _run(given.folder, method, overrides)
-    return STOPPED if STOPPED in codes else int(any(codes))
+    stop = Event()
+    with ThreadPoolExecutor(given.at_once) as pool:
+        codes = _results([pool.submit(_base, given.folder, overrides, stop)], stop)
+        codes += _results([pool.submit(_run, given.folder, method, overrides, stop) for method in chosen], stop)
+    return STOPPED if stop.is_set() else int(any(codes))
+
+
+def _results(running: Sequence[Future[int]], stop: Event) -> list[int]:
+    """Waits for exit codes. Ctrl-C sets `stop`.
+
+    A terminal's Ctrl-C goes to the jobs too, which end after their step with a checkpoint: they are not killed here.
+    """
+    while True:
+        try:
+            return [future.result() for future in running]
+        except KeyboardInterrupt:
+            stop.set()
 
 
 def search_command(folder: Path, method: Method, overrides: Sequence[str]) -> list[str]:
@@ -110,41 +124,37 @@ def best_rate(results: dict[float, float]) -> float:
     return max(sorted(results), key=lambda rate: results[rate])
 
 
-def _base(folder: Path, overrides: Sequence[str]) -> int:
+def _base(folder: Path, overrides: Sequence[str], stop: Event) -> int:
     if (folder / "base" / "evaluation.json").exists():
         return 0
     keys = ["experiment=ladder", "eval.samples=64", *overrides, f"run_dir={folder / 'base'}"]
-    return _call([sys.executable, "-m", "expo_ray.evaluate", *keys])
+    return _call([sys.executable, "-m", "expo_ray.evaluate", *keys], stop)
 
 
-def _run(folder: Path, method: Method, overrides: Sequence[str]) -> list[int]:
-    """Searches and runs one method. Returns the exit codes."""
+def _run(folder: Path, method: Method, overrides: Sequence[str], stop: Event) -> int:
+    """Searches and runs one method. Returns the exit code."""
     if len(search_results(folder, method)) < len(RATES):
         print(f"{method.label}: search of the learning rate", file=sys.stderr, flush=True)
-        if code := _call(search_command(folder, method, overrides)):
-            return [code]
+        if code := _call(search_command(folder, method, overrides), stop):
+            return code
     results = search_results(folder, method)
     if len(results) < len(RATES):
         print(f"{method.label}: the search is not finished, its runs wait for it", file=sys.stderr)
-        return [1]
+        return 1
     rate = best_rate(results)
     write_whole(folder / "search" / method.name / "rates.json", json.dumps({"chosen": rate, "found": results}) + "\n")
     print(f"{method.label}: runs with learner.learning_rate={rate:g}", file=sys.stderr, flush=True)
-    return [_call(runs_command(folder, method, rate, overrides))]
+    return _call(runs_command(folder, method, rate, overrides), stop)
 
 
-def _call(command: list[str]) -> int:
-    """Runs a job to its end. Returns its exit code, STOPPED if Ctrl-C came meanwhile.
-
-    A terminal's Ctrl-C goes to the job too, which ends after its step with a checkpoint: it is not killed here.
-    """
-    job, stopped = subprocess.Popen(command), False
-    while True:
-        try:
-            code = job.wait()
-            return STOPPED if stopped else code
-        except KeyboardInterrupt:
-            stopped = True
+def _call(command: list[str], stop: Event) -> int:
+    """Runs a job to its end, or not at all after `stop`. Returns its exit code."""
+    if stop.is_set():
+        return STOPPED
+    code = subprocess.Popen(command).wait()
+    if code == STOPPED:
+        stop.set()
+    return code
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 import copy
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -32,6 +36,7 @@ from expo_ray.config.errors import DataError
 from expo_ray.evaluation.metrics import pass_at_k
 from expo_ray.reporting.likelihood import read_likelihoods, sentence
 
+ROOT = Path(__file__).parents[2]
 LEVELS = ("1", "5")
 PROBLEMS = {"1": 2, "5": 4, "all": 6}
 
@@ -202,7 +207,7 @@ def test_the_section_of_ablations_is_written_again_alone(ladder, make_run, tmp_p
     assert main([*command, "--commit", "abc123"]) == 0
     text = page.read_text()
     assert text.startswith("# Page\n\nbefore\n\n## Ablations\n\nRan at commit abc123.\n")
-    assert text.endswith("|\n\n## Later\n\nafter\n") and "old" not in text
+    assert text.endswith("|\n\n## Later\n\nafter\n") and "former" not in text
     deviation = 100 * np.std([0.25, 0.75], ddof=1)
     assert cells(text, "unchanged")[0][3] == f"50.0 ± {deviation:.1f}"  # by level
     assert cells(text, "unchanged")[1] == [f"25.0 ± {deviation / 2:.1f}", f"50.0 ± {deviation:.1f}"]  # by updates
@@ -356,8 +361,8 @@ def test_the_families_are_whole_and_every_method_composes():
 def test_a_rate_is_chosen_by_the_search_and_the_runs_get_it(searched, monkeypatch, capsys):
     """The highest over all levels, of equal ones the smallest; a method without a whole search waits."""
     called = []
-    monkeypatch.setattr(ladder_run, "_call", lambda command: called.append(command[5:]) or 0)
-    assert ladder_run.main([str(searched), "--methods", "luffy", "grpo", "pope", *SAME]) == 1
+    monkeypatch.setattr(ladder_run, "_call", lambda command, stop: called.append(command[5:]) or 0)
+    assert ladder_run.main([str(searched), "--at-once", "1", "--methods", "luffy", "grpo", "pope", *SAME]) == 1
     assert [c[-1].rsplit("/", 2)[1:] for c in called] == [["runs", "luffy"], ["search", "pope"], ["runs", "grpo"]]
     luffy, pope, grpo = called
     assert "learner.learning_rate=0.0002" in luffy and "seed=0,1,2" in luffy and "data.levels=[5],[]" in luffy
@@ -367,32 +372,71 @@ def test_a_rate_is_chosen_by_the_search_and_the_runs_get_it(searched, monkeypatc
     assert "3 methods, 27 jobs: about 1.5 hours" in capsys.readouterr().out
 
 
-def test_a_stopped_job_stops_the_ladder(searched, monkeypatch):
-    called = []
-    monkeypatch.setattr(ladder_run, "_call", lambda command: called.append(command) or 130)
-    assert ladder_run.main([str(searched), "--methods", "luffy", "grpo", *SAME]) == 130 and len(called) == 1
-    monkeypatch.setattr(ladder_run, "_call", lambda command: -9)
-    assert ladder_run.main([str(searched), "--methods", "luffy", *SAME]) == 1
+class Job:
+    """A job instead of a process; `endings` are the exit codes in the order of the starts."""
+
+    endings: ClassVar[list[int]] = []
+    started: ClassVar[list[list[str]]] = []
+
+    def __init__(self, command):
+        Job.started.append(command)
+        self.number = len(Job.started) - 1
+
+    def wait(self):
+        if Job.endings[self.number] == 130:
+            time.sleep(0.2)  # a method started beside it has begun by then
+        return Job.endings[self.number]
 
 
-def test_a_job_that_is_stopped_may_write_its_checkpoint(monkeypatch):
-    """The first wait is interrupted, as by Ctrl-C; the job ends on its own a second later."""
-    waits = iter([KeyboardInterrupt(), None])
-
-    class Job(subprocess.Popen):
-        def wait(self, timeout=None):
-            if (interrupt := next(waits, None)) is not None:
-                raise interrupt
-            jobs.append(super().wait(timeout))
-            return jobs[-1]
-
-    jobs: list[int] = []
+@pytest.fixture
+def jobs(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Job)
-    assert ladder_run._call([sys.executable, "-c", "import time; time.sleep(1)"]) == 130 and jobs == [0]
+    monkeypatch.setattr(Job, "started", [])
+    return lambda *codes: monkeypatch.setattr(Job, "endings", list(codes))
+
+
+def test_a_stopped_job_stops_the_ladder(searched, jobs):
+    jobs(130)
+    command = [str(searched), "--methods", "luffy", "grpo", *SAME]
+    assert ladder_run.main([*command[:1], "--at-once", "1", *command[1:]]) == 130 and len(Job.started) == 1
+    jobs(-9, -9, -9)
+    assert ladder_run.main(command) == 1 and len(Job.started) == 3
+
+
+def test_methods_run_at_once(searched, jobs):
+    """Two sweeps are started before one of them ends."""
+    jobs(130, 130)
+    assert ladder_run.main([str(searched), "--methods", "luffy", "grpo", *SAME]) == 130 and len(Job.started) == 2
+
+
+def test_after_ctrl_c_running_jobs_end_and_no_other_starts(searched, tmp_path):
+    """As in a terminal, SIGINT goes to the ladder and its job, which takes a second to write its checkpoint."""
+    started, job, script = (tmp_path / name for name in ("started", "job.py", "ladder.py"))
+    job.write_text(f"""
+import signal, time
+signal.signal(signal.SIGINT, lambda *_: (time.sleep(1), exit(0)))
+with open({str(started)!r}, "a") as file:
+    file.write("x")
+time.sleep(60)
+""")
+    script.write_text(f"""
+import sys
+from bench.ladder import run
+run.runs_command = lambda *_: [sys.executable, {str(job)!r}]
+sys.exit(run.main([{str(searched)!r}, "--at-once", "1", "--methods", "luffy", "grpo", "--", {SAME[1]!r}]))
+""")
+    ladder = subprocess.Popen(
+        [sys.executable, script], start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    deadline = time.monotonic() + 60
+    while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(ladder.pid, signal.SIGINT)
+    assert ladder.wait(30) == 130 and started.read_text() == "x"
 
 
 def test_a_search_with_other_settings_is_not_used(searched, monkeypatch, capsys):
-    monkeypatch.setattr(ladder_run, "_call", lambda command: pytest.fail("nothing may run"))
+    monkeypatch.setattr(ladder_run, "_call", lambda command, stop: pytest.fail("nothing may run"))
     assert ladder_run.main([str(searched), "--methods", "luffy", "--", "trainer.steps=7"]) == 2
     assert "other settings (trainer.steps=2, here trainer.steps=7)" in capsys.readouterr().err
 
@@ -424,6 +468,25 @@ def test_the_families_page_has_intervals_rates_and_tokens(searched, make_run):
     assert f"| {75.0} ({100 * (0.75 - reach):.1f} to 100.0) |" in row and "| 3 | 2 | 3 k |" in row
     assert "| GRPO | **50.0** | 50.0 | 25.0 |" in page and "| POPE | 100.0 |  |  |" in page
     assert "highest is LUFFY with 75.0." in page and (searched / "page_curves.png").exists()
+
+
+def test_the_page_says_what_was_trained_on_and_keeps_words(searched, make_run):
+    for seed, shift in enumerate((0.0, 0.2)):
+        where = searched / "runs" / "luffy" / str(seed)
+        make_run(where, "luffy", seed, 0.5)
+        measured = {"trained/texts": 40.0, "trained/leaked": 0.25 + shift, "trained/base_logprob": -3.0}
+        lines = [
+            {"step": 0, "trained/mean_logprob": -3.0 + shift, "contrast/follows": 0.5} | measured,
+            {"step": 1, "trained/mean_logprob": -1.0 + shift, "contrast/follows": 0.75} | measured,
+        ]
+        (where / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = searched / "page.md"
+    page.write_text("# Old\n\n## What was found\n\nSo it is.\n\n## Trained on level 5\n\nformer\n")
+    for _ in range(2):
+        assert families.main([str(searched), "--page", str(page)]) == 0
+    text = page.read_text()
+    assert "| LUFFY | 160 | 35.0 % | -2.90 to -0.90 | -3.00 | - | 0.50 to 0.75 |" in text
+    assert text.count("So it is.") == 1 and text.count("## Trained on level 5") == 1 and "former" not in text
 
 
 def test_an_interval_is_students():
