@@ -37,20 +37,22 @@ submit: setup ## train on a Ray cluster; ADDRESS=http://HOST:8265 EXPERIMENT=dem
 	@$(PY) -m expo_ray.submit $(if $(ADDRESS),--address $(ADDRESS)) $(if $(RUNS),--runs '$(RUNS)') \
 	    $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(ARGS)
 
-# The same command continues where it stopped. METHODS="luffy pope" runs a part (names: bench/ladder/methods.py), and PAGE shows
-# what is finished. ARGS are overrides for every job. SAY announces a stage on standard error.
-LADDER ?= runs/ladder
-ABLATIONS ?= runs/ablations
-PAGE ?= docs/results/families.md
+# The same command continues where it stopped. COMPARISON=words is that of a small language model, METHODS="luffy pope" runs a
+# part (names: bench/ladder/methods.py), and PAGE shows what is finished. ARGS are overrides for every job.
+COMPARISON ?= toy
+LADDER ?= runs/ladder_$(COMPARISON)
+PAGE ?= docs/results/$(if $(filter toy,$(COMPARISON)),families,$(COMPARISON)).md
 METHODS ?=
+ladder: setup ## 14 methods in families, a rate searched for each, three seeds, as tables with curves in PAGE (about 3 hours, in parts)
+	@$(PY) -m bench.ladder.run $(LADDER) --comparison $(COMPARISON) $(if $(METHODS),--methods $(METHODS)) -- $(ARGS); code=$$?; \
+	$(PY) -m bench.ladder.page $(LADDER) --comparison $(COMPARISON) --page $(PAGE) && exit $$code
+
+# SAY announces a stage on standard error.
+ABLATIONS ?= runs/ablations
 SWEEP = $(PY) -m expo_ray.train -m experiment=ladder seed=0,1,2
 SAY = echo "$@: $(1)" >&2;
-ladder: setup ## 14 methods in families, a rate searched for each, three seeds, as tables with curves in PAGE (about 7 hours, in parts)
-	@$(PY) -m bench.ladder.run $(LADDER) $(if $(METHODS),--methods $(METHODS)) -- $(ARGS); code=$$?; \
-	$(PY) -m bench.ladder.families $(LADDER) --page $(PAGE) && exit $$code
-
 # A beta of 0 without the KL on conditioned prompts is plain GRPO: nothing is explained.
-ablations: setup ## ExP-GRPO with other beta, filter, answer, refresh and scope, three seeds each (python -m bench.ladder shows them)
+ablations: setup ## ExP-GRPO with other beta, filter, answer, refresh and scope, three seeds each (python -m bench.ladder.ablations shows them)
 	@failed=0; \
 	$(call SAY,1 of 5: 9 runs with another beta) \
 	$(SWEEP) algo.beta=0.04,0.004,0.5 run_dir=$(ABLATIONS)/beta $(ARGS) || failed=1; \

@@ -1,6 +1,6 @@
-"""The ladder's learning curves, with bands over seeds."""
+"""The ladder's curves, of learning and of what was trained on, with bands over seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,33 @@ def draw_curves(rows: Sequence[CurveRow], levels: Sequence[str], k: int, base: A
             axis.title.set_fontsize(9)
             axis.grid(alpha=0.3)
         axes[row][0].set_ylabel(f"held-out pass@{k}, percent")
+        axes[row][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def trained_curves(group: RunGroup, metric: str) -> list[dict[int, float]]:
+    """One curve per run: step -> the metric, where it was measured."""
+    return [{line["step"]: line[metric] for line in run.metrics if metric in line} for run in group.runs]
+
+
+def draw_trained(rows: Sequence[CurveRow], metrics: Mapping[str, str], path: Path) -> None:
+    """Draws metrics over steps: a panel for each, named by its key; bands over seeds, and a legend for each row."""
+    figure, axes = plt.subplots(
+        len(rows),
+        len(metrics),
+        figsize=(2.9 * len(metrics) + 1.8, 2.4 * len(rows) + 0.3),
+        squeeze=False,
+        sharey="col",
+    )
+    for row, of_row in enumerate(rows):
+        for axis, (name, metric) in zip(axes[row], metrics.items(), strict=True):
+            for index, (group, label) in enumerate(zip(of_row.methods, of_row.labels, strict=True)):
+                _curve(axis, trained_curves(group, metric), index, label)
+            axis.set(title=f"{name}\n{of_row.title}", xlabel="step")
+            axis.title.set_fontsize(9)
+            axis.grid(alpha=0.3)
         axes[row][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

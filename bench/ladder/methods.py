@@ -4,15 +4,6 @@ from dataclasses import dataclass
 
 ANSWER, GOLD, NEITHER = "from the answer alone", "from gold solutions", "from neither"
 FAMILIES = (ANSWER, GOLD, NEITHER)
-RATES = (7.0e-5, 2.0e-4, 7.0e-4)
-"""Learning rates of the search, the same for every method."""
-SEARCH_SEED = 100
-"""Its seed, which is none of the compared ones: problems and prompts of the search are others."""
-SETTINGS = ("[5]", "[]")
-"""`data.levels` of the two training settings; the search trains on all levels."""
-SEEDS = (0, 1, 2)
-MINUTES = 3.4
-"""Of one job on two free cores: 18 jobs took 61 minutes (docs/results/ladder.md)."""
 
 
 @dataclass(frozen=True)
@@ -44,5 +35,59 @@ METHODS = (
 )
 
 
-JOBS = len(RATES) + len(SEEDS) * len(SETTINGS)
-"""Of one method: its search and its compared runs."""
+@dataclass(frozen=True)
+class Comparison:
+    """Methods side by side on one task."""
+
+    title: str
+    about: str
+    """A sentence of the page."""
+    experiment: str
+    methods: tuple[Method, ...]
+    rates: tuple[float, ...]
+    """Learning rates of the search, the same for every method; one rate needs no search."""
+    search_seed: int
+    """Which is none of `seeds`: problems and prompts of the search are others."""
+    settings: tuple[str, ...]
+    """`data.levels` of the training settings; the search trains on all levels."""
+    base_samples: int
+    """`eval.samples` of the base model's evaluation."""
+    minutes: float
+    """Of one job on one free core."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the learning rate is searched."""
+        return len(self.rates) > 1
+
+    @property
+    def jobs(self) -> int:
+        """Of one method: its search and its compared runs."""
+        return len(self.rates) * self.searches + len(self.seeds) * len(self.settings)
+
+
+COMPARISONS = {
+    "toy": Comparison(
+        title="The ladder of methods, in families",
+        about="Made by `make ladder` on the toy task ([toy_task.md](../toy_task.md)).",
+        experiment="ladder",
+        methods=METHODS,
+        rates=(7.0e-5, 2.0e-4, 7.0e-4),
+        search_seed=100,
+        settings=("[5]", "[]"),
+        base_samples=64,
+        minutes=2.6,
+    ),
+    "words": Comparison(
+        title="A small language model on problems in words",
+        about="Made by `make ladder COMPARISON=words` with a model and problems of [real_model.md](real_model.md).",
+        experiment="smollm2_135m_words",
+        methods=METHODS,
+        rates=(2.0e-4,),
+        search_seed=100,
+        settings=("[]",),
+        base_samples=8,
+        minutes=25.0,
+    ),
+}

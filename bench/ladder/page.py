@@ -1,221 +1,286 @@
-"""The ladder's page in Markdown: what was run, what came out, and what contradicts the paper."""
+"""`python -m bench.ladder.page FOLDER`: what `bench.ladder.run` has finished so far, as a page."""
 
-import json
-from collections import defaultdict
+import math
+import statistics
+import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from bench.ladder.figures import CurveRow, draw_curves
-from bench.ladder.likelihood import draw_likelihoods, likelihood_table
+from bench.ladder.methods import ANSWER, COMPARISONS, FAMILIES, Comparison, Method
+from bench.ladder.run import best_rate, finished_jobs, search_results
 from bench.ladder.tables import (
-    Collection,
+    Setting,
+    check_base,
+    check_comparable,
     collect,
-    findings,
-    labels_by_change,
-    levels_of,
-    most_common,
-    setting_table,
+    cost,
+    read_base,
+    updates_made,
     updates_table,
 )
-from expo_ray.config.errors import DataError
+from expo_ray.config.errors import DataError, InputError
 from expo_ray.files import write_whole
-from expo_ray.reporting.groups import ABSENT, differences
-from expo_ray.reporting.likelihood import read_likelihoods, sentence
-from expo_ray.sweep.ledger import FILE as SWEEP_FILE
+from expo_ray.reporting.groups import RunGroup
+from expo_ray.reporting.runs import RunFolder
 
-ABLATIONS = "## Ablations"
-OWN = ("data.levels", "rollout.explanations_per_prompt")
-"""Settings that define a training setting or a method, so they differ by design."""
+Row = tuple[Method, RunGroup]
+T_95 = {
+    2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262, 12: 2.201, 15: 2.145,
+    20: 2.093, 30: 2.045, 60: 2.001, 120: 1.98,
+}  # fmt: skip
+"""Student's t for 95 %, two-sided, by the number of seeds; between two numbers the smaller one's, which is larger."""
+INTRO = (
+    "Every method got the same prompts and {steps} updates of {prompts} prompts with {completions} completions each. "
+    "{rates} What a method samples besides its completions (explanations, hints, guided completions) comes on top: "
+    "`sampled` has a run's thousands of tokens. `updates` counts steps that had something to train on. Cells: pass@{k} "
+    "on held-out problems in percent, mean over seeds and its 95 % interval (Student's t), cut at 0 and 100.{problems}"
+)
+SEARCH = (
+    "The learning rate is that of a search, the same for each: {rates}, one run each on all levels with seed {seed}, "
+    "which is not among the compared ones; the rate with the highest pass@{k} over all levels, of equal ones the "
+    "smallest."
+)
+OWN_PROBLEMS = " Each seed draws its own problems; the base was evaluated on those of seed 0."
+WORDS = "## What was found"
+"""The title of the page's section that people write."""
+TRAINED = (
+    "*What was trained on*: texts that the updates made likelier (at most 64 of a measured step), means over seeds at "
+    "the first and the last measured step. *Leaks*: share that mentions having been told the answer, over all "
+    "measured steps. *Property 1*: log-probability a token under the policy; *base*: the same under the base policy. "
+    "*Property 2*: nats by which the text raises the log-probability of the gold answer. *Follows*: explanations of a "
+    "wrong answer, asked for in every run and trained on in none, that end in it. A dash: nothing was made likelier "
+    "there."
+)
+FIGURES = {
+    "property 1": "trained/mean_logprob",
+    "base": "trained/base_logprob",
+    "property 2": "trained/answer_rise",
+    "follows": "contrast/follows",
+}
+"""Columns of the table of what was trained on, with the metric of each."""
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Folders of the ladder."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, or 2 for wrong input. The last line printed is the page's path."""
+    parser = ArgumentParser(prog="python -m bench.ladder.page", description=__doc__)
+    parser.add_argument("folder", type=Path, help="that of bench.ladder.run")
+    parser.add_argument("--comparison", choices=list(COMPARISONS), default="toy", help="(default: toy)")
+    parser.add_argument("--page", type=Path, help="default: FOLDER/page.md; the figures go to the same folder")
+    given = parser.parse_args(arguments)
+    page = (given.page or given.folder / "page.md").absolute()
+    try:
+        write_page(given.folder, COMPARISONS[given.comparison], page)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(page)
+    return 0
 
-    runs: Path
-    base: Path
-    """The folder of `expo_ray.evaluate` on the base model."""
-    likelihood: Path | None
-    """A run of one step that measured the properties of all its samples; None: left out."""
-    ablations: Path | None
-    """Sweeps over settings of one algorithm; None: left out."""
-    commit: str | None = None
-    """That the ablations ran at, if the page should say so."""
 
-
-def write_page(sources: Sources, page: Path) -> list[Path]:
-    """Writes the page, and its figures to the same folder.
-
-    Returns:
-        All files written, the page first.
+def write_page(folder: Path, of: Comparison, page: Path) -> None:
+    """Writes the page, with its figures beside it.
 
     Raises:
-        DataError: a folder lacks an expected file, or its runs cannot be compared.
+        DataError: no method has a finished run yet, the base was not evaluated, or runs cannot be compared.
     """
+    from bench.ladder.figures import CurveRow, draw_curves, draw_trained
+
+    base, rows = read_base(folder / "base"), finished(folder, of)
+    if not rows:
+        raise DataError(f"{folder}: no method has a finished run yet; run python -m bench.ladder.run {folder}")
+    run = next(iter(next(iter(rows.values())).values()))[0][1].runs[0]
+    check_base(base, run)
+    k, levels = run.summary["evaluation"]["samples"], sorted(run.summary["evaluation"]["pass_at_k"])
+    if len(levels) == 2:  # one level, and all of them: the same
+        levels = ["all"]
+    parts = [f"# {of.title}", of.about, _intro(of, run, k), TRAINED, *cost(folder)[1:], kept_words(page)]
+    drawn: list[CurveRow] = []
+    for chosen in sorted({levels for of_family in rows.values() for levels in of_family}, reverse=True):
+        of_setting = {family: of_family[chosen] for family, of_family in rows.items() if chosen in of_family}
+        parts += _setting(Setting(chosen, []).title, of_setting, levels, k, base)
+        for family, of_family in of_setting.items():
+            title = f"{Setting(chosen, []).title},\n{family}"
+            drawn.append(CurveRow(title, [group for _, group in of_family], [method.label for method, _ in of_family]))
+    curves, trained = (page.with_name(f"{page.stem}_{name}.png") for name in ("curves", "trained"))
     page.parent.mkdir(parents=True, exist_ok=True)
-    base = read_base(sources.base)
-    apart = [path for path in (sources.base, sources.likelihood, sources.ablations) if path is not None]
-    ladder = collect(sources.runs, apart)
-    k, levels = ladder.samples, levels_of(ladder)
-    _same_world(base, ladder, k)
-    hardest = max(level for level in levels if level != "all")
-    labels = [[group.label for group in setting.methods] for setting in ladder.settings]
-    curves = page.with_name(f"{page.stem}_curves.png")
-    rows = [CurveRow(s.title, s.methods, names) for s, names in zip(ladder.settings, labels, strict=True)]
-    draw_curves(rows, levels, k, base, curves)
-    written = [page, curves]
-    said = findings(ladder)
-    parts = [_head(sources, ladder), *(["## What came out"] if said else []), *said]
-    for setting, names in zip(ladder.settings, labels, strict=True):
-        parts += [f"## {setting.title.capitalize()}", setting_table(setting, names, levels, k, base)]
-        parts += [f"Level {hardest} by number of updates:", updates_table(setting, names, hardest, k)]
-    parts += [
-        "## Learning curves",
-        f"pass@{k} on held-out problems; lines are means over seeds, bands reach from the lowest to the highest seed.",
-        f"![pass@{k} over updates, by level and training setting]({curves.name})",
-    ]
-    if sources.likelihood is not None:
-        found, figure = read_likelihoods([sources.likelihood]), page.with_name(f"{page.stem}_likelihood.png")
-        draw_likelihoods(found, figure)
-        written.append(figure)
-        parts += [
-            "## Likelihood of the three kinds of samples",
-            f"Under the base policy, given the question only; {len(found.levels)} problems.",
-            likelihood_table(found),
-            sentence(found),
-            f"![log-likelihood by kind and by level]({figure.name})",
-        ]
-    if sources.ablations is not None:
-        parts += _ablations(sources.ablations, base, sources.commit)
-    parts += _missing(ladder)
+    draw_curves(drawn, levels, k, base, curves)
+    draw_trained(drawn, FIGURES, trained)
+    parts += ["## Learning curves", f"![pass@{k} over updates, by level, setting and family]({curves.name})"]
+    parts += ["## What was trained on, by update", f"![the columns of the tables above]({trained.name})"]
+    if of.searches:
+        parts += ["## The search of the learning rate", search_table(folder, of), at_the_edge(folder, of)]
     write_whole(page, "\n\n".join(part for part in parts if part) + "\n")
-    return written
 
 
-def write_ablations(ablations: Path, base: Path, page: Path, commit: str | None) -> list[Path]:
-    """Writes the page's section of ablations again, or adds it at the end, and leaves the rest as it is.
+def _intro(of: Comparison, run: RunFolder, k: int) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in of.rates)
+    return INTRO.format(
+        steps=run.config.trainer.steps,
+        prompts=run.config.trainer.prompts_per_step,
+        completions=run.config.rollout.samples_per_prompt,
+        rates=SEARCH.format(rates=rates, seed=of.search_seed, k=k)
+        if of.searches
+        else f"The learning rate is {rates} for all.",
+        k=k,
+        problems=OWN_PROBLEMS if run.config.data.name == "toy" else "",
+    )
 
-    Returns:
-        The page.
+
+def _setting(
+    title: str, families: dict[str, list[Row]], levels: Sequence[str], k: int, base: dict[str, Any]
+) -> list[str]:
+    """The tables of one training setting."""
+    everything = [row for of_family in families.values() for row in of_family]
+    hardest = max((level for level in levels if level != "all"), default="all")
+    parts = [f"## {title.capitalize()}", *findings(everything, title, hardest, k)]
+    for family, of_family in families.items():
+        parts += [f"### {family.capitalize()}", family_table(of_family, levels, k, base)]
+    where = "All levels" if hardest == "all" else f"Level {hardest}"
+    setting, names = Setting((), [group for _, group in everything]), [method.label for method, _ in everything]
+    parts += [f"{where} by number of updates:", updates_table(setting, names, hardest, k)]
+    return [*parts, "What was trained on:", trained_table(everything)]
+
+
+def kept_words(page: Path) -> str:
+    """The section that people wrote into the page, which is kept when the rest is written again."""
+    _, title, after = (page.read_text() if page.exists() else "").partition(f"{WORDS}\n")
+    section, _, _ = after.partition("\n## ")
+    return f"{title}{section}".rstrip()
+
+
+def finished(folder: Path, of: Comparison) -> dict[str, dict[tuple[int, ...], list[Row]]]:
+    """Family -> levels trained on -> the methods with finished runs, in the order of METHODS.
 
     Raises:
-        DataError: there is no such page, or see `write_page`.
+        DataError: runs of one method or of several cannot be compared.
     """
-    if not page.exists():
-        raise DataError(f"{page}: there is no such page; python -m bench.ladder FOLDER writes a whole one")
-    before, title, after = page.read_text().partition(f"{ABLATIONS}\n")
-    if not title:
-        before = f"{before.rstrip()}\n\n"
-    section = "\n\n".join(part for part in _ablations(ablations, read_base(base), commit, [base]) if part)
-    _, following, rest = after.partition("\n## ")
-    write_whole(page, f"{before}{section}\n{following}{rest}")
-    return [page]
-
-
-def read_base(folder: Path) -> dict[str, Any]:
-    """Reads evaluation.json from a folder of `expo_ray.evaluate`.
-
-    Raises:
-        DataError: the file is missing or has no pass@k.
-    """
-    file = folder / "evaluation.json"
-    if not file.exists():
-        raise DataError(f"{folder}: no evaluation.json in it; evaluate the base model with run_dir={folder}")
-    found = json.loads(file.read_text())
-    if "pass_at_k" not in found or "samples" not in found:
-        raise DataError(f"{file}: it has no pass_at_k; evaluate the base model again")
-    return found
-
-
-def _same_world(base: dict[str, Any], ladder: Collection, k: int) -> None:
-    problems = ladder.settings[0].methods[0].runs[0].summary["evaluation"]["problems"]
-    if base["problems"] != problems:
-        raise DataError(
-            f"the base was evaluated on other held-out problems ({base['problems']}) than the runs ({problems})"
-        )
-    if base["samples"] < k:
-        raise DataError(f"the base has {base['samples']} samples per problem, the runs {k}: evaluate it with more")
-
-
-def _head(sources: Sources, ladder: Collection) -> str:
-    run = ladder.settings[0].methods[0].runs[0]
-    config, problems = run.config, run.summary["evaluation"]["problems"]
-    per_level = ", ".join(
-        f"{count} ({'all' if level == 'all' else f'level {level}'})" for level, count in problems.items()
-    )
-    head = (
-        f"Made by `python -m bench.ladder`. Every method got the same prompts and {config.trainer.steps} updates of "
-        f"{config.trainer.prompts_per_step} prompts with {config.rollout.samples_per_prompt} completions each "
-        f"(DPO skips prompts without a pair). Held-out problems: {per_level}; {ladder.samples} samples each at "
-        f"temperature {config.eval.temperature:g}. Cells: mean over seeds ± standard deviation (n - 1), in percent."
-    )
-    if config.data.name == "toy":
-        seed = OmegaConf.select(OmegaConf.load(sources.base / "config.yaml"), "seed")
-        head += (
-            f" The seed draws the problems, so each seed has its own; the base was evaluated on those of seed {seed}."
-        )
-    parts = [head, _unequal(ladder), _commands(sources.runs), _machine(run.path)]
-    return "\n\n".join(["# The ladder of methods on the toy task", *(part for part in parts if part)])
-
-
-def _unequal(ladder: Collection) -> str:
-    """Lists the settings outside `algo` that are not the same for all methods."""
-    groups = [group for setting in ladder.settings for group in setting.methods]
-    said = []
-    for key, values in differences([group.settings for group in groups]).items():
-        # A key that some runs lack was added to the schema later; its default keeps the earlier behaviour.
-        if key.startswith("algo.") or key in OWN or ABSENT in values:
+    found: dict[str, dict[tuple[int, ...], list[Row]]] = {}
+    runs: list[RunFolder] = []
+    for method in of.methods:
+        where = folder / "runs" / method.name
+        if not finished_jobs(where):
+            if where.is_dir():
+                print(f"{method.label}: no finished run yet", file=sys.stderr)
             continue
-        usual = most_common(values)
-        own: dict[str, set[str]] = defaultdict(set)
-        for group, value in zip(groups, values, strict=True):
-            if value != usual:
-                own[value].add(group.label)
-        others = "; ".join(f"{value} for {', '.join(sorted(labels))}" for value, labels in own.items())
-        said.append(f"`{key}` is {usual}, but {others}.")
-    return " ".join(["**Not the same for all methods**:", *said]) if said else ""
+        collection = collect(where)
+        for setting in collection.settings:
+            if len(setting.methods) != 1:
+                names = ", ".join(group.label for group in setting.methods)
+                raise DataError(f"{where}: runs with different settings ({names}): give each its own folder")
+            found.setdefault(method.family, {}).setdefault(setting.levels, []).append((method, setting.methods[0]))
+            runs += setting.methods[0].runs
+    check_comparable(runs, folder / "runs")
+    return {family: found[family] for family in FAMILIES if family in found}
 
 
-def _commands(folder: Path) -> str:
-    """Lists the sweeps' commands with their time over all calls, actor start-up included."""
-    lines, total = [], 0.0
-    for file in sorted(folder.glob(f"**/{SWEEP_FILE}")):
-        content = json.loads(file.read_text())
-        seconds = content["seconds"] + content["seconds_before"]
-        total += seconds
-        lines.append(f"    {content['command']}   # {len(content['jobs'])} job(s), {seconds / 60:.0f} min")
-    if not lines:
-        return ""
-    return "\n".join(["The sweeps:", "", *lines, "", f"{total / 60:.0f} minutes in total, actor start-up included."])
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of shares and its 95 % interval, cut at 0 and 1; with one value the interval is the value."""
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return mean, mean, mean
+    reach = T_95[max(seeds for seeds in T_95 if seeds <= n)] * statistics.stdev(values) / math.sqrt(n)
+    return mean, max(0.0, mean - reach), min(1.0, mean + reach)
 
 
-def _machine(run: Path) -> str:
-    """Names the machine, from the run's plan.txt."""
-    file = run / "plan.txt"
-    lines = file.read_text().splitlines() if file.exists() else []
-    found = [line.removeprefix("resources").strip() for line in lines if line.startswith("resources")]
-    return f"Ran on: {found[0]}." if found else ""
+def cell(values: Sequence[float]) -> str:
+    """Such as "45.8 (0.0 to 100.0)", in percent."""
+    mean, low, high = (100 * value for value in interval(values))
+    return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
-def _ablations(folder: Path, base: dict[str, Any], commit: str | None, apart: Sequence[Path] = ()) -> Sequence[str]:
-    found = collect(folder, apart)
-    levels = levels_of(found)
-    parts = [ABLATIONS, f"Ran at commit {commit}." if commit else "", _commands(folder)]
-    for setting in found.settings:
-        names = labels_by_change(setting.methods)
-        name = setting.methods[0].runs[0].label
-        parts += [f"{name}, {setting.title}; each row changes the named settings only."]
-        parts += [setting_table(setting, names, levels, found.samples, base)]
-        hardest = max(level for level in levels if level != "all")
-        parts += [f"Level {hardest} by number of updates:", updates_table(setting, names, hardest, found.samples)]
-    return [*parts, *_missing(found)]
+def values_of(group: RunGroup, level: str, k: int) -> list[float]:
+    """The final policies' pass@k on one level, a value a seed."""
+    return [float(run.summary["evaluation"]["pass_at_k"][level][str(k)]) for run in group.runs]
 
 
-def _missing(found: Collection) -> list[str]:
-    if not found.left_out:
-        return []
-    return [f"Left out because not finished: {', '.join(f'`{path}`' for path in found.left_out)}."]
+def sampled_tokens(group: RunGroup) -> float:
+    """Mean over seeds of all tokens that a run sampled to train on."""
+    names = ("tokens/generated", "ahead/tokens/generated")
+    return statistics.fmean(sum(line.get(name, 0.0) for line in run.metrics for name in names) for run in group.runs)
+
+
+def family_table(rows: Sequence[Row], levels: Sequence[str], k: int, base: dict[str, Any]) -> str:
+    """A table of one family's methods below the base model."""
+    heads = ["all" if level == "all" else f"L{level}" for level in levels]
+    lines = [f"| method | rate | seeds | updates | sampled | {' | '.join(heads)} |", "|---" * (5 + len(heads)) + "|"]
+    for most in sorted({base["samples"], k}, reverse=True):
+        cells = [f"{100 * base['pass_at_k'][level][str(most)]:.1f}" for level in levels]
+        lines.append(f"| base, pass@{most} | | | 0 | 0 | {' | '.join(cells)} |")
+    for method, group in rows:
+        cells = [cell(values_of(group, level, k)) for level in levels]
+        rate = float(group.runs[0].config.learner.learning_rate)
+        lines.append(
+            f"| {method.label} | {rate:g} | {len(group.runs)} | {updates_made(group):.0f} | "
+            f"{sampled_tokens(group) / 1000:.0f} k | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def trained_table(rows: Sequence[Row]) -> str:
+    """What each method made likelier: leaks, both properties, the likelihood under the base, and the contrast."""
+    lines = ["| method | texts | leaks | " + " | ".join(FIGURES) + " |", "|---" * (3 + len(FIGURES)) + "|"]
+    for method, group in rows:
+        texts = [line.get("trained/texts", 0.0) for run in group.runs for line in run.metrics]
+        leaks = [line["trained/leaked"] for run in group.runs for line in run.metrics if "trained/leaked" in line]
+        shown = [str(round(sum(texts))), f"{100 * statistics.fmean(leaks):.1f} %" if leaks else "-"]
+        lines.append(f"| {method.label} | {' | '.join([*shown, *(_first_last(group, n) for n in FIGURES.values())])} |")
+    return "\n".join(lines)
+
+
+def _first_last(group: RunGroup, name: str) -> str:
+    """Such as "-0.50 to -0.31": means over the runs, at the first and the last step where any of them measured it."""
+    found: dict[int, list[float]] = {}
+    for run in group.runs:
+        for line in run.metrics:
+            if name in line:
+                found.setdefault(line["step"], []).append(line[name])
+    ends = [f"{statistics.fmean(found[step]):.2f}" for step in (min(found), max(found))] if found else ["-"]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def findings(rows: Sequence[Row], title: str, hardest: str, k: int) -> list[str]:
+    """Says in words which method is ahead on the hardest level and over all, and where ExP-GRPO stands."""
+    said = []
+    for level in dict.fromkeys((hardest, "all")):
+        where = "all levels together" if level == "all" else f"level {level}"
+        means = {method.label: statistics.fmean(values_of(group, level, k)) for method, group in rows}
+        best = max(means.values())
+        first = [label for label, mean in means.items() if mean == best]
+        sentence = f"{title.capitalize()}, pass@{k} on {where}: highest is {' and '.join(first)} with {100 * best:.1f}."
+        own = means.get("ExP-GRPO")
+        if own is not None:
+            ahead = sorted((label for label, mean in means.items() if mean > own), key=lambda label: -means[label])
+            shown = ", ".join(f"{label} ({100 * means[label]:.1f})" for label in ahead)
+            sentence += f" ExP-GRPO has {100 * own:.1f}" + (f", behind {shown}." if ahead else ", behind none.")
+        said.append(sentence)
+    answer_only = [label.label for label, _ in rows if label.family == ANSWER]
+    return [*said, f"Methods so far that learn from the answer alone: {', '.join(answer_only) or 'none'}."]
+
+
+def search_table(folder: Path, of: Comparison) -> str:
+    """pass@k over all levels by method and learning rate; the chosen one in bold."""
+    lines = ["| method | " + " | ".join(f"{rate:g}" for rate in of.rates) + " |", "|---" * (1 + len(of.rates)) + "|"]
+    for method in of.methods:
+        found = search_results(folder, method)
+        if found:
+            shown = {rate: f"{100 * value:.1f}" for rate, value in found.items()}
+            if len(found) == len(of.rates):
+                shown[best_rate(found)] = f"**{shown[best_rate(found)]}**"
+            lines.append(f"| {method.label} | " + " | ".join(shown.get(rate, "") for rate in of.rates) + " |")
+    return "\n".join(lines)
+
+
+def at_the_edge(folder: Path, of: Comparison) -> str:
+    """Names the methods whose chosen rate is the smallest or the largest: a rate beyond it may be better."""
+    said = []
+    for rate, name in ((min(of.rates), "smallest"), (max(of.rates), "largest")):
+        results = {method.label: search_results(folder, method) for method in of.methods}
+        there = [label for label, found in results.items() if len(found) == len(of.rates) and best_rate(found) == rate]
+        said += [f"The {name} rate was chosen for {', '.join(there)}; one beyond it may be better."] if there else []
+    return " ".join(said)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

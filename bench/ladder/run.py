@@ -1,4 +1,4 @@
-"""`python -m bench.ladder.run FOLDER`: runs the ladder's methods; the same command continues where it stopped.
+"""`python -m bench.ladder.run FOLDER`: runs a comparison's methods; the same command continues where it stopped.
 
 For each method a small search of the learning rate, with a seed of its own, and then the compared runs with the rate
 that reached most: FOLDER/search/METHOD and FOLDER/runs/METHOD are sweeps, FOLDER/base an evaluation of the base model.
@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
-from bench.ladder.methods import JOBS, METHODS, MINUTES, RATES, SEARCH_SEED, SEEDS, SETTINGS, Method
+from bench.ladder.methods import COMPARISONS, Comparison, Method
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import InputError
 from expo_ray.files import read_summary, write_whole
@@ -27,36 +27,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit code: 0; 1: a job failed; 2: bad input; 130: it was stopped."""
     parser = ArgumentParser(
         prog="python -m bench.ladder.run",
-        usage="%(prog)s FOLDER [--methods NAME ...] [--at-once N] [--plan] [-- key=value ...]",
+        usage="%(prog)s FOLDER [--comparison NAME] [--methods NAME ...] [--at-once N] [--plan] [-- key=value ...]",
         description=__doc__,
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], help="default: all")
+    parser.add_argument("--comparison", choices=list(COMPARISONS), default="toy", help="(default: toy)")
+    names = sorted({method.name for each in COMPARISONS.values() for method in each.methods})
+    parser.add_argument("--methods", nargs="+", choices=names, help="default: all")
     parser.add_argument("--at-once", type=int, default=2, help="methods; each takes a core and 5 GiB (default: 2)")
     parser.add_argument("--plan", action="store_true", help="print what would run, and the hours")
     words = list(sys.argv[1:] if arguments is None else arguments)
     end = words.index("--") if "--" in words else len(words)
     given, overrides = parser.parse_args(words[:end]), words[end + 1 :]
-    chosen = [m for m in METHODS if given.methods is None or m.name in given.methods]
+    of = COMPARISONS[given.comparison]
+    chosen = [method for method in of.methods if given.methods is None or method.name in given.methods]
+    jobs = len(chosen) * of.jobs
     print(
-        f"{len(chosen)} methods, {len(chosen) * JOBS} jobs: about {len(chosen) * JOBS * MINUTES / 60:.1f} hours on two "
-        f"free cores, less what is finished in {given.folder}",
+        f"{len(chosen)} methods, {jobs} jobs: about {jobs * of.minutes / 60 / given.at_once:.1f} hours with "
+        f"{given.at_once} at once, less what is finished in {given.folder}",
         flush=True,
     )
     if given.plan:
         for method in chosen:
-            print(method.name, *search_command(given.folder, method, overrides)[3:])
+            print(method.name, *search_command(given.folder, of, method, overrides)[3:])
         return 0
     try:
-        for method in chosen:
-            _check_search(given.folder, method, overrides)
+        for method in chosen if of.searches else ():
+            _check_search(given.folder, of, method, overrides)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     stop = Event()
     with ThreadPoolExecutor(given.at_once) as pool:
-        codes = _results([pool.submit(_base, given.folder, overrides, stop)], stop)
-        codes += _results([pool.submit(_run, given.folder, method, overrides, stop) for method in chosen], stop)
+        codes = _results([pool.submit(_base, given.folder, of, overrides, stop)], stop)
+        codes += _results([pool.submit(_run, given.folder, of, method, overrides, stop) for method in chosen], stop)
     return STOPPED if stop.is_set() else int(any(codes))
 
 
@@ -72,24 +76,27 @@ def _results(running: Sequence[Future[int]], stop: Event) -> list[int]:
             stop.set()
 
 
-def search_command(folder: Path, method: Method, overrides: Sequence[str]) -> list[str]:
+def search_command(folder: Path, of: Comparison, method: Method, overrides: Sequence[str]) -> list[str]:
     """The sweep that looks for a method's learning rate."""
-    return _sweep(folder / "search" / method.name, _search_keys(method, RATES, overrides))
+    return _sweep(folder / "search" / method.name, of, _search_keys(of, method, of.rates, overrides))
 
 
-def _search_keys(method: Method, rates: Sequence[float], overrides: Sequence[str]) -> list[str]:
+def _search_keys(of: Comparison, method: Method, rates: Sequence[float], overrides: Sequence[str]) -> list[str]:
     given = ",".join(f"{rate:g}" for rate in rates)
-    return [*method.overrides, f"seed={SEARCH_SEED}", "data.levels=[]", f"learner.learning_rate={given}", *overrides]
+    seed = f"seed={of.search_seed}"
+    return [*method.overrides, seed, "data.levels=[]", f"learner.learning_rate={given}", *overrides]
 
 
-def runs_command(folder: Path, method: Method, rate: float, overrides: Sequence[str]) -> list[str]:
+def runs_command(folder: Path, of: Comparison, method: Method, rate: float, overrides: Sequence[str]) -> list[str]:
     """The sweep of a method's compared runs."""
-    keys = [f"seed={','.join(map(str, SEEDS))}", f"data.levels={','.join(SETTINGS)}", f"learner.learning_rate={rate:g}"]
-    return _sweep(folder / "runs" / method.name, [*method.overrides, *keys, *overrides])
+    seeds, settings = ",".join(map(str, of.seeds)), ",".join(of.settings)
+    keys = [f"seed={seeds}", f"data.levels={settings}", f"learner.learning_rate={rate:g}"]
+    return _sweep(folder / "runs" / method.name, of, [*method.overrides, *keys, *overrides])
 
 
-def _sweep(folder: Path, overrides: list[str]) -> list[str]:
-    return [sys.executable, "-m", "expo_ray.train", "-m", "experiment=ladder", *overrides, f"run_dir={folder}"]
+def _sweep(folder: Path, of: Comparison, overrides: list[str]) -> list[str]:
+    start = [sys.executable, "-m", "expo_ray.train", "-m", f"experiment={of.experiment}"]
+    return [*start, *overrides, f"run_dir={folder}"]
 
 
 def search_results(folder: Path, method: Method) -> dict[float, float]:
@@ -110,13 +117,14 @@ def finished_jobs(sweep: Path) -> list[Path]:
     return [job for job, summary in summaries.items() if summary.get("finished") and summary.get("evaluation")]
 
 
-def _check_search(folder: Path, method: Method, overrides: Sequence[str]) -> None:
+def _check_search(folder: Path, of: Comparison, method: Method, overrides: Sequence[str]) -> None:
     """Raises ConfigError if a finished search had other overrides: its rate would not be that of these runs."""
     from omegaconf import OmegaConf
 
     for job in finished_jobs(folder / "search" / method.name):
-        rate = OmegaConf.select(OmegaConf.load(job / "config.yaml"), "learner.learning_rate")
-        is_finished(job, compose_config(["experiment=ladder", *_search_keys(method, [float(rate)], overrides)]))
+        rate = float(OmegaConf.select(OmegaConf.load(job / "config.yaml"), "learner.learning_rate"))
+        keys = _search_keys(of, method, [rate], overrides)
+        is_finished(job, compose_config([f"experiment={of.experiment}", *keys]))
 
 
 def best_rate(results: dict[float, float]) -> float:
@@ -124,27 +132,30 @@ def best_rate(results: dict[float, float]) -> float:
     return max(sorted(results), key=lambda rate: results[rate])
 
 
-def _base(folder: Path, overrides: Sequence[str], stop: Event) -> int:
+def _base(folder: Path, of: Comparison, overrides: Sequence[str], stop: Event) -> int:
     if (folder / "base" / "evaluation.json").exists():
         return 0
-    keys = ["experiment=ladder", "eval.samples=64", *overrides, f"run_dir={folder / 'base'}"]
+    keys = [f"experiment={of.experiment}", f"eval.samples={of.base_samples}", *overrides, f"run_dir={folder / 'base'}"]
     return _call([sys.executable, "-m", "expo_ray.evaluate", *keys], stop)
 
 
-def _run(folder: Path, method: Method, overrides: Sequence[str], stop: Event) -> int:
+def _run(folder: Path, of: Comparison, method: Method, overrides: Sequence[str], stop: Event) -> int:
     """Searches and runs one method. Returns the exit code."""
-    if len(search_results(folder, method)) < len(RATES):
-        print(f"{method.label}: search of the learning rate", file=sys.stderr, flush=True)
-        if code := _call(search_command(folder, method, overrides), stop):
-            return code
-    results = search_results(folder, method)
-    if len(results) < len(RATES):
-        print(f"{method.label}: the search is not finished, its runs wait for it", file=sys.stderr)
-        return 1
-    rate = best_rate(results)
-    write_whole(folder / "search" / method.name / "rates.json", json.dumps({"chosen": rate, "found": results}) + "\n")
+    rate = of.rates[0]
+    if of.searches:
+        if len(search_results(folder, method)) < len(of.rates):
+            print(f"{method.label}: search of the learning rate", file=sys.stderr, flush=True)
+            if code := _call(search_command(folder, of, method, overrides), stop):
+                return code
+        results = search_results(folder, method)
+        if len(results) < len(of.rates):
+            print(f"{method.label}: the search is not finished, its runs wait for it", file=sys.stderr)
+            return 1
+        rate = best_rate(results)
+        found = {"chosen": rate, "found": results}
+        write_whole(folder / "search" / method.name / "rates.json", json.dumps(found) + "\n")
     print(f"{method.label}: runs with learner.learning_rate={rate:g}", file=sys.stderr, flush=True)
-    return _call(runs_command(folder, method, rate, overrides), stop)
+    return _call(runs_command(folder, of, method, rate, overrides), stop)
 
 
 def _call(command: list[str], stop: Event) -> int:

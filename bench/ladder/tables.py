@@ -1,5 +1,6 @@
-"""The ladder's numbers: pass@k by level, mean and standard deviation over seeds, and the findings."""
+"""The ladder's numbers: what is finished and can be compared, pass@k by level with its spread over seeds, and costs."""
 
+import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from expo_ray.config.algorithms import ALGORITHMS
 from expo_ray.config.errors import DataError
 from expo_ray.reporting.groups import RunGroup, differences, group_runs
 from expo_ray.reporting.runs import RunFolder, find_runs, read_run
+from expo_ray.sweep.ledger import FILE as SWEEP_FILE
 
 LADDER = tuple(ALGORITHMS)
 """Algorithms in the order of the tables."""
@@ -70,6 +72,50 @@ def collect(folder: Path, apart: Sequence[Path] = ()) -> Collection:
     settings = [Setting(levels, _methods(of)) for levels, of in sorted(by_levels.items(), reverse=True)]
     left_out = [run.path for run in runs if run not in finished]
     return Collection(settings, left_out, finished[0].summary["evaluation"]["samples"])
+
+
+def read_base(folder: Path) -> dict[str, Any]:
+    """Reads evaluation.json from a folder of `expo_ray.evaluate`.
+
+    Raises:
+        DataError: the file is missing or has no pass@k.
+    """
+    file = folder / "evaluation.json"
+    if not file.exists():
+        raise DataError(f"{folder}: no evaluation.json in it; evaluate the base model with run_dir={folder}")
+    found: dict[str, Any] = json.loads(file.read_text())
+    if "pass_at_k" not in found or "samples" not in found:
+        raise DataError(f"{file}: it has no pass_at_k; evaluate the base model again")
+    return found
+
+
+def check_base(base: dict[str, Any], run: RunFolder) -> None:
+    """Raises DataError if the base model was evaluated on other held-out problems than `run`, or with fewer samples."""
+    evaluation = run.summary["evaluation"]
+    if base["problems"] != evaluation["problems"]:
+        raise DataError(
+            f"the base was evaluated on other held-out problems ({base['problems']}) than the runs "
+            f"({evaluation['problems']})"
+        )
+    if base["samples"] < (k := evaluation["samples"]):
+        raise DataError(f"the base has {base['samples']} samples per problem, the runs {k}: evaluate it with more")
+
+
+def cost(folder: Path) -> list[str]:
+    """The commands of the sweeps below `folder` with their time over all calls, and the machine that ran them."""
+    lines, jobs, total = [], 0, 0.0
+    files = sorted(folder.glob(f"**/{SWEEP_FILE}"))
+    for file in files:
+        content = json.loads(file.read_text())
+        seconds = content["seconds"] + content["seconds_before"]
+        jobs, total = jobs + len(content["jobs"]), total + seconds
+        lines.append(f"    {content['command']}   # {len(content['jobs'])} jobs, {seconds / 60:.0f} min")
+    if not files:
+        return []
+    plans = [line for file in files[0].parent.glob("*/plan.txt") for line in file.read_text().splitlines()]
+    machines = [line.removeprefix("resources").strip() for line in plans if line.startswith("resources")]
+    where = f" Each ran on {machines[0]}." if machines else ""
+    return ["\n".join(lines), f"{jobs} jobs, {total / 3600:.1f} hours, actor start-up included.{where}"]
 
 
 def labels_by_change(groups: Sequence[RunGroup]) -> list[str]:
@@ -201,41 +247,3 @@ def updates_table(setting: Setting, labels: Sequence[str], level: str, k: int) -
         found = [[of_run[count] for of_run in of_group if count in of_run] for count in counts]
         lines.append(f"| {label} | " + " | ".join(_cell(values).percent() if values else "" for values in found) + " |")
     return "\n".join(lines)
-
-
-PAPERS_ORDER = ("grpo", "sft_gt_grpo", "exp_grpo")
-"""arXiv 2507.02834: GRPO < GRPO SFT-GT-CoT < ExP-GRPO at every level but one, by the widest margin on the hardest."""
-
-
-def findings(collection: Collection) -> list[str]:
-    """States how ExP-GRPO compares with its two rivals on the hardest level, and where it contradicts the paper."""
-    sentences = []
-    levels = levels_of(collection)
-    for setting in collection.settings:
-        by_name = {group.runs[0].config.algo.name: group for group in setting.methods}
-        if any(name not in by_name for name in PAPERS_ORDER):
-            continue
-        k, hardest = collection.samples, max(level for level in levels if level != "all")
-        grpo, gold, exp = (pass_cell(by_name[name], hardest, k).mean for name in PAPERS_ORDER)
-        sentences.append(
-            f"{setting.title.capitalize()}, pass@{k} on level {hardest}: ExP-GRPO {100 * exp:.1f}, "
-            f"{100 * (exp - grpo):+.1f} points against GRPO and {100 * (exp - gold):+.1f} against SFT-GT-CoT."
-        )
-        sentences += _against_the_paper(setting, by_name, levels, k)
-    return sentences
-
-
-def _against_the_paper(setting: Setting, by_name: dict[str, RunGroup], levels: list[str], k: int) -> list[str]:
-    worse = []
-    for level in levels:
-        means = [pass_cell(by_name[name], level, k).mean for name in PAPERS_ORDER]
-        for lower, mean in zip(("GRPO", "SFT-GT-CoT"), means[:2], strict=True):
-            if mean > means[2]:
-                worse.append(f"{lower} {100 * mean:.1f} against {100 * means[2]:.1f} ({_level(level)})")
-    if not worse:
-        return []
-    return [f"**Against the paper**, {setting.title}: ExP-GRPO is behind {'; '.join(worse)}."]
-
-
-def _level(level: str) -> str:
-    return "all levels" if level == "all" else f"level {level}"

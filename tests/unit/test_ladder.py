@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,18 +15,21 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from bench.ladder import families
+from bench.ladder import page as ladder_page
 from bench.ladder import run as ladder_run
-from bench.ladder.__main__ import main
+from bench.ladder.ablations import main
 from bench.ladder.figures import heldout_curves
 from bench.ladder.likelihood import main as likelihood_main
-from bench.ladder.methods import FAMILIES, METHODS, RATES
+from bench.ladder.methods import COMPARISONS, FAMILIES
 from bench.ladder.tables import (
+    check_base,
     collect,
-    findings,
+    cost,
     labels_by_change,
     levels_of,
     pass_cell,
+    read_base,
+    setting_table,
     updates_made,
     updates_table,
 )
@@ -109,43 +111,25 @@ def cells(page: str, row: str) -> list[list[str]]:
     ]
 
 
-def test_what_is_not_equal_for_all_methods_is_told(ladder, make_run):
-    assert main([str(ladder), "--page", str(ladder / "page.md")]) == 0
-    assert "Not the same for all" not in (ladder / "page.md").read_text()
-    for number, seed in enumerate((0, 1)):
-        slow = {"learner.learning_rate": 0.125, "rollout.explanations_per_prompt": 0, "algo.beta": 0.5}
-        make_run(ladder / "slow" / str(number), "exp_dpo", seed, 0.5, **slow)
-    assert main([str(ladder), "--page", str(ladder / "page.md")]) == 0
-    usual = compose_config(["experiment=ladder"]).learner.learning_rate
-    (told,) = [line for line in (ladder / "page.md").read_text().splitlines() if "Not the same for all" in line]
-    assert told == f"**Not the same for all methods**: `learner.learning_rate` is {usual}, but 0.125 for ExP-DPO."
-
-
 def test_the_tables_numbers_are_means_and_deviations_over_seeds(ladder):
-    page = ladder / "out" / "ladder.md"
-    assert main([str(ladder), "--page", str(page)]) == 0
-    text = page.read_text()
-    for name, label in (("grpo", "GRPO"), ("sft_gt_grpo", "SFT-GT-CoT"), ("exp_grpo", "ExP-GRPO")):
-        rows = [row for row in cells(text, label) if len(row) == 5]
-        assert len(rows) == 2
-        mean, deviation = 100 * np.mean(RUNS[name]), 100 * np.std(RUNS[name], ddof=1)
-        for row in rows:
-            assert row[:2] == ["3", "2"] and row[3] == f"{mean:.1f} ± {deviation:.1f}"
+    setting, whole = collect(ladder, [ladder / "base"]).settings
+    base = read_base(ladder / "base")
+    for of, count in ((setting, 3), (whole, 3)):
+        text = setting_table(of, ["GRPO", "SFT-GT-CoT", "ExP-GRPO"], ["1", "5", "all"], 4, base)
+        for name, label in (("grpo", "GRPO"), ("sft_gt_grpo", "SFT-GT-CoT"), ("exp_grpo", "ExP-GRPO")):
+            (row,) = cells(text, label)
+            mean, deviation = 100 * np.mean(RUNS[name]), 100 * np.std(RUNS[name], ddof=1)
+            assert row[:2] == [str(count), "2"] and row[3] == f"{mean:.1f} ± {deviation:.1f}"
     everything = 100 * np.array([(2 * 0.5 + 4 * value) / 6 for value in RUNS["exp_grpo"]])
-    whole = [row for row in cells(text, "ExP-GRPO") if len(row) == 5]
-    assert whole[1][4] == f"{everything.mean():.1f} ± {everything.std(ddof=1):.1f}"
+    assert cells(text, "ExP-GRPO")[0][4] == f"{everything.mean():.1f} ± {everything.std(ddof=1):.1f}"
     assert cells(text, "base, pass@64")[0][3] == "12.5" and cells(text, "base, pass@4")[0][3] == f"{12.5 * 4 / 64:.1f}"
-    assert "those of seed 7" in text and "18 job(s), 2 min" in text and "a test: 2 cores" in text
 
 
-def test_what_contradicts_the_paper_is_said(ladder):
-    said = findings(collect(ladder, [ladder / "base"]))
-    assert said[0].startswith(
-        "Trained on level 5, pass@4 on level 5: ExP-GRPO 91.7, +83.3 points against GRPO and +41.7"
-    )
-    assert len(said) == 3
-    assert said[2].startswith("**Against the paper**, trained on all levels:")
-    assert "GRPO 100.0 against 50.0 (level 1)" in said[2] and "level 5" not in said[2]
+def test_costs_name_commands_hours_and_the_machine(ladder):
+    commands, total = cost(ladder)
+    assert commands == "    python -m expo_ray.train -m x   # 18 jobs, 2 min"
+    assert total == "18 jobs, 0.0 hours, actor start-up included. Each ran on a test: 2 cores."
+    assert cost(ladder / "base") == []
 
 
 def test_runs_are_grouped_by_what_they_were_trained_on_and_by_method_alone(ladder, make_run):
@@ -197,13 +181,14 @@ def test_ablations_are_named_by_what_they_change(tmp_path, make_run):
     ]
 
 
-def test_the_section_of_ablations_is_written_again_alone(ladder, make_run, tmp_path, capsys):
-    ablations, page = tmp_path / "ablations", tmp_path / "page.md"
+def test_the_section_of_ablations_is_written_again_alone(ladder, make_run, tmp_path):
+    ablations, page = tmp_path / "ablations", tmp_path / "pages" / "page.md"
     for seed, value in enumerate((0.25, 0.75)):
         make_run(ablations / "beta" / str(seed), "exp_grpo", seed, value, **{"algo.beta": 0.5})
-    command = ["--ablations", str(ablations), "--base", str(ladder / "base"), "--page", str(page)]
-    assert main(command) == 2 and "no such page" in capsys.readouterr().err
-    page.write_text("# Page\n\nbefore\n\n## Ablations\n\n| old |\n\n## Later\n\nafter\n")
+    command = [str(ablations), "--base", str(ladder / "base"), "--page", str(page)]
+    assert main(command) == 0
+    assert page.read_text().startswith("# Ablations of ExP-GRPO on the toy task\n\n## Ablations\n\n")
+    page.write_text("# Page\n\nbefore\n\n## Ablations\n\n| former |\n\n## Later\n\nafter\n")
     assert main([*command, "--commit", "abc123"]) == 0
     text = page.read_text()
     assert text.startswith("# Page\n\nbefore\n\n## Ablations\n\nRan at commit abc123.\n")
@@ -211,12 +196,9 @@ def test_the_section_of_ablations_is_written_again_alone(ladder, make_run, tmp_p
     deviation = 100 * np.std([0.25, 0.75], ddof=1)
     assert cells(text, "unchanged")[0][3] == f"50.0 ± {deviation:.1f}"  # by level
     assert cells(text, "unchanged")[1] == [f"25.0 ± {deviation / 2:.1f}", f"50.0 ± {deviation:.1f}"]  # by updates
-    page.write_text("# Page\n\n## Ablations at commit old\n\n| old |\n")
+    page.write_text("# Page\n\n## Ablations at commit old\n\n| former |\n")
     assert main(command) == 0
-    assert page.read_text().startswith("# Page\n\n## Ablations at commit old\n\n| old |\n\n## Ablations\n\n")
-    with pytest.raises(SystemExit) as caught:
-        main(["--ablations", str(ablations)])
-    assert caught.value.code == 2
+    assert page.read_text().startswith("# Page\n\n## Ablations at commit old\n\n| former |\n\n## Ablations\n\n")
 
 
 @pytest.mark.parametrize(
@@ -239,14 +221,19 @@ def test_a_seed_that_is_there_twice_is_refused(ladder, make_run):
         collect(ladder, [ladder / "base"])
 
 
-def test_a_base_of_another_world_is_refused(ladder, capsys):
-    file = ladder / "base" / "evaluation.json"
-    file.write_text(json.dumps(evaluation(values_of(0.1), 64) | {"problems": {"all": 5}}))
-    assert main([str(ladder)]) == 2
-    assert "evaluated on other held-out problems" in capsys.readouterr().err
-    file.unlink()
-    assert main([str(ladder)]) == 2
-    assert "no evaluation.json" in capsys.readouterr().err
+def test_a_base_that_does_not_fit_is_refused(ladder):
+    base, run = read_base(ladder / "base"), collect(ladder, [ladder / "base"]).settings[0].methods[0].runs[0]
+    check_base(base, run)
+    with pytest.raises(DataError, match="evaluated on other held-out problems"):
+        check_base(base | {"problems": {"all": 5}}, run)
+    with pytest.raises(DataError, match="has 2 samples per problem, the runs 4"):
+        check_base(base | {"samples": 2}, run)
+    (ladder / "base" / "evaluation.json").write_text("{}")
+    with pytest.raises(DataError, match="no pass_at_k"):
+        read_base(ladder / "base")
+    (ladder / "base" / "evaluation.json").unlink()
+    with pytest.raises(DataError, match=r"no evaluation\.json"):
+        read_base(ladder / "base")
 
 
 def sample(uid, level, kind, logprob, rise, step=0):
@@ -259,7 +246,7 @@ def sample(uid, level, kind, logprob, rise, step=0):
     }
 
 
-def test_likelihoods_are_means_over_problems_of_the_first_step(ladder, capsys):
+def test_likelihoods_are_means_over_problems_of_the_first_step(tmp_path, capsys):
     random = np.random.default_rng(0)
     expected: dict[str, list[float]] = {"gold": [], "explanation": [], "free": []}
     lines = []
@@ -271,8 +258,8 @@ def test_likelihoods_are_means_over_problems_of_the_first_step(ladder, capsys):
             lines += [sample(f"p{problem}", 1 + problem % 2, kind, float(value), 3.0) for value in drawn]
             lines.append(sample(f"p{problem}", 1, kind, -99.0, 0.0, step=1))
         lines.append(sample(f"p{problem}", 1, "free", 0.0, 0.0) | {"properties": None})
-    run = ladder / "likelihood" / "0"
-    run.mkdir(parents=True)
+    run = tmp_path / "run"
+    run.mkdir()
     (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_likelihoods([run])
     for kind, values in expected.items():
@@ -283,17 +270,10 @@ def test_likelihoods_are_means_over_problems_of_the_first_step(ladder, capsys):
         assert estimate[2] == pytest.approx(np.mean(values) + half, abs=0.2 * half)
     ratio = np.mean(expected["gold"]) / np.mean(expected["explanation"])
     assert f"is {ratio:.1f} times" in sentence(found)
-    assert main([str(ladder)]) == 0
-    text = (ladder / "ladder.md").read_text()
-    assert cells(text, "gold solution")[0][0] == "30"
-    capsys.readouterr()
-    picture = ladder / "one.png"
+    picture = tmp_path / "one.png"
     assert likelihood_main([str(run), "--figure", str(picture)]) == 0
-    printed = capsys.readouterr().out
-    assert cells(printed, "gold solution") == cells(text, "gold solution")
+    assert cells(capsys.readouterr().out, "gold solution")[0][0] == "30"
     assert picture.stat().st_size > 10_000
-    pictures = re.findall(r"\]\((.*\.png)\)", text)
-    assert len(pictures) == 2 and all((ladder / name).stat().st_size > 10_000 for name in pictures)
 
 
 def test_a_run_without_properties_is_refused(tmp_path, capsys):
@@ -329,6 +309,7 @@ def test_the_table_by_updates_has_each_evaluation_of_each_method(make_run, tmp_p
 SCORES = {"luffy": (0.25, 0.75, 0.5), "grpo": (0.5, 0.5, 0.25)}
 
 
+TOY = COMPARISONS["toy"]
 SAME = ("--", "trainer.steps=2")
 """The overrides of the runs that `make_run` makes up."""
 
@@ -337,7 +318,7 @@ SAME = ("--", "trainer.steps=2")
 def searched(tmp_path, make_run):
     """Two methods whose search is finished, and a third whose search is not."""
     for name, values in (SCORES | {"pope": (1.0,)}).items():
-        for number, (rate, value) in enumerate(zip(RATES, values, strict=False)):
+        for number, (rate, value) in enumerate(zip(TOY.rates, values, strict=False)):
             where = tmp_path / "search" / name / str(number)
             make_run(where, name, 100, value, level_1=value, levels=())
             keys = [f"algo={name}", "seed=100", "data.levels=[]", *SAME[1:]]
@@ -350,12 +331,24 @@ def searched(tmp_path, make_run):
 
 
 def test_the_families_are_whole_and_every_method_composes():
-    assert [sum(m.family == family for m in METHODS) for family in FAMILIES] == [7, 5, 2]
-    assert len({m.name for m in METHODS}) == len({m.label for m in METHODS}) == len(METHODS)
-    for method in METHODS:
-        overrides = ladder_run.search_command(Path("x"), method, [])[5:-1]
+    assert [sum(m.family == family for m in TOY.methods) for family in FAMILIES] == [7, 5, 2]
+    assert len({m.name for m in TOY.methods}) == len({m.label for m in TOY.methods}) == len(TOY.methods)
+    assert TOY.jobs == 9
+    for method in TOY.methods:
+        overrides = ladder_run.search_command(Path("x"), TOY, method, [])[5:-1]
         assert compose_config([*(o for o in overrides if "learning_rate" not in o), "experiment=ladder"])
-        assert all(f"{rate:g}" in overrides[-1] for rate in RATES)
+        assert all(f"{rate:g}" in overrides[-1] for rate in TOY.rates)
+
+
+def test_a_comparison_without_a_search_begins_with_its_runs(searched, jobs, capsys):
+    jobs(0, 0)
+    command = [str(searched), "--comparison", "words", "--at-once", "1", "--methods", "grpo", "exp_grpo"]
+    assert COMPARISONS["words"].jobs == 3 and ladder_run.main([*command, "--", "data.path=some.jsonl"]) == 0
+    assert [job[4:6] for job in Job.started] == [
+        ["experiment=smollm2_135m_words", f"algo={name}"] for name in ("exp_grpo", "grpo")
+    ]
+    assert all("data.levels=[]" in job and "data.path=some.jsonl" in job for job in Job.started)
+    assert "2 methods, 6 jobs: about 2.5 hours with 1 at once" in capsys.readouterr().out
 
 
 def test_a_rate_is_chosen_by_the_search_and_the_runs_get_it(searched, monkeypatch, capsys):
@@ -368,8 +361,8 @@ def test_a_rate_is_chosen_by_the_search_and_the_runs_get_it(searched, monkeypatc
     assert "learner.learning_rate=0.0002" in luffy and "seed=0,1,2" in luffy and "data.levels=[5],[]" in luffy
     assert "learner.learning_rate=7e-05" in grpo and grpo[-2] == "trainer.steps=2"
     assert "learner.learning_rate=7e-05,0.0002,0.0007" in pope and "seed=100" in pope
-    assert json.loads((searched / "search" / "luffy" / "rates.json").read_text())["chosen"] == RATES[1]
-    assert "3 methods, 27 jobs: about 1.5 hours" in capsys.readouterr().out
+    assert json.loads((searched / "search" / "luffy" / "rates.json").read_text())["chosen"] == TOY.rates[1]
+    assert "3 methods, 27 jobs: about 1.2 hours with 1 at once" in capsys.readouterr().out
 
 
 class Job:
@@ -448,7 +441,7 @@ def test_a_search_with_other_settings_is_not_used(searched, monkeypatch, capsys)
 def test_methods_that_cannot_be_compared_are_refused(searched, make_run, capsys, algo, seed, settings, words):
     make_run(searched / "runs" / "grpo" / "0", "grpo", 0, 0.5)
     make_run(searched / "runs" / algo / "1", algo, seed, 0.5, **({"trainer.steps": 20} | settings))
-    assert families.main([str(searched), "--page", str(searched / "page.md")]) == 2
+    assert ladder_page.main([str(searched), "--page", str(searched / "page.md")]) == 2
     assert words in capsys.readouterr().err
 
 
@@ -457,16 +450,17 @@ def test_the_families_page_has_intervals_rates_and_tokens(searched, make_run):
     for name, values in finals.items():
         for seed, value in enumerate(values):
             where = searched / "runs" / name / str(seed)
-            make_run(where, name, seed, value, **{"learner.learning_rate": RATES[1]})
+            make_run(where, name, seed, value, **{"learner.learning_rate": TOY.rates[1]})
             lines = [{"step": i, "loss/total": 0.1, "tokens/generated": 1500.0} for i in range(2)]
             (where / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert families.main([str(searched), "--page", str(searched / "page.md")]) == 0
+    assert ladder_page.main([str(searched), "--page", str(searched / "page.md")]) == 0
     page = (searched / "page.md").read_text()
     assert page.index("### From gold solutions") < page.index("### From neither")
     (row,) = [line for line in page.splitlines() if line.startswith("| LUFFY | 0.0002")]
     reach = 4.303 * np.std(finals["luffy"], ddof=1) / 3**0.5
     assert f"| {75.0} ({100 * (0.75 - reach):.1f} to 100.0) |" in row and "| 3 | 2 | 3 k |" in row
     assert "| GRPO | **50.0** | 50.0 | 25.0 |" in page and "| POPE | 100.0 |  |  |" in page
+    assert "The smallest rate was chosen for GRPO; one beyond it may be better." in page and "The largest" not in page
     assert "highest is LUFFY with 75.0." in page and (searched / "page_curves.png").exists()
 
 
@@ -483,22 +477,23 @@ def test_the_page_says_what_was_trained_on_and_keeps_words(searched, make_run):
     page = searched / "page.md"
     page.write_text("# Old\n\n## What was found\n\nSo it is.\n\n## Trained on level 5\n\nformer\n")
     for _ in range(2):
-        assert families.main([str(searched), "--page", str(page)]) == 0
+        assert ladder_page.main([str(searched), "--page", str(page)]) == 0
     text = page.read_text()
+    assert (searched / "page_trained.png").stat().st_size > 10_000
     assert "| LUFFY | 160 | 35.0 % | -2.90 to -0.90 | -3.00 | - | 0.50 to 0.75 |" in text
     assert text.count("So it is.") == 1 and text.count("## Trained on level 5") == 1 and "former" not in text
 
 
 def test_an_interval_is_students():
     """Two values 0.4 and 0.6: mean 0.5, deviation of the mean 0.1, t = 12.7, cut at 0 and 1; scipy agrees on t."""
-    assert families.interval([0.4, 0.6]) == (0.5, 0.0, 1.0)
+    assert ladder_page.interval([0.4, 0.6]) == (0.5, 0.0, 1.0)
     from scipy.stats import t
 
-    for n, factor in families.T_95.items():
+    for n, factor in ladder_page.T_95.items():
         assert factor == pytest.approx(t.ppf(0.975, n - 1), abs=1e-3)
     values = [i / 25 for i in range(25)]
-    mean, _, high = families.interval(values)
+    mean, _, high = ladder_page.interval(values)
     assert high - mean >= t.ppf(0.975, 24) * np.std(values, ddof=1) / 5
     values = [0.5, 0.51, 0.52]
-    mean, low, high = families.interval(values)
+    mean, low, high = ladder_page.interval(values)
     assert (high - mean, mean - low) == pytest.approx([t.ppf(0.975, 2) * np.std(values, ddof=1) / 3**0.5] * 2, rel=1e-3)
