@@ -43,7 +43,7 @@ COMPARISON ?= toy
 LADDER ?= runs/ladder_$(COMPARISON)
 PAGE ?= docs/results/$(if $(filter toy,$(COMPARISON)),families,$(COMPARISON)).md
 METHODS ?=
-ladder: setup ## 14 methods in families, a rate searched for each, three seeds, as tables with curves in PAGE (about 3 hours, in parts)
+ladder: setup ## 14 methods in families, a rate searched for each, three seeds, as tables with curves in PAGE (hours, in parts)
 	@$(PY) -m bench.ladder.run $(LADDER) --comparison $(COMPARISON) $(if $(METHODS),--methods $(METHODS)) -- $(ARGS); code=$$?; \
 	$(PY) -m bench.ladder.page $(LADDER) --comparison $(COMPARISON) --page $(PAGE) && exit $$code
 

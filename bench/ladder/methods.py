@@ -19,9 +19,12 @@ class Method:
 
 METHODS = (
     Method("exp_grpo", "ExP-GRPO", ANSWER, ("algo=exp_grpo",)),
+    Method("exp_grpo_alone", "ExP-GRPO, no conditioned KL", ANSWER, ("algo=exp_grpo", "algo.kl_conditioned_coef=0")),
     Method("exp_dpo", "ExP-DPO", ANSWER, ("algo=exp_dpo",)),
     Method("opsd", "OPSD", ANSWER, ("algo=opsd",)),
-    Method("hdpo", "HDPO", ANSWER, ("algo=hdpo",)),
+    Method("opsd_forward", "OPSD, forward KL", ANSWER, ("algo=opsd", "algo.distill_divergence=forward_kl")),
+    Method("hdpo", "HDPO", ANSWER, ("algo=hdpo", "algo.kl_conditioned_coef=0")),
+    Method("hdpo_kl", "HDPO, forward KL, conditioned KL", ANSWER, ("algo=hdpo", "algo.distill_divergence=forward_kl")),
     Method("nurl", "NuRL", ANSWER, ("algo=nurl",)),
     Method("verifree", "VeriFree", ANSWER, ("algo=verifree",)),
     Method("ravr", "RAVR", ANSWER, ("algo=ravr", "rollout.explanations_per_prompt=4")),
@@ -70,7 +73,9 @@ class Comparison:
 COMPARISONS = {
     "toy": Comparison(
         title="The ladder of methods, in families",
-        about="Made by `make ladder` on the toy task ([toy_task.md](../toy_task.md)).",
+        about="Made by `make ladder` on the toy task ([toy_task.md](../toy_task.md)). *Conditioned KL* is "
+        "`algo.kl_conditioned_coef=1`, which keeps the policy near the base on prompts that show the answer: the recipe "
+        "sets it for ExP-GRPO, and its paper does not have it. HDPO is shown as published, and with it.",
         experiment="ladder",
         methods=METHODS,
         rates=(7.0e-5, 2.0e-4, 7.0e-4),

@@ -75,7 +75,7 @@ class ExpGrpo(Grpo):
             )
             counts["explanations/trained"] = float(sum(map(len, targets)))
         if algo.kl_conditioned_coef:
-            samples = samples + conditioned_samples(groups, mine)
+            samples = samples + conditioned_samples(groups, [[e.token_ids for e in of_group] for of_group in mine])
         return TrainingBatch(step=step, samples=samples, beta=beta, metrics=metrics | counts)
 
     def state_dict(self) -> dict[str, Any]:

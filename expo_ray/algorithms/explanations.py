@@ -206,16 +206,16 @@ def sft_samples(
     return samples
 
 
-def conditioned_samples(groups: list[Group], explanations: list[list[Explanation]]) -> list[TrainingSample]:
+def conditioned_samples(groups: list[Group], explanations: list[list[IntArray]]) -> list[TrainingSample]:
     """Samples for the KL term: the groups' explanations as sampled, after the answer-conditioned prompt.
 
     Each weighs 1 / (explanations * |c|); the loss multiplies by `kl_conditioned_coef`.
     """
     used = [
-        (group.rollout.prompt, e.token_ids)
+        (group.rollout.prompt, ids)
         for group, of_group in zip(groups, explanations, strict=True)
-        for e in of_group
-        if len(e.token_ids)
+        for ids in of_group
+        if len(ids)
     ]
     return [
         target_sample(prompt.conditioned_ids, ids, "conditioned", 1.0 / (len(used) * len(ids))) for prompt, ids in used

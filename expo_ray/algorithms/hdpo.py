@@ -3,13 +3,20 @@
 from dataclasses import replace
 
 from expo_ray.algorithms.base import Properties
-from expo_ray.algorithms.explanations import in_scope, review_explanations, review_metrics, sft_samples
+from expo_ray.algorithms.explanations import (
+    conditioned_samples,
+    in_scope,
+    review_explanations,
+    review_metrics,
+    sft_samples,
+)
 from expo_ray.algorithms.grpo import Grpo
 from expo_ray.algorithms.opsd import Opsd
 from expo_ray.config.algorithms import CHOICE_KEYS, POLICY_KEYS, TEACHER_KEYS, Explanations
+from expo_ray.config.schema import Config
 from expo_ray.messages import Group, IntArray, TrainingBatch
 
-SCOPE_KEYS = {"explanation_scope", "explanation_threshold", "sft_reduction"}
+OWN_KEYS = {"explanation_scope", "explanation_threshold", "sft_reduction", "kl_conditioned_coef"}
 
 
 class Hdpo(Opsd):
@@ -18,7 +25,11 @@ class Hdpo(Opsd):
     label = "HDPO"
     explanations: Explanations = "required"
     teacher_samples = True
-    uses = POLICY_KEYS | TEACHER_KEYS | (CHOICE_KEYS - {"explanation_answer"}) | SCOPE_KEYS
+    uses = POLICY_KEYS | TEACHER_KEYS | (CHOICE_KEYS - {"explanation_answer"}) | OWN_KEYS
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.reference_terms |= frozenset({"conditioned"} if config.algo.kl_conditioned_coef else ())
 
     def explanations_ahead(self, step: int) -> int:
         return 1 if self.config.algo.distill_coef else 0
@@ -43,9 +54,15 @@ class Hdpo(Opsd):
             group.rollout.prompt.conditioned_ids for group, ids in zip(groups, kept, strict=True) for _ in ids
         ]
         taught, counts = self.taught(samples, contexts)
+        if algo.kl_conditioned_coef:
+            told = [
+                [e.token_ids for e in group.rollout.explanations] if wanted else []
+                for group, wanted in zip(groups, scoped, strict=True)
+            ]
+            taught = taught + conditioned_samples(groups, told)
         counts |= review_metrics(groups, reviews, algo) | {
             "explanations/prompts_in_scope": float(sum(scoped)),
             "explanations/prompts_without": float(sum(w and not ids for w, ids in zip(scoped, kept, strict=True))),
-            "explanations/trained": float(len(taught)),
+            "explanations/trained": float(len(samples)),
         }
         return TrainingBatch(step=step, samples=base.samples + taught, metrics=base.metrics | counts)

@@ -203,6 +203,24 @@ def test_hdpo_distils_correct_explanations_of_prompts_whose_group_is_all_wrong()
     assert batch.metrics["explanations/prompts_in_scope"] == 2 and batch.metrics["explanations/prompts_without"] == 1
 
 
+def test_hdpo_holds_the_explaining_policy_by_a_kl():
+    """All explanations of the prompts in scope, right or not, after the prompt that shows the answer; the rest as ever."""
+    groups = [
+        group(["wrong", "wrong"], explanations=[WRONG, RIGHT], uid="a"),
+        group(["correct", "wrong"], explanations=[RIGHT], uid="b"),
+    ]
+    keys = {"explanation_scope": "all_wrong", "explanation_filter": True, "distill_top_k": 3}
+    without, _ = batch_of("hdpo", groups, **keys)
+    batch, _ = batch_of("hdpo", groups, **keys, kl_conditioned_coef=0.5)
+    held = [sample for sample in batch.samples if sample.term == "conditioned"]
+    assert [s.term for s in batch.samples if s.term != "conditioned"] == [s.term for s in without.samples]
+    rollout = groups[0].rollout
+    assert [s.completion_ids for s in held] == [e.token_ids for e in rollout.explanations]
+    assert all(s.prompt_ids.tolist() == rollout.prompt.conditioned_ids.tolist() for s in held)
+    assert [s.weight for s in held] == [1 / (2 * len(s.completion_ids)) for s in held]
+    assert batch.metrics["explanations/trained"] == without.metrics["explanations/trained"] == 1
+
+
 def test_a_problem_without_a_solution_has_none_to_show():
     with pytest.raises(ConfigError, match=r"1 of 2 have none \(the first: q\): use algo.teacher_context=answer"):
         batch_of("opsd", [group(["wrong"]), group(["wrong"], uid="q", gold=False)], teacher_context="solution")

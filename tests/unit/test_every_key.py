@@ -441,7 +441,7 @@ def test_an_experiment_keeps_what_the_algorithms_page_promises(experiment, name)
     small = experiment in ("demo", "ladder", "smollm2_135m_words")
     beta = {"exp_grpo": 0.04, "sft_gt_grpo": 0.04, "explanation_sft": 1.0}.get(name, 0.0)
     filters = name in ("explanation_sft", "hdpo", "nurl") or (small and name in ("exp_grpo", "exp_dpo"))
-    conditioned = 1.0 if small and name in ("exp_grpo", "explanation_sft") else 0.0
+    conditioned = 1.0 if small and name in ("exp_grpo", "explanation_sft", "hdpo") else 0.0
     assert (algo.beta, algo.explanation_filter, algo.kl_conditioned_coef) == (beta, filters, conditioned)
 
 
