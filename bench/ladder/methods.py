@@ -74,8 +74,8 @@ COMPARISONS = {
     "toy": Comparison(
         title="The ladder of methods, in families",
         about="Made by `make ladder` on the toy task ([toy_task.md](../toy_task.md)). *Conditioned KL* is "
-        "`algo.kl_conditioned_coef=1`, which keeps the policy near the base on prompts that show the answer: the recipe "
-        "sets it for ExP-GRPO, and its paper does not have it. HDPO is shown as published, and with it.",
+        "`algo.kl_conditioned_coef=1`, which keeps the policy near the base on prompts that show the answer: the "
+        "recipe sets it for ExP-GRPO, and its paper does not have it. HDPO is shown as published, and with it.",
         experiment="ladder",
         methods=METHODS,
         rates=(7.0e-5, 2.0e-4, 7.0e-4),
