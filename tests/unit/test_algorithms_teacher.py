@@ -204,7 +204,7 @@ def test_hdpo_distils_correct_explanations_of_prompts_whose_group_is_all_wrong()
 
 
 def test_hdpo_holds_the_explaining_policy_by_a_kl():
-    """All explanations of the prompts in scope, right or not, after the prompt that shows the answer; the rest stays."""
+    """All explanations of the prompts in scope, right or not, after the prompt with the answer; the rest stays."""
     groups = [
         group(["wrong", "wrong"], explanations=[WRONG, RIGHT], uid="a"),
         group(["correct", "wrong"], explanations=[RIGHT], uid="b"),
