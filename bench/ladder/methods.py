@@ -49,6 +49,8 @@ class Comparison:
     methods: tuple[Method, ...]
     rates: tuple[float, ...]
     """Learning rates of the search, the same for every method; one rate needs no search."""
+    beyond: tuple[float, ...]
+    """A smaller and a larger rate, tried by a method that is best at the smallest or the largest of `rates`."""
     search_seed: int
     """Which is none of `seeds`: problems and prompts of the search are others."""
     settings: tuple[str, ...]
@@ -66,7 +68,7 @@ class Comparison:
 
     @property
     def jobs(self) -> int:
-        """Of one method: its search and its compared runs."""
+        """Of one method: its search, as long as no rate beyond is tried, and its compared runs."""
         return len(self.rates) * self.searches + len(self.seeds) * len(self.settings)
 
 
@@ -79,6 +81,7 @@ COMPARISONS = {
         experiment="ladder",
         methods=METHODS,
         rates=(7.0e-5, 2.0e-4, 7.0e-4),
+        beyond=(2.0e-5, 2.0e-3),
         search_seed=100,
         settings=("[5]", "[]"),
         base_samples=64,
@@ -90,6 +93,7 @@ COMPARISONS = {
         experiment="smollm2_135m_words",
         methods=METHODS,
         rates=(2.0e-4,),
+        beyond=(),
         search_seed=100,
         settings=("[]",),
         base_samples=8,

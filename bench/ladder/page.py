@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ladder.methods import ANSWER, COMPARISONS, FAMILIES, Comparison, Method
-from bench.ladder.run import best_rate, finished_jobs, search_results
+from bench.ladder.run import chosen_rate, finished_jobs, runs_folder, search_results
 from bench.ladder.tables import (
     Setting,
     check_base,
@@ -38,9 +38,9 @@ INTRO = (
     "on held-out problems in percent, mean over seeds and its 95 % interval (Student's t), cut at 0 and 100.{problems}"
 )
 SEARCH = (
-    "The learning rate is that of a search, the same for each: {rates}, one run each on all levels with seed {seed}, "
-    "which is not among the compared ones; the rate with the highest pass@{k} over all levels, of equal ones the "
-    "smallest."
+    "The learning rate is that of a search, the same for each: {rates}, and one beyond the smallest or the largest if "
+    "that is best ({beyond}); one run each on all levels with seed {seed}, which is not among the compared ones. The "
+    "rate with the highest pass@{k} over all levels is taken, of equal ones the smallest."
 )
 OWN_PROBLEMS = " Each seed draws its own problems; the base was evaluated on those of seed 0."
 WORDS = "## What was found"
@@ -115,12 +115,12 @@ def write_page(folder: Path, of: Comparison, page: Path) -> None:
 
 
 def _intro(of: Comparison, run: RunFolder, k: int) -> str:
-    rates = ", ".join(f"{rate:g}" for rate in of.rates)
+    rates, beyond = (", ".join(f"{rate:g}" for rate in some) for some in (of.rates, of.beyond))
     return INTRO.format(
         steps=run.config.trainer.steps,
         prompts=run.config.trainer.prompts_per_step,
         completions=run.config.rollout.samples_per_prompt,
-        rates=SEARCH.format(rates=rates, seed=of.search_seed, k=k)
+        rates=SEARCH.format(rates=rates, beyond=beyond, seed=of.search_seed, k=k)
         if of.searches
         else f"The learning rate is {rates} for all.",
         k=k,
@@ -159,9 +159,10 @@ def finished(folder: Path, of: Comparison) -> dict[str, dict[tuple[int, ...], li
     found: dict[str, dict[tuple[int, ...], list[Row]]] = {}
     runs: list[RunFolder] = []
     for method in of.methods:
-        where = folder / "runs" / method.name
-        if not finished_jobs(where):
-            if where.is_dir():
+        rate = chosen_rate(folder, of, method)
+        where = runs_folder(folder, method, rate or 0.0)
+        if rate is None or not finished_jobs(where):
+            if (folder / "search" / method.name).is_dir():
                 print(f"{method.label}: no finished run yet", file=sys.stderr)
             continue
         collection = collect(where)
@@ -248,7 +249,7 @@ def findings(rows: Sequence[Row], title: str, hardest: str, k: int) -> list[str]
         means = {method.label: statistics.fmean(values_of(group, level, k)) for method, group in rows}
         best = max(means.values())
         first = [label for label, mean in means.items() if mean == best]
-        sentence = f"{title.capitalize()}, pass@{k} on {where}: highest is {' and '.join(first)} with {100 * best:.1f}."
+        sentence = f"{title.capitalize()}, pass@{k} on {where}: highest is {listed(first)} with {100 * best:.1f}."
         own = means.get("ExP-GRPO")
         if own is not None:
             ahead = sorted((label for label, mean in means.items() if mean > own), key=lambda label: -means[label])
@@ -261,25 +262,31 @@ def findings(rows: Sequence[Row], title: str, hardest: str, k: int) -> list[str]
 
 def search_table(folder: Path, of: Comparison) -> str:
     """pass@k over all levels by method and learning rate; the chosen one in bold."""
-    lines = ["| method | " + " | ".join(f"{rate:g}" for rate in of.rates) + " |", "|---" * (1 + len(of.rates)) + "|"]
+    rates = sorted((*of.rates, *of.beyond))
+    lines = ["| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (1 + len(rates)) + "|"]
     for method in of.methods:
-        found = search_results(folder, method)
-        if found:
+        if found := search_results(folder, method):
             shown = {rate: f"{100 * value:.1f}" for rate, value in found.items()}
-            if len(found) == len(of.rates):
-                shown[best_rate(found)] = f"**{shown[best_rate(found)]}**"
-            lines.append(f"| {method.label} | " + " | ".join(shown.get(rate, "") for rate in of.rates) + " |")
+            if (chosen := chosen_rate(folder, of, method)) is not None:
+                shown[chosen] = f"**{shown[chosen]}**"
+            lines.append(f"| {method.label} | " + " | ".join(shown.get(rate, "") for rate in rates) + " |")
     return "\n".join(lines)
 
 
 def at_the_edge(folder: Path, of: Comparison) -> str:
-    """Names the methods whose chosen rate is the smallest or the largest: a rate beyond it may be better."""
+    """Names the methods whose chosen rate is the smallest or the largest tried: one beyond it may be better."""
     said = []
-    for rate, name in ((min(of.rates), "smallest"), (max(of.rates), "largest")):
-        results = {method.label: search_results(folder, method) for method in of.methods}
-        there = [label for label, found in results.items() if len(found) == len(of.rates) and best_rate(found) == rate]
-        said += [f"The {name} rate was chosen for {', '.join(there)}; one beyond it may be better."] if there else []
+    results = {method: search_results(folder, method) for method in of.methods}
+    for edge, name in ((min, "smallest"), (max, "largest")):
+        there = [m.label for m, found in results.items() if found and edge(found) == chosen_rate(folder, of, m)]
+        if there:
+            said.append(f"The {name} rate tried is the best for {listed(there)}; one beyond it may be better.")
     return " ".join(said)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Such as "A, B and C"."""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 if __name__ == "__main__":

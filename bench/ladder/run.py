@@ -1,11 +1,10 @@
 """`python -m bench.ladder.run FOLDER`: runs a comparison's methods; the same command continues where it stopped.
 
 For each method a small search of the learning rate, with a seed of its own, and then the compared runs with the rate
-that reached most: FOLDER/search/METHOD and FOLDER/runs/METHOD are sweeps, FOLDER/base an evaluation of the base model.
+that reached most: FOLDER/search/METHOD and FOLDER/runs/METHOD/RATE are sweeps, FOLDER/base an evaluation of the base.
 Methods run --at-once; what is finished is not run again, so the ladder can be run in parts: --methods, or stop it.
 """
 
-import json
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -17,7 +16,7 @@ from threading import Event
 from bench.ladder.methods import COMPARISONS, Comparison, Method
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import InputError
-from expo_ray.files import read_summary, write_whole
+from expo_ray.files import read_summary
 from expo_ray.sweep.job import is_finished
 
 STOPPED = 130
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if given.plan:
         for method in chosen:
-            print(method.name, *search_command(given.folder, of, method, overrides)[3:])
+            print(method.name, *search_command(given.folder, of, method, of.rates, overrides)[3:])
         return 0
     try:
         for method in chosen if of.searches else ():
@@ -76,9 +75,11 @@ def _results(running: Sequence[Future[int]], stop: Event) -> list[int]:
             stop.set()
 
 
-def search_command(folder: Path, of: Comparison, method: Method, overrides: Sequence[str]) -> list[str]:
+def search_command(
+    folder: Path, of: Comparison, method: Method, rates: Sequence[float], overrides: Sequence[str]
+) -> list[str]:
     """The sweep that looks for a method's learning rate."""
-    return _sweep(folder / "search" / method.name, of, _search_keys(of, method, of.rates, overrides))
+    return _sweep(folder / "search" / method.name, of, _search_keys(of, method, rates, overrides))
 
 
 def _search_keys(of: Comparison, method: Method, rates: Sequence[float], overrides: Sequence[str]) -> list[str]:
@@ -91,7 +92,12 @@ def runs_command(folder: Path, of: Comparison, method: Method, rate: float, over
     """The sweep of a method's compared runs."""
     seeds, settings = ",".join(map(str, of.seeds)), ",".join(of.settings)
     keys = [f"seed={seeds}", f"data.levels={settings}", f"learner.learning_rate={rate:g}"]
-    return _sweep(folder / "runs" / method.name, of, [*method.overrides, *keys, *overrides])
+    return _sweep(runs_folder(folder, method, rate), of, [*method.overrides, *keys, *overrides])
+
+
+def runs_folder(folder: Path, method: Method, rate: float) -> Path:
+    """The sweep of a method's compared runs with one learning rate."""
+    return folder / "runs" / method.name / f"{rate:g}"
 
 
 def _sweep(folder: Path, of: Comparison, overrides: list[str]) -> list[str]:
@@ -132,6 +138,25 @@ def best_rate(results: dict[float, float]) -> float:
     return max(sorted(results), key=lambda rate: results[rate])
 
 
+def rates_to_search(of: Comparison, results: dict[float, float]) -> tuple[float, ...]:
+    """The comparison's rates; after them, if the smallest or the largest is the best, the one beyond it. One: none."""
+    if not of.searches:
+        return ()
+    if not set(of.rates) <= set(results):
+        return of.rates
+    best = best_rate({rate: results[rate] for rate in of.rates})
+    edges = dict(zip((min(of.rates), max(of.rates)), of.beyond, strict=True))
+    return (*of.rates, edges[best]) if best in edges else of.rates
+
+
+def chosen_rate(folder: Path, of: Comparison, method: Method) -> float | None:
+    """The best rate of a method's search so far; None before all of the comparison's rates are tried."""
+    if not of.searches:
+        return of.rates[0]
+    results = search_results(folder, method)
+    return best_rate(results) if set(of.rates) <= set(results) else None
+
+
 def _base(folder: Path, of: Comparison, overrides: Sequence[str], stop: Event) -> int:
     if (folder / "base" / "evaluation.json").exists():
         return 0
@@ -141,19 +166,15 @@ def _base(folder: Path, of: Comparison, overrides: Sequence[str], stop: Event) -
 
 def _run(folder: Path, of: Comparison, method: Method, overrides: Sequence[str], stop: Event) -> int:
     """Searches and runs one method. Returns the exit code."""
-    rate = of.rates[0]
-    if of.searches:
-        if len(search_results(folder, method)) < len(of.rates):
-            print(f"{method.label}: search of the learning rate", file=sys.stderr, flush=True)
-            if code := _call(search_command(folder, of, method, overrides), stop):
-                return code
-        results = search_results(folder, method)
-        if len(results) < len(of.rates):
+    while not set(wanted := rates_to_search(of, before := search_results(folder, method))) <= set(before):
+        print(f"{method.label}: search of the learning rate", file=sys.stderr, flush=True)
+        if code := _call(search_command(folder, of, method, wanted, overrides), stop):
+            return code
+        if search_results(folder, method) == before:
             print(f"{method.label}: the search is not finished, its runs wait for it", file=sys.stderr)
             return 1
-        rate = best_rate(results)
-        found = {"chosen": rate, "found": results}
-        write_whole(folder / "search" / method.name / "rates.json", json.dumps(found) + "\n")
+    rate = chosen_rate(folder, of, method)
+    assert rate is not None, "the search is finished"
     print(f"{method.label}: runs with learner.learning_rate={rate:g}", file=sys.stderr, flush=True)
     return _call(runs_command(folder, of, method, rate, overrides), stop)
 

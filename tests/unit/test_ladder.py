@@ -306,12 +306,19 @@ def test_the_table_by_updates_has_each_evaluation_of_each_method(make_run, tmp_p
         assert row[2] == f"{100 * final.mean():.1f} ± {100 * final.std(ddof=1):.1f}"
 
 
-SCORES = {"luffy": (0.25, 0.75, 0.5), "grpo": (0.5, 0.5, 0.25)}
+SCORES = {"luffy": (0.25, 0.75, 0.5), "grpo": (0.25, 0.5, 0.5)}
 
 
 TOY = COMPARISONS["toy"]
 SAME = ("--", "trainer.steps=2")
 """The overrides of the runs that `make_run` makes up."""
+
+
+def _set_rate(where, algo, rate):
+    keys = [f"algo={algo}", "seed=100", "data.levels=[]", *SAME[1:]]
+    config = copy.deepcopy(saved_config("experiment=ladder", *keys))
+    OmegaConf.update(config, "learner.learning_rate", rate)
+    OmegaConf.save(config, where / "config.yaml")
 
 
 @pytest.fixture
@@ -321,10 +328,7 @@ def searched(tmp_path, make_run):
         for number, (rate, value) in enumerate(zip(TOY.rates, values, strict=False)):
             where = tmp_path / "search" / name / str(number)
             make_run(where, name, 100, value, level_1=value, levels=())
-            keys = [f"algo={name}", "seed=100", "data.levels=[]", *SAME[1:]]
-            config = copy.deepcopy(saved_config("experiment=ladder", *keys))
-            OmegaConf.update(config, "learner.learning_rate", rate)
-            OmegaConf.save(config, where / "config.yaml")
+            _set_rate(where, name, rate)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "evaluation.json").write_text(json.dumps(evaluation(values_of(0.125), 64)))
     return tmp_path
@@ -335,7 +339,7 @@ def test_the_families_are_whole_and_every_method_composes():
     assert len({m.name for m in TOY.methods}) == len({m.label for m in TOY.methods}) == len(TOY.methods)
     assert TOY.jobs == 9
     for method in TOY.methods:
-        overrides = ladder_run.search_command(Path("x"), TOY, method, [])[5:-1]
+        overrides = ladder_run.search_command(Path("x"), TOY, method, TOY.rates, [])[5:-1]
         assert compose_config([*(o for o in overrides if "learning_rate" not in o), "experiment=ladder"])
         assert all(f"{rate:g}" in overrides[-1] for rate in TOY.rates)
 
@@ -356,13 +360,38 @@ def test_a_rate_is_chosen_by_the_search_and_the_runs_get_it(searched, monkeypatc
     called = []
     monkeypatch.setattr(ladder_run, "_call", lambda command, stop: called.append(command[5:]) or 0)
     assert ladder_run.main([str(searched), "--at-once", "1", "--methods", "luffy", "grpo", "pope", *SAME]) == 1
-    assert [c[-1].rsplit("/", 2)[1:] for c in called] == [["runs", "luffy"], ["search", "pope"], ["runs", "grpo"]]
+    assert [c[-1].rsplit("/", 2)[1:] for c in called] == [["luffy", "0.0002"], ["search", "pope"], ["grpo", "0.0002"]]
     luffy, pope, grpo = called
     assert "learner.learning_rate=0.0002" in luffy and "seed=0,1,2" in luffy and "data.levels=[5],[]" in luffy
-    assert "learner.learning_rate=7e-05" in grpo and grpo[-2] == "trainer.steps=2"
+    assert "learner.learning_rate=0.0002" in grpo and grpo[-2] == "trainer.steps=2"
     assert "learner.learning_rate=7e-05,0.0002,0.0007" in pope and "seed=100" in pope
-    assert json.loads((searched / "search" / "luffy" / "rates.json").read_text())["chosen"] == TOY.rates[1]
     assert "3 methods, 27 jobs: about 1.2 hours with 1 at once" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("values", "beyond"), [((0.75, 0.5, 0.25), "2e-05"), ((0.25, 0.5, 0.75), "0.002")])
+def test_a_search_goes_one_rate_beyond_an_edge(searched, make_run, monkeypatch, values, beyond):
+    """The rate beyond is searched, and the runs get it if it is better yet; else the edge's own."""
+    for number, value in enumerate(values):
+        make_run(searched / "search" / "dpo_gt" / str(number), "dpo_gt", 100, value, value, levels=())
+        _set_rate(searched / "search" / "dpo_gt" / str(number), "dpo_gt", TOY.rates[number])
+    called = []
+
+    def call(command, stop):
+        called.append(command)
+        if "/search/" in command[-1]:
+            make_run(searched / "search" / "dpo_gt" / "3", "dpo_gt", 100, 1.0, 1.0, levels=())
+            _set_rate(searched / "search" / "dpo_gt" / "3", "dpo_gt", float(beyond))
+        return 0
+
+    monkeypatch.setattr(ladder_run, "_call", call)
+    assert ladder_run.main([str(searched), "--methods", "dpo_gt", *SAME]) == 0
+    assert f"learner.learning_rate=7e-05,0.0002,0.0007,{beyond}" in called[0]
+    assert called[1][-1].endswith(f"runs/dpo_gt/{beyond}") and f"learner.learning_rate={beyond}" in called[1]
+    assert len(called) == 2
+    edge = "smallest" if values[0] > values[2] else "largest"
+    assert ladder_page.at_the_edge(searched, TOY) == (
+        f"The {edge} rate tried is the best for DPO-GT; one beyond it may be better."
+    )
 
 
 class Job:
@@ -439,8 +468,8 @@ def test_a_search_with_other_settings_is_not_used(searched, monkeypatch, capsys)
     [("luffy", 1, {}, "trainer.steps"), ("grpo", 1, {}, "trainer.steps"), ("grpo", 0, {"trainer.steps": 2}, "twice")],
 )
 def test_methods_that_cannot_be_compared_are_refused(searched, make_run, capsys, algo, seed, settings, words):
-    make_run(searched / "runs" / "grpo" / "0", "grpo", 0, 0.5)
-    make_run(searched / "runs" / algo / "1", algo, seed, 0.5, **({"trainer.steps": 20} | settings))
+    make_run(searched / "runs" / "grpo" / "0.0002" / "0", "grpo", 0, 0.5)
+    make_run(searched / "runs" / algo / "0.0002" / "1", algo, seed, 0.5, **({"trainer.steps": 20} | settings))
     assert ladder_page.main([str(searched), "--page", str(searched / "page.md")]) == 2
     assert words in capsys.readouterr().err
 
@@ -449,7 +478,7 @@ def test_the_families_page_has_intervals_rates_and_tokens(searched, make_run):
     finals = {"luffy": (1.0, 0.75, 0.5), "grpo": (0.0, 0.0, 0.25)}
     for name, values in finals.items():
         for seed, value in enumerate(values):
-            where = searched / "runs" / name / str(seed)
+            where = searched / "runs" / name / "0.0002" / str(seed)
             make_run(where, name, seed, value, **{"learner.learning_rate": TOY.rates[1]})
             lines = [{"step": i, "loss/total": 0.1, "tokens/generated": 1500.0} for i in range(2)]
             (where / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -459,14 +488,14 @@ def test_the_families_page_has_intervals_rates_and_tokens(searched, make_run):
     (row,) = [line for line in page.splitlines() if line.startswith("| LUFFY | 0.0002")]
     reach = 4.303 * np.std(finals["luffy"], ddof=1) / 3**0.5
     assert f"| {75.0} ({100 * (0.75 - reach):.1f} to 100.0) |" in row and "| 3 | 2 | 3 k |" in row
-    assert "| GRPO | **50.0** | 50.0 | 25.0 |" in page and "| POPE | 100.0 |  |  |" in page
-    assert "The smallest rate was chosen for GRPO; one beyond it may be better." in page and "The largest" not in page
+    assert "| GRPO |  | 25.0 | **50.0** | 50.0 |  |" in page and "| POPE |  | 100.0 |  |  |  |" in page
+    assert "rate tried is the best" not in page
     assert "highest is LUFFY with 75.0." in page and (searched / "page_curves.png").exists()
 
 
 def test_the_page_says_what_was_trained_on_and_keeps_words(searched, make_run):
     for seed, shift in enumerate((0.0, 0.2)):
-        where = searched / "runs" / "luffy" / str(seed)
+        where = searched / "runs" / "luffy" / "0.0002" / str(seed)
         make_run(where, "luffy", seed, 0.5)
         measured = {"trained/texts": 40.0, "trained/leaked": 0.25 + shift, "trained/base_logprob": -3.0}
         lines = [
