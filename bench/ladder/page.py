@@ -34,7 +34,7 @@ T_95 = {
 INTRO = (
     "Every method got the same prompts and {steps} updates of {prompts} prompts with {completions} completions each. "
     "{rates} What a method samples besides its completions (explanations, hints, guided completions) comes on top: "
-    "`sampled` has a run's thousands of tokens. `updates` counts steps that had something to train on. Cells: pass@{k} "
+    "`sampled` has a run's thousands of tokens. `updates` counts steps with a gradient. Cells: pass@{k} "
     "on held-out problems in percent, mean over seeds and its 95 % interval (Student's t), cut at 0 and 100.{problems}"
 )
 SEARCH = (

@@ -206,8 +206,12 @@ def _cell(values: list[float]) -> Cell:
 
 
 def updates_made(group: RunGroup) -> float:
-    """Returns the mean over seeds of the steps that changed the weights; a step without a training sample does not."""
-    return statistics.fmean(sum("loss/total" in line for line in run.metrics) for run in group.runs)
+    """Returns the mean over seeds of the steps with a gradient: without a training sample, or with advantages that are
+    all 0, there is none."""
+    gradients = [
+        [line.get("update/gradient_norm", float("loss/total" in line)) for line in r.metrics] for r in group.runs
+    ]
+    return statistics.fmean(sum(norm > 0 for norm in of_run) for of_run in gradients)
 
 
 def setting_table(setting: Setting, labels: Sequence[str], levels: list[str], k: int, base: dict[str, Any]) -> str:
