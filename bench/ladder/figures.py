@@ -80,6 +80,7 @@ def draw_trained(rows: Sequence[CurveRow], metrics: Mapping[str, str], path: Pat
         len(metrics),
         figsize=(2.9 * len(metrics) + 1.8, 2.4 * len(rows) + 0.3),
         squeeze=False,
+        sharex=True,  # a row without a value has no range of its own
         sharey="col",
     )
     for row, of_row in enumerate(rows):

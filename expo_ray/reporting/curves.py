@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from expo_ray.reporting.charts import moving_mean, shares, smoothing_width
 from expo_ray.reporting.runs import RunFolder
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 STYLES = ("-", "--", "-.", ":")
 LEVEL = "pass_rate/level_"
