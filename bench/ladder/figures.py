@@ -1,6 +1,6 @@
 """The ladder's curves, of learning and of what was trained on, with bands over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,33 +39,19 @@ class CurveRow:
 
 def draw_curves(rows: Sequence[CurveRow], levels: Sequence[str], k: int, base: Any, path: Path) -> None:
     """Draws held-out pass@k over updates: a panel per level, bands over seeds, and a legend for each row."""
-    figure, axes = plt.subplots(
-        len(rows),
-        len(levels),
-        figsize=(2.2 * len(levels) + 1.8, 2.4 * len(rows) + 0.3),
-        squeeze=False,
-        sharey=True,
-    )
-    for row, of_row in enumerate(rows):
-        for column, level in enumerate(levels):
-            axis = axes[row][column]
-            for index, (group, name) in enumerate(zip(of_row.methods, of_row.labels, strict=True)):
-                _curve(axis, heldout_curves(group, level, k, base), index, name)
+    named = {"all levels" if level == "all" else f"level {level}": level for level in levels}
+    axes = _panels(rows, named, lambda group, level: heldout_curves(group, level, k, base), 2.2, "update")
+    for row in axes:
+        for axis, level in zip(row, levels, strict=True):
             axis.axhline(
                 100 * base["pass_at_k"][level][str(base["samples"])],
                 color="0.4",
                 linestyle=":",
                 label=f"base, pass@{base['samples']}",
             )
-            where = "all levels" if level == "all" else f"level {level}"
-            axis.set(title=f"{where}\n{of_row.title}", xlabel="update", ylim=(-3, 103))
-            axis.title.set_fontsize(9)
-            axis.grid(alpha=0.3)
-        axes[row][0].set_ylabel(f"held-out pass@{k}, percent")
-        axes[row][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+            axis.set_ylim(-3, 103)
+        row[0].set_ylabel(f"held-out pass@{k}, percent")
+    _save(axes, path)
 
 
 def trained_curves(group: RunGroup, metric: str) -> list[dict[int, float]]:
@@ -75,22 +61,42 @@ def trained_curves(group: RunGroup, metric: str) -> list[dict[int, float]]:
 
 def draw_trained(rows: Sequence[CurveRow], metrics: Mapping[str, str], path: Path) -> None:
     """Draws metrics over steps: a panel for each, named by its key; bands over seeds, and a legend for each row."""
-    figure, axes = plt.subplots(
+    _save(_panels(rows, metrics, trained_curves, 2.9, "step"), path)
+
+
+def _panels(
+    rows: Sequence[CurveRow],
+    columns: Mapping[str, str],
+    curves_of: Callable[[RunGroup, str], list[dict[int, float]]],
+    width: float,
+    x: str,
+) -> Any:
+    """The axes of a grid: a row of panels for each of `rows`, with a column for each of `columns` (title: what)."""
+    # A row without a value has no range of its own.
+    _, axes = plt.subplots(
         len(rows),
-        len(metrics),
-        figsize=(2.9 * len(metrics) + 1.8, 2.4 * len(rows) + 0.3),
+        len(columns),
+        figsize=(width * len(columns) + 1.8, 2.4 * len(rows) + 0.3),
         squeeze=False,
-        sharex=True,  # a row without a value has no range of its own
+        sharex=True,
         sharey="col",
     )
-    for row, of_row in enumerate(rows):
-        for axis, (name, metric) in zip(axes[row], metrics.items(), strict=True):
+    for row, of_row in zip(axes, rows, strict=True):
+        for axis, (title, what) in zip(row, columns.items(), strict=True):
             for index, (group, label) in enumerate(zip(of_row.methods, of_row.labels, strict=True)):
-                _curve(axis, trained_curves(group, metric), index, label)
-            axis.set(title=f"{name}\n{of_row.title}", xlabel="step")
+                _curve(axis, curves_of(group, what), index, label)
+            axis.set(title=f"{title}\n{of_row.title}", xlabel=x)
             axis.title.set_fontsize(9)
+            axis.tick_params(labelbottom=True)
             axis.grid(alpha=0.3)
-        axes[row][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+    return axes
+
+
+def _save(axes: Any, path: Path) -> None:
+    """Saves a grid with a legend beside each row."""
+    for row in axes:
+        row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+    figure = axes[0][0].figure
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

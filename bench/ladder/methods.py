@@ -46,7 +46,6 @@ class Comparison:
     about: str
     """A sentence of the page."""
     experiment: str
-    methods: tuple[Method, ...]
     rates: tuple[float, ...]
     """Learning rates of the search, the same for every method; one rate needs no search."""
     beyond: tuple[float, ...]
@@ -79,7 +78,6 @@ COMPARISONS = {
         "`algo.kl_conditioned_coef=1`, which keeps the policy near the base on prompts that show the answer: the "
         "recipe sets it for ExP-GRPO, and its paper does not have it. HDPO is shown as published, and with it.",
         experiment="ladder",
-        methods=METHODS,
         rates=(7.0e-5, 2.0e-4, 7.0e-4),
         beyond=(2.0e-5, 2.0e-3),
         search_seed=100,
@@ -91,7 +89,6 @@ COMPARISONS = {
         title="A small language model on problems in words",
         about="Made by `make ladder COMPARISON=words` with a model and problems of [real_model.md](real_model.md).",
         experiment="smollm2_135m_words",
-        methods=METHODS,
         rates=(2.0e-4,),
         beyond=(),
         search_seed=100,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.ladder.methods import ANSWER, COMPARISONS, FAMILIES, Comparison, Method
+from bench.ladder.methods import ANSWER, COMPARISONS, FAMILIES, METHODS, Comparison, Method
 from bench.ladder.run import chosen_rate, finished_jobs, runs_folder, search_results
 from bench.ladder.tables import (
     Setting,
@@ -99,10 +99,11 @@ def write_page(folder: Path, of: Comparison, page: Path) -> None:
     drawn: list[CurveRow] = []
     for chosen in sorted({levels for of_family in rows.values() for levels in of_family}, reverse=True):
         of_setting = {family: of_family[chosen] for family, of_family in rows.items() if chosen in of_family}
-        parts += _setting(Setting(chosen, []).title, of_setting, levels, k, base)
+        setting = Setting(chosen, [group for of_family in of_setting.values() for _, group in of_family])
+        parts += _setting(setting, of_setting, levels, k, base)
         for family, of_family in of_setting.items():
-            title = f"{Setting(chosen, []).title},\n{family}"
-            drawn.append(CurveRow(title, [group for _, group in of_family], [method.label for method, _ in of_family]))
+            groups, names = [group for _, group in of_family], [method.label for method, _ in of_family]
+            drawn.append(CurveRow(f"{setting.title},\n{family}", groups, names))
     curves, trained = (page.with_name(f"{page.stem}_{name}.png") for name in ("curves", "trained"))
     page.parent.mkdir(parents=True, exist_ok=True)
     draw_curves(drawn, levels, k, base, curves)
@@ -129,16 +130,16 @@ def _intro(of: Comparison, run: RunFolder, k: int) -> str:
 
 
 def _setting(
-    title: str, families: dict[str, list[Row]], levels: Sequence[str], k: int, base: dict[str, Any]
+    setting: Setting, families: dict[str, list[Row]], levels: Sequence[str], k: int, base: dict[str, Any]
 ) -> list[str]:
     """The tables of one training setting."""
     everything = [row for of_family in families.values() for row in of_family]
     hardest = max((level for level in levels if level != "all"), default="all")
-    parts = [f"## {title.capitalize()}", *findings(everything, title, hardest, k)]
+    parts = [f"## {setting.title.capitalize()}", *findings(everything, setting.title, hardest, k)]
     for family, of_family in families.items():
         parts += [f"### {family.capitalize()}", family_table(of_family, levels, k, base)]
     where = "All levels" if hardest == "all" else f"Level {hardest}"
-    setting, names = Setting((), [group for _, group in everything]), [method.label for method, _ in everything]
+    names = [method.label for method, _ in everything]
     parts += [f"{where} by number of updates:", updates_table(setting, names, hardest, k)]
     return [*parts, "What was trained on:", trained_table(everything)]
 
@@ -158,10 +159,10 @@ def finished(folder: Path, of: Comparison) -> dict[str, dict[tuple[int, ...], li
     """
     found: dict[str, dict[tuple[int, ...], list[Row]]] = {}
     runs: list[RunFolder] = []
-    for method in of.methods:
-        rate = chosen_rate(folder, of, method)
-        where = runs_folder(folder, method, rate or 0.0)
-        if rate is None or not finished_jobs(where):
+    for method in METHODS:
+        rate = chosen_rate(of, search_results(folder, method))
+        where = None if rate is None else runs_folder(folder, method, rate)
+        if where is None or not finished_jobs(where):
             if (folder / "search" / method.name).is_dir():
                 print(f"{method.label}: no finished run yet", file=sys.stderr)
             continue
@@ -264,10 +265,10 @@ def search_table(folder: Path, of: Comparison) -> str:
     """pass@k over all levels by method and learning rate; the chosen one in bold."""
     rates = sorted((*of.rates, *of.beyond))
     lines = ["| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (1 + len(rates)) + "|"]
-    for method in of.methods:
+    for method in METHODS:
         if found := search_results(folder, method):
             shown = {rate: f"{100 * value:.1f}" for rate, value in found.items()}
-            if (chosen := chosen_rate(folder, of, method)) is not None:
+            if (chosen := chosen_rate(of, found)) is not None:
                 shown[chosen] = f"**{shown[chosen]}**"
             lines.append(f"| {method.label} | " + " | ".join(shown.get(rate, "") for rate in rates) + " |")
     return "\n".join(lines)
@@ -276,9 +277,9 @@ def search_table(folder: Path, of: Comparison) -> str:
 def at_the_edge(folder: Path, of: Comparison) -> str:
     """Names the methods whose chosen rate is the smallest or the largest tried: one beyond it may be better."""
     said = []
-    results = {method: search_results(folder, method) for method in of.methods}
+    results = {method: search_results(folder, method) for method in METHODS}
     for edge, name in ((min, "smallest"), (max, "largest")):
-        there = [m.label for m, found in results.items() if found and edge(found) == chosen_rate(folder, of, m)]
+        there = [m.label for m, found in results.items() if found and edge(found) == chosen_rate(of, found)]
         if there:
             said.append(f"The {name} rate tried is the best for {listed(there)}; one beyond it may be better.")
     return " ".join(said)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
-from bench.ladder.methods import COMPARISONS, Comparison, Method
+from bench.ladder.methods import COMPARISONS, METHODS, Comparison, Method
 from expo_ray.config.compose import compose_config
 from expo_ray.config.errors import InputError
 from expo_ray.files import read_summary
@@ -31,15 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--comparison", choices=list(COMPARISONS), default="toy", help="(default: toy)")
-    names = sorted({method.name for each in COMPARISONS.values() for method in each.methods})
-    parser.add_argument("--methods", nargs="+", choices=names, help="default: all")
+    parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], help="default: all")
     parser.add_argument("--at-once", type=int, default=2, help="methods; each takes a core and 5 GiB (default: 2)")
     parser.add_argument("--plan", action="store_true", help="print what would run, and the hours")
     words = list(sys.argv[1:] if arguments is None else arguments)
     end = words.index("--") if "--" in words else len(words)
     given, overrides = parser.parse_args(words[:end]), words[end + 1 :]
     of = COMPARISONS[given.comparison]
-    chosen = [method for method in of.methods if given.methods is None or method.name in given.methods]
+    chosen = [method for method in METHODS if given.methods is None or method.name in given.methods]
     jobs = len(chosen) * of.jobs
     print(
         f"{len(chosen)} methods, {jobs} jobs: about {jobs * of.minutes / 60 / given.at_once:.1f} hours with "
@@ -107,14 +106,17 @@ def _sweep(folder: Path, of: Comparison, overrides: list[str]) -> list[str]:
 
 def search_results(folder: Path, method: Method) -> dict[float, float]:
     """Learning rate -> pass@k over all levels, of the search's finished jobs; k is `eval.samples`."""
-    from omegaconf import OmegaConf
-
     found: dict[float, float] = {}
     for job in finished_jobs(folder / "search" / method.name):
         evaluation = read_summary(job)["evaluation"]
-        rate = float(OmegaConf.select(OmegaConf.load(job / "config.yaml"), "learner.learning_rate"))
-        found[rate] = float(evaluation["pass_at_k"]["all"][str(evaluation["samples"])])
+        found[_rate(job)] = float(evaluation["pass_at_k"]["all"][str(evaluation["samples"])])
     return dict(sorted(found.items()))
+
+
+def _rate(job: Path) -> float:
+    from omegaconf import OmegaConf
+
+    return float(OmegaConf.select(OmegaConf.load(job / "config.yaml"), "learner.learning_rate"))
 
 
 def finished_jobs(sweep: Path) -> list[Path]:
@@ -125,11 +127,8 @@ def finished_jobs(sweep: Path) -> list[Path]:
 
 def _check_search(folder: Path, of: Comparison, method: Method, overrides: Sequence[str]) -> None:
     """Raises ConfigError if a finished search had other overrides: its rate would not be that of these runs."""
-    from omegaconf import OmegaConf
-
     for job in finished_jobs(folder / "search" / method.name):
-        rate = float(OmegaConf.select(OmegaConf.load(job / "config.yaml"), "learner.learning_rate"))
-        keys = _search_keys(of, method, [rate], overrides)
+        keys = _search_keys(of, method, [_rate(job)], overrides)
         is_finished(job, compose_config([f"experiment={of.experiment}", *keys]))
 
 
@@ -149,11 +148,10 @@ def rates_to_search(of: Comparison, results: dict[float, float]) -> tuple[float,
     return (*of.rates, edges[best]) if best in edges else of.rates
 
 
-def chosen_rate(folder: Path, of: Comparison, method: Method) -> float | None:
-    """The best rate of a method's search so far; None before all of the comparison's rates are tried."""
+def chosen_rate(of: Comparison, results: dict[float, float]) -> float | None:
+    """The best rate of a search so far; None before all of the comparison's rates are tried."""
     if not of.searches:
         return of.rates[0]
-    results = search_results(folder, method)
     return best_rate(results) if set(of.rates) <= set(results) else None
 
 
@@ -166,14 +164,14 @@ def _base(folder: Path, of: Comparison, overrides: Sequence[str], stop: Event) -
 
 def _run(folder: Path, of: Comparison, method: Method, overrides: Sequence[str], stop: Event) -> int:
     """Searches and runs one method. Returns the exit code."""
-    while not set(wanted := rates_to_search(of, before := search_results(folder, method))) <= set(before):
+    while not set(wanted := rates_to_search(of, results := search_results(folder, method))) <= set(results):
         print(f"{method.label}: search of the learning rate", file=sys.stderr, flush=True)
         if code := _call(search_command(folder, of, method, wanted, overrides), stop):
             return code
-        if search_results(folder, method) == before:
+        if search_results(folder, method) == results:
             print(f"{method.label}: the search is not finished, its runs wait for it", file=sys.stderr)
             return 1
-    rate = chosen_rate(folder, of, method)
+    rate = chosen_rate(of, results)
     assert rate is not None, "the search is finished"
     print(f"{method.label}: runs with learner.learning_rate={rate:g}", file=sys.stderr, flush=True)
     return _call(runs_command(folder, of, method, rate, overrides), stop)

@@ -20,7 +20,7 @@ from bench.ladder import run as ladder_run
 from bench.ladder.ablations import main
 from bench.ladder.figures import heldout_curves
 from bench.ladder.likelihood import main as likelihood_main
-from bench.ladder.methods import COMPARISONS, FAMILIES
+from bench.ladder.methods import COMPARISONS, FAMILIES, METHODS
 from bench.ladder.tables import (
     check_base,
     collect,
@@ -335,10 +335,10 @@ def searched(tmp_path, make_run):
 
 
 def test_the_families_are_whole_and_every_method_composes():
-    assert [sum(m.family == family for m in TOY.methods) for family in FAMILIES] == [10, 5, 2]
-    assert len({m.name for m in TOY.methods}) == len({m.label for m in TOY.methods}) == len(TOY.methods)
+    assert [sum(m.family == family for m in METHODS) for family in FAMILIES] == [10, 5, 2]
+    assert len({m.name for m in METHODS}) == len({m.label for m in METHODS}) == len(METHODS)
     assert TOY.jobs == 9
-    for method in TOY.methods:
+    for method in METHODS:
         overrides = ladder_run.search_command(Path("x"), TOY, method, TOY.rates, [])[5:-1]
         assert compose_config([*(o for o in overrides if "learning_rate" not in o), "experiment=ladder"])
         assert all(f"{rate:g}" in overrides[-1] for rate in TOY.rates)
