@@ -17,22 +17,24 @@ class Method:
     overrides: tuple[str, ...]
 
 
+KEEPS_ALL = "algo.dynamic_sampling=none"
+"""Of methods that have no use for the key, where a recipe sets it."""
 METHODS = (
     Method("exp_grpo", "ExP-GRPO", ANSWER, ("algo=exp_grpo",)),
     Method("exp_grpo_alone", "ExP-GRPO, no conditioned KL", ANSWER, ("algo=exp_grpo", "algo.kl_conditioned_coef=0")),
-    Method("exp_dpo", "ExP-DPO", ANSWER, ("algo=exp_dpo",)),
-    Method("opsd", "OPSD", ANSWER, ("algo=opsd",)),
-    Method("opsd_forward", "OPSD, forward KL", ANSWER, ("algo=opsd", "algo.distill_divergence=forward_kl")),
+    Method("exp_dpo", "ExP-DPO", ANSWER, ("algo=exp_dpo", KEEPS_ALL)),
+    Method("opsd", "OPSD", ANSWER, ("algo=opsd", KEEPS_ALL)),
+    Method("opsd_forward", "OPSD, forward KL", ANSWER, ("algo=opsd", "algo.distill_divergence=forward_kl", KEEPS_ALL)),
     Method("hdpo", "HDPO", ANSWER, ("algo=hdpo", "algo.kl_conditioned_coef=0")),
     Method("hdpo_kl", "HDPO, forward KL, conditioned KL", ANSWER, ("algo=hdpo", "algo.distill_divergence=forward_kl")),
     Method("nurl", "NuRL", ANSWER, ("algo=nurl",)),
-    Method("verifree", "VeriFree", ANSWER, ("algo=verifree",)),
-    Method("ravr", "RAVR", ANSWER, ("algo=ravr", "rollout.explanations_per_prompt=4")),
+    Method("verifree", "VeriFree", ANSWER, ("algo=verifree", KEEPS_ALL)),
+    Method("ravr", "RAVR", ANSWER, ("algo=ravr", "rollout.explanations_per_prompt=4", KEEPS_ALL)),
     Method("sft_gt_grpo", "SFT-GT-CoT", GOLD, ("algo=sft_gt_grpo",)),
     Method("sft_then_rl", "SFT-then-RL", GOLD, ("algo=grpo", "trainer.sft_steps=20")),
     Method("luffy", "LUFFY", GOLD, ("algo=luffy",)),
     Method("pope", "POPE", GOLD, ("algo=pope",)),
-    Method("dpo_gt", "DPO-GT", GOLD, ("algo=dpo_gt",)),
+    Method("dpo_gt", "DPO-GT", GOLD, ("algo=dpo_gt", KEEPS_ALL)),
     Method("grpo", "GRPO", NEITHER, ("algo=grpo",)),
     Method("maxrl", "MaxRL", NEITHER, ("algo=grpo", "algo.advantage=maxrl")),
 )
@@ -89,7 +91,7 @@ COMPARISONS = {
         title="A small language model on problems in words",
         about="Made by `make ladder COMPARISON=words` with a model and problems of [real_model.md](real_model.md).",
         experiment="smollm2_135m_words",
-        rates=(2.0e-4,),
+        rates=(5.0e-4,),
         beyond=(),
         search_seed=100,
         settings=("[]",),

@@ -64,7 +64,8 @@ _LEVELS: dict[str, list[Any]] = {
     "remainders": [(3, 5), (7, 11), (13, 17)],
     "subset_sum": [(5, 2), (6, 3), (9, 3)],
     "anagram": [(4, 0), (5, 0), (6, 0), (8, 0)],
-    "caesar": [(4, 1), (5, 3), (6, 25)],
+    "caesar": [(3, 1), (4, 1), (4, 2), (4, 3), (5, 4)],
+    "digit_code": [(1, 2), (3, 3), (4, 4), (6, 6), (7, 7)],
     # reasoning-gym's, with its own settings
     "countdown": [
         {"min_numbers": n, "max_numbers": n, "max_value": m, "min_target": 10, "max_target": 99}

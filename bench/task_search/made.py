@@ -1,5 +1,6 @@
 """Made problems whose answer is hard to find and easy to check, each with a solution that checks it aloud."""
 
+import csv
 import itertools
 import math
 import random
@@ -127,17 +128,39 @@ def anagram(chance: random.Random, letters: int, _: int) -> Made:
     )
 
 
-def caesar(chance: random.Random, letters: int, most: int) -> Made:
-    """A common word, each letter moved forward by up to `most` places."""
-    word, shift = chance.choice(_words(letters)), chance.randint(1, most)
-    moved = "".join(chr((ord(c) - 97 + shift) % 26 + 97) for c in word)
-    pairs = ", ".join(f"{a} -> {b}" for a, b in zip(word, moved, strict=True))
+def caesar(chance: random.Random, letters: int, shift: int) -> Made:
+    """A word of 3 to 5 letters, each moved forward by `shift` places; with spaces, so that a letter is a token."""
+    word = chance.choice(_puzzle_words(letters))
+    moved = [chr((ord(c) - 97 + shift) % 26 + 97) for c in word]
+    pairs = ", ".join(f"{a} -> {b}" for a, b in zip(moved, word, strict=True))
     return (
-        f"Each letter of an English word was moved forward by {shift} in the alphabet, which gave {moved}. What is "
-        "the word?",
+        f"Each letter of an English word was moved forward by {shift} in the alphabet, which gave {' '.join(moved)}. "
+        "What is the word?",
         word,
-        f"Forward by {shift}: {pairs}.",
+        f"Back by {shift}: {pairs}.",
     )
+
+
+def digit_code(chance: random.Random, low: int, high: int) -> Made:
+    """A number of three digits, each moved forward by `low` to `high` places, 0 after 9."""
+    number, shift = str(chance.randint(100, 999)), chance.randint(low, high)
+    moved = [str((int(digit) + shift) % 10) for digit in number]
+    pairs = ", ".join(f"{a}->{b}" for a, b in zip(moved, number, strict=True))
+    return (
+        f"Each digit of a number was moved forward by {shift}, with 0 after 9, which gave {''.join(moved)}. "
+        "What is the number?",
+        number,
+        f"Back by {shift}: {pairs}.",
+    )
+
+
+@cache
+def _puzzle_words(letters: int) -> list[str]:
+    """Lower-case words of reasoning-gym's list for word ladders."""
+    from reasoning_gym.data import read_data_file
+
+    table = csv.DictReader(read_data_file("words.csv").splitlines())
+    return sorted({row[f"{letters}_letter"].lower() for row in table} - {""})
 
 
 @cache
@@ -155,7 +178,7 @@ MAKERS: dict[str, Callable[[random.Random, int, int], Made]] = {
     maker.__name__: maker
     for maker in (
         factors, square_root, division, linear_equation, quadratic_equation, sum_and_product, animals, remainders,
-        subset_sum, anagram, caesar,
+        subset_sum, anagram, caesar, digit_code,
     )
 }  # fmt: skip
 WORDS = ("anagram", "caesar")
