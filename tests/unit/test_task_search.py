@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import string
 import sys
 from dataclasses import replace
 from itertools import combinations
@@ -40,6 +41,17 @@ def test_a_subset_is_the_only_one_with_its_sum():
         *numbers, wanted = map(int, re.findall(r"\d+", question.split("numbers")[1]))
         fitting = [set(of) for of in combinations(numbers, 3) if sum(of) == wanted]
         assert fitting == [set(map(int, answer.split(", ")))]
+
+
+@pytest.mark.parametrize("level", [of for of in LEVELS if of.task in ("caesar", "digit_code")], ids=lambda of: of.name)
+def test_a_code_is_undone_sign_by_sign(level):
+    signs = string.digits if level.task == "digit_code" else string.ascii_lowercase
+    for problem in level.problems(40, seed=3):
+        shift = int(re.search(r"forward by (\d+)", problem.question)[1])
+        given = re.search(r"which gave ([\w ]+)\.", problem.question)[1].replace(" ", "")
+        pairs = re.findall(r"(\w) ?-> ?(\w)", problem.solution)
+        assert ["".join(of) for of in zip(*pairs, strict=True)] == [given, problem.answers[0]]
+        assert all(signs[(signs.index(plain) + shift) % len(signs)] == moved for moved, plain in pairs)
 
 
 def test_the_problems_of_a_level_follow_from_the_seed():
