@@ -89,7 +89,9 @@ COMPARISONS = {
     ),
     "words": Comparison(
         title="A small language model on problems in words",
-        about="Made by `make ladder COMPARISON=words` with a model and problems of [real_model.md](real_model.md).",
+        about="Made by `make ladder COMPARISON=words`: SmolLM2-135M-Instruct after the warm-up of "
+        "[real_model.md](real_model.md), the base here, learns the level `digit_code/2` with adapters. "
+        "*Conditioned KL* is `algo.kl_conditioned_coef=1`, which ExP-GRPO has here and not in its paper.",
         experiment="smollm2_135m_words",
         rates=(5.0e-4,),
         beyond=(),
