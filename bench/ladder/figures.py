@@ -93,7 +93,7 @@ def _panels(
 
 
 def _save(axes: Any, path: Path) -> None:
-    """Saves a grid with a legend beside each row."""
+    """Saves the figure, with a legend beside each row of panels."""
     for row in axes:
         row[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
     figure = axes[0][0].figure

@@ -19,14 +19,16 @@ class Method:
 
 KEEPS_ALL = "algo.dynamic_sampling=none"
 """Of methods that have no use for the key, where a recipe sets it."""
+NO_KL = "algo.kl_conditioned_coef=0"
+FORWARD = "algo.distill_divergence=forward_kl"
 METHODS = (
     Method("exp_grpo", "ExP-GRPO", ANSWER, ("algo=exp_grpo",)),
-    Method("exp_grpo_alone", "ExP-GRPO, no conditioned KL", ANSWER, ("algo=exp_grpo", "algo.kl_conditioned_coef=0")),
+    Method("exp_grpo_alone", "ExP-GRPO without conditioned KL", ANSWER, ("algo=exp_grpo", NO_KL)),
     Method("exp_dpo", "ExP-DPO", ANSWER, ("algo=exp_dpo", KEEPS_ALL)),
     Method("opsd", "OPSD", ANSWER, ("algo=opsd", KEEPS_ALL)),
-    Method("opsd_forward", "OPSD, forward KL", ANSWER, ("algo=opsd", "algo.distill_divergence=forward_kl", KEEPS_ALL)),
-    Method("hdpo", "HDPO", ANSWER, ("algo=hdpo", "algo.kl_conditioned_coef=0")),
-    Method("hdpo_kl", "HDPO, forward KL, conditioned KL", ANSWER, ("algo=hdpo", "algo.distill_divergence=forward_kl")),
+    Method("opsd_forward", "OPSD with forward KL", ANSWER, ("algo=opsd", FORWARD, KEEPS_ALL)),
+    Method("hdpo", "HDPO", ANSWER, ("algo=hdpo", NO_KL)),
+    Method("hdpo_kl", "HDPO with forward and conditioned KL", ANSWER, ("algo=hdpo", FORWARD)),
     Method("nurl", "NuRL", ANSWER, ("algo=nurl",)),
     Method("verifree", "VeriFree", ANSWER, ("algo=verifree", KEEPS_ALL)),
     Method("ravr", "RAVR", ANSWER, ("algo=ravr", "rollout.explanations_per_prompt=4", KEEPS_ALL)),

@@ -46,12 +46,12 @@ OWN_PROBLEMS = " Each seed draws its own problems; the base was evaluated on tho
 WORDS = "## What was found"
 """The title of the page's section that people write."""
 TRAINED = (
-    "*What was trained on*: texts that the updates made likelier (at most 64 of a measured step), means over seeds at "
-    "the first and the last measured step. *Leaks*: share that mentions having been told the answer, over all "
-    "measured steps. *Property 1*: log-probability a token under the policy; *base*: the same under the base policy. "
-    "*Property 2*: nats by which the text raises the log-probability of the gold answer. *Follows*: explanations of a "
-    "wrong answer, asked for in every run and trained on in none, that end in it. A dash: nothing was made likelier "
-    "there."
+    "*What was trained on*: texts whose likelihood the updates raised (at most 64 of a measured step), means over "
+    "seeds at the first and the last measured step. *Leaks*: share that mentions having been told the answer, over "
+    "all measured steps. *Property 1*: log-probability a token under the policy; *base*: the same under the base "
+    "policy. *Property 2*: nats by which the text raises the log-probability of the gold answer. *Follows*: "
+    "explanations of a wrong answer, asked for in every run and trained on in none, that end in it. A dash: nothing "
+    "was made likelier there."
 )
 FIGURES = {
     "property 1": "trained/mean_logprob",

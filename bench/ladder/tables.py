@@ -208,10 +208,9 @@ def _cell(values: list[float]) -> Cell:
 def updates_made(group: RunGroup) -> float:
     """Returns the mean over seeds of the steps with a gradient: without a training sample, or with advantages that are
     all 0, there is none."""
-    gradients = [
-        [line.get("update/gradient_norm", float("loss/total" in line)) for line in r.metrics] for r in group.runs
-    ]
-    return statistics.fmean(sum(norm > 0 for norm in of_run) for of_run in gradients)
+    return statistics.fmean(
+        sum(line.get("update/gradient_norm", 0.0) > 0 for line in run.metrics) for run in group.runs
+    )
 
 
 def setting_table(setting: Setting, labels: Sequence[str], levels: list[str], k: int, base: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 import re
+import string
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -117,7 +118,7 @@ def subset_sum(chance: random.Random, count: int, size: int) -> Made:
 
 def anagram(chance: random.Random, letters: int, _: int) -> Made:
     """A common word from its shuffled letters, which no other word has."""
-    word = chance.choice(_words(letters))
+    word = chance.choice(_story_words(letters))
     shuffled = list(word)
     while "".join(shuffled) == word:
         chance.shuffle(shuffled)
@@ -131,27 +132,31 @@ def anagram(chance: random.Random, letters: int, _: int) -> Made:
 def caesar(chance: random.Random, letters: int, shift: int) -> Made:
     """A word of 3 to 5 letters, each moved forward by `shift` places; with spaces, so that a letter is a token."""
     word = chance.choice(_puzzle_words(letters))
-    moved = [chr((ord(c) - 97 + shift) % 26 + 97) for c in word]
-    pairs = ", ".join(f"{a} -> {b}" for a, b in zip(moved, word, strict=True))
+    moved, solution = _code(word, shift, string.ascii_lowercase, " -> ")
     return (
         f"Each letter of an English word was moved forward by {shift} in the alphabet, which gave {' '.join(moved)}. "
         "What is the word?",
         word,
-        f"Back by {shift}: {pairs}.",
+        solution,
     )
 
 
 def digit_code(chance: random.Random, low: int, high: int) -> Made:
     """A number of three digits, each moved forward by `low` to `high` places, 0 after 9."""
     number, shift = str(chance.randint(100, 999)), chance.randint(low, high)
-    moved = [str((int(digit) + shift) % 10) for digit in number]
-    pairs = ", ".join(f"{a}->{b}" for a, b in zip(moved, number, strict=True))
+    moved, solution = _code(number, shift, string.digits, "->")
     return (
-        f"Each digit of a number was moved forward by {shift}, with 0 after 9, which gave {''.join(moved)}. "
-        "What is the number?",
+        f"Each digit of a number was moved forward by {shift}, with 0 after 9, which gave {moved}. What is the number?",
         number,
-        f"Back by {shift}: {pairs}.",
+        solution,
     )
+
+
+def _code(plain: str, shift: int, signs: str, arrow: str) -> tuple[str, str]:
+    """`plain` with each sign moved forward by `shift` places in `signs`, and the solution that moves them back."""
+    moved = "".join(signs[(signs.index(sign) + shift) % len(signs)] for sign in plain)
+    pairs = ", ".join(f"{a}{arrow}{b}" for a, b in zip(moved, plain, strict=True))
+    return moved, f"Back by {shift}: {pairs}."
 
 
 @cache
@@ -164,7 +169,7 @@ def _puzzle_words(letters: int) -> list[str]:
 
 
 @cache
-def _words(letters: int) -> list[str]:
+def _story_words(letters: int) -> list[str]:
     """Lower-case words of a short story (Verne, In the Year 2889), without those that have an anagram."""
     from reasoning_gym.data import read_data_file
 

@@ -73,7 +73,7 @@ def make_run():
         half = evaluation(values_of(level_5 / 2, level_1))
         lines = [{"steps_done": 1} | half, {"steps_done": 2} | final]
         (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        steps = [{"step": i} | ({"loss/total": 0.1} if i >= steps_without else {}) for i in range(2)]
+        steps = [{"step": i} | ({"update/gradient_norm": 0.1} if i >= steps_without else {}) for i in range(2)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
         (folder / "summary.json").write_text(
             json.dumps({"finished": finished, "evaluation": final if finished else None})
@@ -480,7 +480,7 @@ def test_the_families_page_has_intervals_rates_and_tokens(searched, make_run):
         for seed, value in enumerate(values):
             where = searched / "runs" / name / "0.0002" / str(seed)
             make_run(where, name, seed, value, **{"learner.learning_rate": TOY.rates[1]})
-            lines = [{"step": i, "loss/total": 0.1, "tokens/generated": 1500.0} for i in range(2)]
+            lines = [{"step": i, "update/gradient_norm": 0.1, "tokens/generated": 1500.0} for i in range(2)]
             (where / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert ladder_page.main([str(searched), "--page", str(searched / "page.md")]) == 0
     page = (searched / "page.md").read_text()
