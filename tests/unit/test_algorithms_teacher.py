@@ -219,6 +219,9 @@ def test_hdpo_holds_the_explaining_policy_by_a_kl():
     assert all(s.prompt_ids.tolist() == rollout.prompt.conditioned_ids.tolist() for s in held)
     assert [s.weight for s in held] == [1 / (2 * len(s.completion_ids)) for s in held]
     assert batch.metrics["explanations/trained"] == without.metrics["explanations/trained"] == 1
+    alone, policy = batch_of("hdpo", groups, **keys, kl_conditioned_coef=0.5, distill_coef=0.0)
+    same(alone, batch_of("exp_grpo", groups, **keys, kl_conditioned_coef=0.5, beta=0.0)[0])
+    assert [s.term for s in alone.samples] == ["policy"] * 4 + ["conditioned"] * 2 and policy.calls == []
 
 
 def test_a_problem_without_a_solution_has_none_to_show():
