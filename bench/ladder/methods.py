@@ -34,6 +34,7 @@ METHODS = (
     Method("ravr", "RAVR", ANSWER, ("algo=ravr", "rollout.explanations_per_prompt=4", KEEPS_ALL)),
     Method("sft_gt_grpo", "SFT-GT-CoT", GOLD, ("algo=sft_gt_grpo",)),
     Method("sft_then_rl", "SFT-then-RL", GOLD, ("algo=grpo", "trainer.sft_steps=20")),
+    Method("sft_then_rl_40", "SFT-then-RL with 40 steps of SFT", GOLD, ("algo=grpo", "trainer.sft_steps=40")),
     Method("luffy", "LUFFY", GOLD, ("algo=luffy",)),
     Method("pope", "POPE", GOLD, ("algo=pope",)),
     Method("dpo_gt", "DPO-GT", GOLD, ("algo=dpo_gt", KEEPS_ALL)),
