@@ -60,6 +60,8 @@ FIGURES = {
     "follows": "contrast/follows",
 }
 """Columns of the table of what was trained on, with the metric of each."""
+BY_STEP = ("property 1", "property 2")
+"""Columns of FIGURES that have a table of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,7 +143,11 @@ def _setting(
     where = "All levels" if hardest == "all" else f"Level {hardest}"
     names = [method.label for method, _ in everything]
     parts += [f"{where} by number of updates:", updates_table(setting, names, hardest, k)]
-    return [*parts, "What was trained on:", trained_table(everything)]
+    parts += ["What was trained on:", trained_table(everything)]
+    for title in BY_STEP:
+        if table := step_table(everything, title):
+            parts += [f"{title.capitalize()} by step, with the reach of its 95 % interval:", table]
+    return parts
 
 
 def kept_words(page: Path) -> str:
@@ -179,11 +185,17 @@ def finished(folder: Path, of: Comparison) -> dict[str, dict[tuple[int, ...], li
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean of shares and its 95 % interval, cut at 0 and 1; with one value the interval is the value."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
+    mean = statistics.fmean(values)
+    if len(values) < 2:
         return mean, mean, mean
-    reach = T_95[max(seeds for seeds in T_95 if seeds <= n)] * statistics.stdev(values) / math.sqrt(n)
+    reach = reach_of(values)
     return mean, max(0.0, mean - reach), min(1.0, mean + reach)
+
+
+def reach_of(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of a mean of two values or more (Student's t)."""
+    n = len(values)
+    return T_95[max(seeds for seeds in T_95 if seeds <= n)] * statistics.stdev(values) / math.sqrt(n)
 
 
 def cell(values: Sequence[float]) -> str:
@@ -233,13 +245,39 @@ def trained_table(rows: Sequence[Row]) -> str:
 
 def _first_last(group: RunGroup, name: str) -> str:
     """Such as "-0.50 to -0.31": means over the runs, at the first and the last step where any of them measured it."""
+    found = _by_step(group, name)
+    ends = [f"{statistics.fmean(found[step]):.2f}" for step in (min(found), max(found))] if found else ["-"]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _by_step(group: RunGroup, name: str) -> dict[int, list[float]]:
+    """Step -> a metric's values, one for each run that measured it there."""
     found: dict[int, list[float]] = {}
     for run in group.runs:
         for line in run.metrics:
             if name in line:
                 found.setdefault(line["step"], []).append(line[name])
-    ends = [f"{statistics.fmean(found[step]):.2f}" for step in (min(found), max(found))] if found else ["-"]
-    return " to ".join(dict.fromkeys(ends))
+    return dict(sorted(found.items()))
+
+
+def step_table(rows: Sequence[Row], title: str) -> str:
+    """One of FIGURES at each measured step: mean over seeds and its interval's reach. Empty, if no method has it."""
+    found = {method.label: _by_step(group, FIGURES[title]) for method, group in rows}
+    steps = sorted({step for of_method in found.values() for step in of_method})
+    if not steps:
+        return ""
+    lines = ["| method | " + " | ".join(f"step {step}" for step in steps) + " |", "|---" * (1 + len(steps)) + "|"]
+    for label, of_method in found.items():
+        if of_method:
+            lines.append(f"| {label} | " + " | ".join(_nats(of_method.get(step, [])) for step in steps) + " |")
+    return "\n".join(lines)
+
+
+def _nats(values: Sequence[float]) -> str:
+    """Such as "-0.31 ± 0.14", and without a reach for one value."""
+    if not values:
+        return "-"
+    return f"{statistics.fmean(values):.2f}" + (f" ± {reach_of(values):.2f}" if len(values) > 1 else "")
 
 
 def findings(rows: Sequence[Row], title: str, hardest: str, k: int) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ladder_cases import evaluation, make_run, saved_config, values_of
 from omegaconf import OmegaConf
+from scipy.stats import t
 
 from bench.ladder import page as ladder_page
 from bench.ladder import run as ladder_run
@@ -225,14 +226,15 @@ def test_the_page_says_what_was_trained_on_and_keeps_words(searched):
     text = page.read_text()
     assert (searched / "page_trained.png").stat().st_size > 10_000
     assert "| LUFFY | 160 | 35.0 % | -2.90 to -0.90 | -3.00 | - | 0.50 to 0.75 |" in text
+    reach = t.ppf(0.975, 1) * np.std([-3.0, -2.8], ddof=1) / 2**0.5
+    assert f"| LUFFY | -2.90 ± {reach:.2f} | -0.90 ± {reach:.2f} |" in text
+    assert "| method | step 0 | step 1 |" in text and "Property 2 by step" not in text  # which nobody measured
     assert text.count("So it is.") == 1 and text.count("## Trained on level 5") == 1 and "former" not in text
 
 
 def test_an_interval_is_students():
     """Two values 0.4 and 0.6: mean 0.5, deviation of the mean 0.1, t = 12.7, cut at 0 and 1; scipy agrees on t."""
     assert ladder_page.interval([0.4, 0.6]) == (0.5, 0.0, 1.0)
-    from scipy.stats import t
-
     for n, factor in ladder_page.T_95.items():
         assert factor == pytest.approx(t.ppf(0.975, n - 1), abs=1e-3)
     values = [i / 25 for i in range(25)]
