@@ -218,12 +218,14 @@ def sampled_tokens(group: RunGroup) -> float:
 def family_table(rows: Sequence[Row], levels: Sequence[str], k: int, base: dict[str, Any]) -> str:
     """A table of one family's methods below the base model."""
     heads = ["all" if level == "all" else f"L{level}" for level in levels]
+    heads.append("all, pass@1")
+    shown = [*((level, k) for level in levels), ("all", 1)]
     lines = [f"| method | rate | seeds | updates | sampled | {' | '.join(heads)} |", "|---" * (5 + len(heads)) + "|"]
     for most in sorted({base["samples"], k}, reverse=True):
-        cells = [f"{100 * base['pass_at_k'][level][str(most)]:.1f}" for level in levels]
+        cells = [f"{100 * base['pass_at_k'][level][str(most if of == k else of)]:.1f}" for level, of in shown]
         lines.append(f"| base, pass@{most} | | | 0 | 0 | {' | '.join(cells)} |")
     for method, group in rows:
-        cells = [cell(values_of(group, level, k)) for level in levels]
+        cells = [cell(values_of(group, level, of)) for level, of in shown]
         rate = float(group.runs[0].config.learner.learning_rate)
         lines.append(
             f"| {method.label} | {rate:g} | {len(group.runs)} | {updates_made(group):.0f} | "

@@ -204,6 +204,13 @@ def test_the_families_page_has_intervals_rates_and_tokens(searched):
     (row,) = [line for line in page.splitlines() if line.startswith("| LUFFY | 0.0002")]
     reach = 4.303 * np.std(finals["luffy"], ddof=1) / 3**0.5
     assert f"| {75.0} ({100 * (0.75 - reach):.1f} to 100.0) |" in row and "| 3 | 2 | 3 k |" in row
+    everything = [(2 + 4 * value) / 6 / 4 for value in finals["luffy"]]  # pass@1 is a quarter of pass@4 here
+    reach = t.ppf(0.975, 2) * np.std(everything, ddof=1) / 3**0.5
+    assert row.endswith(
+        f"| {100 * np.mean(everything):.1f} ({100 * (np.mean(everything) - reach):.1f} to {100 * (np.mean(everything) + reach):.1f}) |"
+    )
+    (base,) = [line for line in page.splitlines() if line.startswith("| base, pass@64")][:1]
+    assert base.endswith(f"| {100 * (2 + 4 * 0.125) / 6:.1f} | {100 * (2 + 4 * 0.125) / 6 / 64:.1f} |")
     assert "| GRPO |  | 25.0 | **50.0** | 50.0 |  |" in page and "| POPE |  | 100.0 |  |  |  |" in page
     assert "rate tried is the best" not in page
     assert "highest is LUFFY with 75.0." in page and (searched / "page_curves.png").exists()
