@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from bench.ladder.tables import trained_curves
 from expo_ray.reporting.charts import over_seeds
 from expo_ray.reporting.curves import COLOURS, STYLES
 from expo_ray.reporting.groups import RunGroup
@@ -52,11 +53,6 @@ def draw_curves(rows: Sequence[CurveRow], levels: Sequence[str], k: int, base: A
             axis.set_ylim(-3, 103)
         row[0].set_ylabel(f"held-out pass@{k}, percent")
     _save(axes, path)
-
-
-def trained_curves(group: RunGroup, metric: str) -> list[dict[int, float]]:
-    """One curve per run: step -> the metric, where it was measured."""
-    return [{line["step"]: line[metric] for line in run.metrics if metric in line} for run in group.runs]
 
 
 def draw_trained(rows: Sequence[CurveRow], metrics: Mapping[str, str], path: Path) -> None:

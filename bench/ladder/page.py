@@ -17,6 +17,7 @@ from bench.ladder.tables import (
     collect,
     cost,
     read_base,
+    trained_curves,
     updates_made,
     updates_table,
 )
@@ -46,8 +47,8 @@ OWN_PROBLEMS = " Each seed draws its own problems; the base was evaluated on tho
 WORDS = "## What was found"
 """The title of the page's section that people write."""
 TRAINED = (
-    "*What was trained on*: texts whose likelihood the updates raised (at most 64 of a measured step), means over "
-    "seeds at the first and the last measured step. *Leaks*: share that mentions having been told the answer, over "
+    "*What was trained on*: texts whose likelihood the updates raised (at most 64 in a measured step), means over "
+    "seeds at the first and the last measured step. *Leaks*: the share that mentions having been told the answer, over "
     "all measured steps. *Property 1*: log-probability a token under the policy; *base*: the same under the base "
     "policy. *Property 2*: nats by which the text raises the log-probability of the gold answer. *Follows*: "
     "explanations of a wrong answer, asked for in every run and trained on in none, that end in it. A dash: nothing "
@@ -142,7 +143,10 @@ def _setting(
         parts += [f"### {family.capitalize()}", family_table(of_family, levels, k, base)]
     where = "All levels" if hardest == "all" else f"Level {hardest}"
     names = [method.label for method, _ in everything]
-    parts += [f"{where} by number of updates:", updates_table(setting, names, hardest, k)]
+    parts += [
+        f"{where} by number of updates, with the standard deviation over seeds:",
+        updates_table(setting, names, hardest, k),
+    ]
     parts += ["What was trained on:", trained_table(everything)]
     for title in BY_STEP:
         if table := step_table(everything, title):
@@ -217,21 +221,24 @@ def sampled_tokens(group: RunGroup) -> float:
 
 def family_table(rows: Sequence[Row], levels: Sequence[str], k: int, base: dict[str, Any]) -> str:
     """A table of one family's methods below the base model."""
-    heads = ["all" if level == "all" else f"L{level}" for level in levels]
-    heads.append("all, pass@1")
-    shown = [*((level, k) for level in levels), ("all", 1)]
+    heads = [*("all" if level == "all" else f"L{level}" for level in levels), "all, pass@1"]
     lines = [f"| method | rate | seeds | updates | sampled | {' | '.join(heads)} |", "|---" * (5 + len(heads)) + "|"]
     for most in sorted({base["samples"], k}, reverse=True):
-        cells = [f"{100 * base['pass_at_k'][level][str(most if of == k else of)]:.1f}" for level, of in shown]
+        cells = [f"{100 * base['pass_at_k'][level][str(of)]:.1f}" for level, of in _columns(levels, most)]
         lines.append(f"| base, pass@{most} | | | 0 | 0 | {' | '.join(cells)} |")
     for method, group in rows:
-        cells = [cell(values_of(group, level, of)) for level, of in shown]
+        cells = [cell(values_of(group, level, of)) for level, of in _columns(levels, k)]
         rate = float(group.runs[0].config.learner.learning_rate)
         lines.append(
             f"| {method.label} | {rate:g} | {len(group.runs)} | {updates_made(group):.0f} | "
             f"{sampled_tokens(group) / 1000:.0f} k | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
+
+
+def _columns(levels: Sequence[str], k: int) -> list[tuple[str, int]]:
+    """Level and k of a family's columns: pass@k by level, and pass@1 over all levels."""
+    return [*((level, k) for level in levels), ("all", 1)]
 
 
 def trained_table(rows: Sequence[Row]) -> str:
@@ -254,12 +261,9 @@ def _first_last(group: RunGroup, name: str) -> str:
 
 def _by_step(group: RunGroup, name: str) -> dict[int, list[float]]:
     """Step -> a metric's values, one for each run that measured it there."""
-    found: dict[int, list[float]] = {}
-    for run in group.runs:
-        for line in run.metrics:
-            if name in line:
-                found.setdefault(line["step"], []).append(line[name])
-    return dict(sorted(found.items()))
+    curves = trained_curves(group, name)
+    steps = sorted({step for curve in curves for step in curve})
+    return {step: [curve[step] for curve in curves if step in curve] for step in steps}
 
 
 def step_table(rows: Sequence[Row], title: str) -> str:

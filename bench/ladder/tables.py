@@ -238,6 +238,11 @@ def setting_table(setting: Setting, labels: Sequence[str], levels: list[str], k:
     return "\n".join(lines)
 
 
+def trained_curves(group: RunGroup, metric: str) -> list[dict[int, float]]:
+    """One curve per run: step -> the metric, where it was measured."""
+    return [{line["step"]: line[metric] for line in run.metrics if metric in line} for run in group.runs]
+
+
 def updates_table(setting: Setting, labels: Sequence[str], level: str, k: int) -> str:
     """Formats pass@k on one level after each evaluated number of updates, in percent."""
     curves = [

@@ -59,11 +59,11 @@ class Hdpo(Opsd):
                 "explanations/trained": float(len(distilled)),
             }
         if algo.kl_conditioned_coef:
-            told = [
+            held = [
                 [e.token_ids for e in group.rollout.explanations] if wanted else []
                 for group, wanted in zip(groups, scoped, strict=True)
             ]
-            samples = samples + conditioned_samples(groups, told)
+            samples = samples + conditioned_samples(groups, held)
         return TrainingBatch(step=step, samples=samples, metrics=base.metrics | counts)
 
     def _distilled(
